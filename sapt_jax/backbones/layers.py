@@ -1,0 +1,129 @@
+"""The parts that T5 and LLaMA share: linear maps that LoRA can ride on, norms, the attention core, the key-value cache, scan over layers."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sapt_jax.pet import lora
+from sapt_jax.pet.adapters import Adapters
+
+# What a rematerialised layer keeps for its backward pass; "none" keeps everything.
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+MASKED = -1e9  # a logit of attention that softmax turns into zero, in float32 and bfloat16
+
+
+class Linear(nn.Module):
+  """x @ kernel, plus the mixed LoRA product when this site has factors.
+
+  Attributes:
+    shape: (D_in, D_out).
+    axes: logical axis of each dimension, for sharding.
+  """
+
+  shape: tuple[int, int]
+  axes: tuple[str, str]
+  dtype: Any
+  stddev: float = 0.02
+
+  @nn.compact
+  def __call__(self, x: jax.Array, factors: dict[str, jax.Array] | None = None, adapters: Adapters | None = None) -> jax.Array:
+    init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
+    y = x @ self.param("kernel", init, self.shape, self.dtype)
+    if factors is None or adapters is None:
+      return y
+    return y + lora.mixed_product(x, factors, adapters.gates, adapters.detached)
+
+
+class Embedding(nn.Module):
+  """Token embeddings (vocabulary, D); `logits` is the tied head."""
+
+  vocab_size: int
+  width: int
+  dtype: Any
+  stddev: float = 1.0
+
+  def setup(self) -> None:
+    init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), ("vocab", "embed"))
+    self.table = self.param("table", init, (self.vocab_size, self.width), self.dtype)
+
+  def __call__(self, tokens: jax.Array) -> jax.Array:
+    return jnp.take(self.table, tokens, axis=0)
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    return x @ self.table.T
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale, computed in float32 (no mean, no bias)."""
+
+  epsilon: float
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (x.shape[-1],), self.dtype)
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, scale: float = 1.0) -> jax.Array:
+  """softmax(scale * q k^T + bias) v with float32 scores and softmax; key heads may be fewer than query heads.
+
+  Args:
+    q: (B, L, H, K). k, v: (B, S, G, K) with H a multiple of G (grouped-query attention).
+    bias: float32, broadcastable to (B, H, L, S): position bias and/or MASKED entries.
+
+  Returns:
+    (B, L, H * K) in q's dtype.
+  """
+  batch, length, heads, width = q.shape
+  groups = k.shape[2]
+  q = q.reshape(batch, length, groups, heads // groups, width)
+  scores = jnp.einsum("blghk,bsgk->bghls", q, k, preferred_element_type=jnp.float32) * scale
+  scores = scores.reshape(batch, heads, length, k.shape[1]) + bias
+  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, groups, heads // groups, length, k.shape[1])
+  return jnp.einsum("bghls,bsgk->blghk", weights, v).reshape(batch, length, heads * width)
+
+
+def mask_bias(mask: jax.Array) -> jax.Array:
+  """0 where mask is true and MASKED elsewhere, float32, in mask's shape."""
+  return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
+
+
+def causal_mask(length: int) -> jax.Array:
+  """(1, 1, length, length) bool: position l sees positions up to l."""
+  return jnp.tril(jnp.ones((length, length), bool))[None, None]
+
+
+def write_cache(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+  """Writes new (B, L, G, K) into a stacked cache (layers, B, S, G, K) at one layer, from position index on.
+
+  The whole stacked cache is a scan's carry, so that XLA updates it in place instead of copying every layer at every token.
+  """
+  zero = jnp.zeros((), jnp.int32)
+  return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, zero, index, zero, zero))
+
+
+def scan_layers(layer: type[nn.Module], length: int, remat: str, unroll: int, methods: dict[str, tuple]) -> Any:
+  """`layer` repeated `length` times over stacked parameters (leading logical axis "layers").
+
+  Args:
+    layer: a module whose methods take (carry, *inputs) and return (carry, outputs).
+    remat: "none" or a name in REMAT_POLICIES; it applies to `__call__`, the one that is differentiated.
+    unroll: layers per iteration of the loop; `length` gives straight-line code.
+    methods: method name -> for each of its inputs 0 (split along the layers) or nn.broadcast (the same for every layer).
+  """
+  if remat != "none":
+    layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+  common = {"variable_axes": {"params": 0, "intermediates": 0}, "split_rngs": {"params": True}, "length": length, "unroll": unroll,
+            "metadata_params": {nn.PARTITION_NAME: "layers"}}
+  return nn.scan(layer, methods={name: {"in_axes": in_axes, **common} for name, in_axes in methods.items()})

@@ -1,0 +1,205 @@
+"""LLaMA (Touvron et al., 2023; LLaMA 3: Grattafiori et al., 2024): grouped-query attention, rotary positions, layers scanned, cached decoding.
+
+Letters: B batch, S source length (soft prompt included), M target length, L any length, D model width, H query heads, G key heads, K head width,
+V vocabulary. Sources are padded on the left, so that the answer follows the last source token directly.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sapt_jax.backbones import layers
+from sapt_jax.backbones.layers import Embedding, Linear, RMSNorm
+from sapt_jax.pet.adapters import Adapters
+from sapt_jax.pet.lora import Sites
+from sapt_jax.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+  """LLaMA 3.1's stretch of the slow rotary frequencies."""
+
+  factor: float
+  low_frequency_factor: float
+  high_frequency_factor: float
+  original_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+  """Sizes of a LLaMA and how it is computed."""
+
+  vocab_size: int
+  width: int
+  mlp_width: int
+  layers: int
+  heads: int
+  key_heads: int
+  head_width: int
+  rope_theta: float = 10000.0
+  rope_scaling: RopeScaling | None = None
+  tied_head: bool = False
+  epsilon: float = 1e-6
+  pad_id: int = 0
+  eos_id: int = 2
+  bos_id: int = 1
+  dtype: Any = jnp.float32
+  remat: str = "none"
+  unroll: int = 1
+
+  is_decoder_only = True
+
+  def lora_sites(self) -> Sites:
+    """q and v of every self-attention."""
+    return {"self": {"q": (self.layers, self.width, self.heads * self.head_width),
+                     "v": (self.layers, self.width, self.key_heads * self.head_width)}}
+
+
+@flax.struct.dataclass
+class LlamaCache:
+  """Keys and values (layers, B, length, G, K), which places hold real tokens (B, length), the next place, each row's next position (B,)."""
+
+  k: jax.Array
+  v: jax.Array
+  filled: jax.Array
+  index: jax.Array
+  position: jax.Array
+
+
+def rotary_frequencies(config: LlamaConfig) -> jax.Array:
+  """(K/2,) float32, radians per position; with llama3 scaling slow waves are stretched, fast ones kept, those between interpolated."""
+  frequencies = 1.0 / config.rope_theta ** (jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width)
+  s = config.rope_scaling
+  if s is None:
+    return frequencies
+  rotations = s.original_length * frequencies / (2 * math.pi)
+  keep = jnp.clip((rotations - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor), 0.0, 1.0)
+  return frequencies * (keep + (1 - keep) / s.factor)
+
+
+def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
+  """x (B, L, heads, K) turned by angles (B, L, K/2) float32; the two halves of K are the two coordinates."""
+  cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class LlamaLayer(nn.Module):
+  config: LlamaConfig
+
+  def setup(self) -> None:
+    c = self.config
+    inner, key_inner = c.heads * c.head_width, c.key_heads * c.head_width
+    self.q = Linear((c.width, inner), ("embed", "heads"), c.dtype)
+    self.k, self.v = (Linear((c.width, key_inner), ("embed", "heads"), c.dtype) for _ in range(2))
+    self.o = Linear((inner, c.width), ("heads", "embed"), c.dtype)
+    self.gate, self.up = (Linear((c.width, c.mlp_width), ("embed", "mlp"), c.dtype) for _ in range(2))
+    self.down = Linear((c.mlp_width, c.width), ("mlp", "embed"), c.dtype)
+    self.attention_norm, self.mlp_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
+
+  def queries_keys_values(self, x: jax.Array, lora: Any, angles: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, ...]:
+    c = self.config
+    h = self.attention_norm(x)
+    split = lambda y, heads: y.reshape(*y.shape[:-1], heads, c.head_width)
+    factors = (lora and lora["self"]) or {"q": None, "v": None}
+    q = rotate(split(self.q(h, factors["q"], adapters), c.heads), angles)
+    k = rotate(split(self.k(h), c.key_heads), angles)
+    return q, k, split(self.v(h, factors["v"], adapters), c.key_heads)
+
+  def finish(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+    x = x + self.o(layers.attend(q, k, v, bias, scale=self.config.head_width**-0.5))
+    h = self.mlp_norm(x)
+    return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+
+  def __call__(self, x: jax.Array, lora: Any, angles: jax.Array, bias: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, None]:
+    x = constrain(x, "batch", None, None)
+    self.sow("intermediates", "hidden", x)
+    return self.finish(x, *self.queries_keys_values(x, lora, angles, adapters), bias), None
+
+  def step(self, carry: tuple, lora: Any, layer: jax.Array, angles: jax.Array, bias: jax.Array, index: jax.Array,
+           adapters: Adapters | None) -> tuple[tuple, None]:
+    x, cache_k, cache_v = carry
+    q, k, v = self.queries_keys_values(x, lora, angles, adapters)
+    cache_k, cache_v = (layers.write_cache(cache, new, layer, index) for cache, new in ((cache_k, k), (cache_v, v)))
+    return (self.finish(x, q, cache_k[layer], cache_v[layer], bias), cache_k, cache_v), None
+
+
+class Llama(nn.Module):
+  """The frozen backbone. Apply it with `model.apply({"params": params}, ..., method="hidden")` and the like."""
+
+  config: LlamaConfig
+
+  def setup(self) -> None:
+    c = self.config
+    self.embedding = Embedding(c.vocab_size, c.width, c.dtype, stddev=0.02)
+    split, shared = 0, nn.broadcast
+    self.layers = layers.scan_layers(LlamaLayer, c.layers, c.remat, c.unroll, methods={
+      "__call__": (split, shared, shared, shared), "step": (split, split, shared, shared, shared, shared)})(c)
+    self.norm = RMSNorm(c.epsilon, c.dtype)
+    if not c.tied_head:
+      self.head = Linear((c.width, c.vocab_size), ("embed", "vocab"), c.dtype)
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """(B, L) int32 -> (B, L, D), the frozen token embeddings."""
+    return self.embedding(tokens)
+
+  def with_prompt(self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
+    x = self.embedding(tokens)
+    if adapters is None or adapters.prompts is None:
+      return x, mask
+    x = jnp.concatenate([adapters.prompts.astype(x.dtype), x], axis=1)
+    return x, jnp.pad(mask, ((0, 0), (adapters.prompts.shape[1], 0)), constant_values=True)
+
+  def states(self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None = None) -> jax.Array:
+    """tokens (B, L) int32, mask (B, L) bool -> final states (B, prompt length + L, D); values at masked places mean nothing."""
+    x, mask = self.with_prompt(tokens, mask, adapters)
+    angles = (jnp.cumsum(mask, axis=1) - 1)[:, :, None] * rotary_frequencies(self.config)
+    bias = layers.mask_bias(layers.causal_mask(x.shape[1]) & mask[:, None, None, :])
+    x, _ = self.layers(x, adapters and adapters.lora, angles, bias, adapters)
+    return self.norm(x)
+
+  def hidden(self, source: jax.Array, source_mask: jax.Array, target: jax.Array, target_mask: jax.Array,
+             adapters: Adapters | None = None) -> jax.Array:
+    """Final states (B, M, D) that predict each token of target (B, M); source (B, L) is padded on the left, target on the right."""
+    tokens = jnp.concatenate([source, target[:, :-1]], axis=1)
+    x = self.states(tokens, jnp.concatenate([source_mask, target_mask[:, :-1]], axis=1), adapters)
+    return x[:, x.shape[1] - target.shape[1]:]
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """(..., D) -> (..., V) in the compute dtype."""
+    return self.embedding.logits(hidden) if self.config.tied_head else self.head(hidden)
+
+  def __call__(self, source: jax.Array, source_mask: jax.Array, target: jax.Array, target_mask: jax.Array,
+               adapters: Adapters | None = None) -> jax.Array:
+    """Logits (B, M, V) of each target token given the source and the target tokens before it."""
+    return self.logits(self.hidden(source, source_mask, target, target_mask, adapters))
+
+  def start(self, source: jax.Array, source_mask: jax.Array, max_new: int, adapters: Adapters | None = None) -> tuple[jax.Array, LlamaCache]:
+    """Reads the source; returns logits (B, V) of the first answer token and a cache with room for max_new tokens."""
+    c = self.config
+    x, mask = self.with_prompt(source, source_mask, adapters)
+    empty = jnp.zeros((c.layers, x.shape[0], x.shape[1] + max_new, c.key_heads, c.head_width), c.dtype)
+    cache = LlamaCache(k=empty, v=empty, filled=jnp.pad(mask, ((0, 0), (0, max_new))), index=jnp.zeros((), jnp.int32),
+                       position=jnp.sum(mask, axis=1))
+    visible = jnp.arange(empty.shape[2])[None, :] <= jnp.arange(x.shape[1])[:, None]
+    return self.read(x, jnp.cumsum(mask, axis=1) - 1, visible[None, None] & cache.filled[:, None, None, :], cache, adapters)
+
+  def extend(self, tokens: jax.Array, cache: LlamaCache, adapters: Adapters | None = None) -> tuple[jax.Array, LlamaCache]:
+    """Feeds one token per row (B,) int32; returns logits (B, V) of the next one and the longer cache."""
+    filled = cache.filled | (jnp.arange(cache.filled.shape[1]) == cache.index)
+    positions, cache = cache.position[:, None], cache.replace(filled=filled, position=cache.position + 1)
+    return self.read(self.embedding(tokens[:, None]), positions, filled[:, None, None, :], cache, adapters)
+
+  def read(self, x: jax.Array, positions: jax.Array, visible: jax.Array, cache: LlamaCache,
+           adapters: Adapters | None) -> tuple[jax.Array, LlamaCache]:
+    angles = positions[:, :, None] * rotary_frequencies(self.config)
+    (x_out, k, v), _ = self.layers.step((x, cache.k, cache.v), adapters and adapters.lora, jnp.arange(self.config.layers), angles,
+                                        layers.mask_bias(visible), cache.index, adapters)
+    return self.logits(self.norm(x_out[:, -1])), cache.replace(k=k, v=v, index=cache.index + x.shape[1])

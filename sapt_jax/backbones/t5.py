@@ -1,0 +1,274 @@
+"""T5 (Raffel et al., 2020): v1.0 (relu, tied head) and v1.1/Flan (gated gelu, untied head), layers scanned, with a cached decoder.
+
+Letters: B batch, S source length (soft prompt included), M target length, D model width, H heads, K head width, V vocabulary.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sapt_jax.backbones import layers
+from sapt_jax.backbones.layers import Embedding, Linear, RMSNorm
+from sapt_jax.pet.adapters import Adapters
+from sapt_jax.pet.lora import Sites
+from sapt_jax.sharding import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+  """Sizes of a T5 and how it is computed. `heads * head_width` may differ from `width` (T5-3B and 11B)."""
+
+  vocab_size: int
+  width: int
+  head_width: int
+  heads: int
+  mlp_width: int
+  encoder_layers: int
+  decoder_layers: int
+  gated: bool = True
+  activation: str = "gelu_new"
+  tied_head: bool = False
+  scaled_head: bool = False  # v1.0 multiplies the states by width**-0.5 before its tied head
+  buckets: int = 32
+  max_distance: int = 128
+  epsilon: float = 1e-6
+  pad_id: int = 0
+  eos_id: int = 1
+  start_id: int = 0
+  dtype: Any = jnp.float32
+  remat: str = "none"
+  unroll: int = 1
+
+  is_decoder_only = False
+
+  def lora_sites(self) -> Sites:
+    """q and v of every attention: encoder self, decoder self, decoder cross."""
+    inner = self.heads * self.head_width
+    site = lambda depth: {name: (depth, self.width, inner) for name in ("q", "v")}
+    return {"encoder": {"self": site(self.encoder_layers)},
+            "decoder": {"self": site(self.decoder_layers), "cross": site(self.decoder_layers)}}
+
+
+@flax.struct.dataclass
+class T5Cache:
+  """What decoding one more token needs: keys and values (layers, B, length, H, K), the source's mask as a bias, the next position."""
+
+  self_k: jax.Array
+  self_v: jax.Array
+  cross_k: jax.Array
+  cross_v: jax.Array
+  source_bias: jax.Array
+  index: jax.Array
+
+
+ACTIVATIONS = {"relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False), "gelu_new": partial(jax.nn.gelu, approximate=True)}
+
+
+def relative_buckets(distance: jax.Array, bidirectional: bool, buckets: int, max_distance: int) -> jax.Array:
+  """Bucket of each key-minus-query distance: half of them exact, the rest logarithmic up to max_distance (T5, section 2.1)."""
+  offset = jnp.zeros_like(distance)
+  if bidirectional:
+    buckets //= 2
+    offset = jnp.where(distance > 0, buckets, 0)
+    distance = jnp.abs(distance)
+  else:
+    distance = jnp.maximum(-distance, 0)
+  exact = buckets // 2
+  ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
+  far = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
+  return offset + jnp.where(distance < exact, distance, far)
+
+
+class PositionBias(nn.Module):
+  """Relative position bias, one table per stack, computed once and given to all of its layers."""
+
+  config: T5Config
+  bidirectional: bool
+
+  @nn.compact
+  def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """queries (L,), keys (S,): positions, int32. Returns (1, H, L, S) float32."""
+    c = self.config
+    init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("buckets", "heads"))
+    table = self.param("table", init, (c.buckets, c.heads), c.dtype)
+    buckets = relative_buckets(keys[None, :] - queries[:, None], self.bidirectional, c.buckets, c.max_distance)
+    return jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None].astype(jnp.float32)
+
+
+class Attention(nn.Module):
+  """Multi-head attention without scaling of the scores (T5 folds it into the initialisation)."""
+
+  config: T5Config
+
+  def setup(self) -> None:
+    c = self.config
+    inner = c.heads * c.head_width
+    linear = partial(Linear, (c.width, inner), ("embed", "heads"), c.dtype)
+    self.q = linear(stddev=(c.width * c.head_width) ** -0.5)
+    self.k = linear(stddev=c.width**-0.5)
+    self.v = linear(stddev=c.width**-0.5)
+    self.o = Linear((inner, c.width), ("heads", "embed"), c.dtype, stddev=inner**-0.5)
+
+  def split(self, x: jax.Array) -> jax.Array:
+    return x.reshape(*x.shape[:-1], self.config.heads, self.config.head_width)
+
+  def keys_values(self, x: jax.Array, factors: Any, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
+    return self.split(self.k(x)), self.split(self.v(x, factors and factors["v"], adapters))
+
+  def __call__(self, x: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, factors: Any, adapters: Adapters | None) -> jax.Array:
+    q = self.split(self.q(x, factors and factors["q"], adapters))
+    return self.o(layers.attend(q, k, v, bias))
+
+
+class FeedForward(nn.Module):
+  config: T5Config
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    c = self.config
+    wi = partial(Linear, (c.width, c.mlp_width), ("embed", "mlp"), c.dtype, stddev=c.width**-0.5)
+    hidden = ACTIVATIONS[c.activation](wi(name="wi_0")(x))
+    if c.gated:
+      hidden = hidden * wi(name="wi_1")(x)
+    return Linear((c.mlp_width, c.width), ("mlp", "embed"), c.dtype, stddev=c.mlp_width**-0.5, name="wo")(hidden)
+
+
+class EncoderLayer(nn.Module):
+  config: T5Config
+
+  def setup(self) -> None:
+    c = self.config
+    self.attention, self.feed_forward = Attention(c), FeedForward(c)
+    self.attention_norm, self.feed_forward_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
+
+  def __call__(self, x: jax.Array, lora: Any, bias: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, None]:
+    x = constrain(x, "batch", None, None)
+    self.sow("intermediates", "hidden", x)
+    h = self.attention_norm(x)
+    factors = lora and lora["self"]
+    x = x + self.attention(h, *self.attention.keys_values(h, factors, adapters), bias, factors, adapters)
+    return x + self.feed_forward(self.feed_forward_norm(x)), None
+
+
+class DecoderLayer(nn.Module):
+  config: T5Config
+
+  def setup(self) -> None:
+    c = self.config
+    self.self_attention, self.cross_attention, self.feed_forward = Attention(c), Attention(c), FeedForward(c)
+    self.self_norm, self.cross_norm, self.feed_forward_norm = (RMSNorm(c.epsilon, c.dtype) for _ in range(3))
+
+  def cross_keys_values(self, encoded: jax.Array, lora: Any, adapters: Adapters | None) -> tuple[jax.Array, tuple]:
+    return encoded, self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
+
+  def __call__(self, x: jax.Array, lora: Any, encoded: jax.Array, bias: jax.Array, source_bias: jax.Array,
+               adapters: Adapters | None) -> tuple[jax.Array, None]:
+    x = constrain(x, "batch", None, None)
+    self.sow("intermediates", "hidden", x)
+    h = self.self_norm(x)
+    keys_values = self.self_attention.keys_values(h, lora and lora["self"], adapters)
+    cross = self.cross_keys_values(encoded, lora, adapters)[1]
+    return self.mix(x, h, keys_values, cross, lora, bias, source_bias, adapters), None
+
+  def step(self, carry: tuple, lora: Any, cross: tuple, layer: jax.Array, bias: jax.Array, source_bias: jax.Array, index: jax.Array,
+           adapters: Adapters | None) -> tuple[tuple, None]:
+    x, cache_k, cache_v = carry
+    h = self.self_norm(x)
+    k, v = self.self_attention.keys_values(h, lora and lora["self"], adapters)
+    cache_k, cache_v = (layers.write_cache(cache, new, layer, index) for cache, new in ((cache_k, k), (cache_v, v)))
+    x = self.mix(x, h, (cache_k[layer], cache_v[layer]), cross, lora, bias, source_bias, adapters)
+    return (x, cache_k, cache_v), None
+
+  def mix(self, x: jax.Array, h: jax.Array, keys_values: tuple, cross: tuple, lora: Any, bias: jax.Array, source_bias: jax.Array,
+          adapters: Adapters | None) -> jax.Array:
+    x = x + self.self_attention(h, *keys_values, bias, lora and lora["self"], adapters)
+    x = x + self.cross_attention(self.cross_norm(x), *cross, source_bias, lora and lora["cross"], adapters)
+    return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class T5(nn.Module):
+  """The frozen backbone. Apply it with `model.apply({"params": params}, ..., method="hidden")` and the like."""
+
+  config: T5Config
+
+  def setup(self) -> None:
+    c = self.config
+    self.embedding = Embedding(c.vocab_size, c.width, c.dtype)
+    self.encoder_bias, self.decoder_bias = PositionBias(c, bidirectional=True), PositionBias(c, bidirectional=False)
+    scan = partial(layers.scan_layers, remat=c.remat, unroll=c.unroll)
+    split, shared = 0, nn.broadcast
+    self.encoder = scan(EncoderLayer, c.encoder_layers, methods={"__call__": (split, shared, shared)})(c)
+    self.decoder = scan(DecoderLayer, c.decoder_layers, methods={
+      "__call__": (split, shared, shared, shared, shared),
+      "cross_keys_values": (split, shared),
+      "step": (split, split, split, shared, shared, shared, shared)})(c)
+    self.encoder_norm, self.decoder_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
+    if not c.tied_head:
+      self.head = Linear((c.width, c.vocab_size), ("embed", "vocab"), c.dtype, stddev=c.width**-0.5)
+
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """(B, L) int32 -> (B, L, D), the frozen token embeddings."""
+    return self.embedding(tokens)
+
+  def encode(self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None) -> tuple[jax.Array, jax.Array]:
+    """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and their bias (B, 1, 1, S); S = prompt length + L."""
+    x = self.embedding(source)
+    if adapters is not None and adapters.prompts is not None:
+      x = jnp.concatenate([adapters.prompts.astype(x.dtype), x], axis=1)
+      source_mask = jnp.pad(source_mask, ((0, 0), (adapters.prompts.shape[1], 0)), constant_values=True)
+    source_bias = layers.mask_bias(source_mask)[:, None, None, :]
+    positions = jnp.arange(x.shape[1])
+    bias = self.encoder_bias(positions, positions) + source_bias
+    x, _ = self.encoder(x, adapters and adapters.lora and adapters.lora["encoder"], bias, adapters)
+    return self.encoder_norm(x), source_bias
+
+  def hidden(self, source: jax.Array, source_mask: jax.Array, target: jax.Array, target_mask: jax.Array,
+             adapters: Adapters | None = None) -> jax.Array:
+    """Final decoder states (B, M, D) that predict each token of target (B, M): position m has seen target[:, :m]."""
+    del target_mask  # padding stands right of all real tokens, where the causal mask hides it
+    encoded, source_bias = self.encode(source, source_mask, adapters)
+    x = self.embedding(jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=self.config.start_id))
+    positions = jnp.arange(x.shape[1])
+    bias = self.decoder_bias(positions, positions) + layers.mask_bias(layers.causal_mask(x.shape[1]))
+    lora = adapters and adapters.lora and adapters.lora["decoder"]
+    x, _ = self.decoder(x, lora, encoded, bias, source_bias, adapters)
+    return self.decoder_norm(x)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """(..., D) -> (..., V) in the compute dtype."""
+    if self.config.scaled_head:
+      hidden = hidden * jnp.asarray(self.config.width**-0.5, hidden.dtype)
+    return self.embedding.logits(hidden) if self.config.tied_head else self.head(hidden)
+
+  def __call__(self, source: jax.Array, source_mask: jax.Array, target: jax.Array, target_mask: jax.Array,
+               adapters: Adapters | None = None) -> jax.Array:
+    """Logits (B, M, V) of each target token given those before it."""
+    return self.logits(self.hidden(source, source_mask, target, target_mask, adapters))
+
+  def start(self, source: jax.Array, source_mask: jax.Array, max_new: int, adapters: Adapters | None = None) -> tuple[jax.Array, T5Cache]:
+    """Runs the encoder once; returns logits (B, V) of the first answer token and a cache with room for max_new tokens."""
+    c = self.config
+    encoded, source_bias = self.encode(source, source_mask, adapters)
+    lora = adapters and adapters.lora and adapters.lora["decoder"]
+    _, (cross_k, cross_v) = self.decoder.cross_keys_values(encoded, lora, adapters)
+    empty = jnp.zeros((c.decoder_layers, source.shape[0], max_new, c.heads, c.head_width), c.dtype)
+    cache = T5Cache(empty, empty, cross_k, cross_v, source_bias, jnp.zeros((), jnp.int32))
+    return self.extend(jnp.full((source.shape[0],), c.start_id, jnp.int32), cache, adapters)
+
+  def extend(self, tokens: jax.Array, cache: T5Cache, adapters: Adapters | None = None) -> tuple[jax.Array, T5Cache]:
+    """Feeds one token per row (B,) int32; returns logits (B, V) of the next one and the longer cache."""
+    positions = jnp.arange(cache.self_k.shape[2])
+    bias = self.decoder_bias(cache.index[None], positions) + layers.mask_bias(positions <= cache.index)[None, None, None]
+    lora = adapters and adapters.lora and adapters.lora["decoder"]
+    carry = (self.embedding(tokens[:, None]), cache.self_k, cache.self_v)
+    (x, self_k, self_v), _ = self.decoder.step(
+      carry, lora, (cache.cross_k, cache.cross_v), jnp.arange(self.config.decoder_layers), bias, cache.source_bias, cache.index, adapters)
+    logits = self.logits(self.decoder_norm(x))[:, 0]
+    return logits, cache.replace(self_k=self_k, self_v=self_v, index=cache.index + 1)

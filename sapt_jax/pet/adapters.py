@@ -1,0 +1,24 @@
+"""What a backbone is given besides its frozen weights."""
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class Adapters:
+  """PET blocks as a backbone applies them to one batch; None in a field means that there are none of that kind.
+
+  Attributes:
+    lora: nested like the backbone's sites, {"a": (layers, D_in, T, R), "b": (layers, T, R, D_out)} at each.
+    gates: (B, T) float32, the weight of each LoRA block for each example: mixture * alpha / r.
+    prompts: (B, P, D), a soft prompt per example that is put before its input embeddings.
+    detached: (T,) bool, LoRA blocks that pass no gradient on to the hidden states (see lora.mixed_product).
+  """
+
+  lora: Any = None
+  gates: jax.Array | None = None
+  prompts: jax.Array | None = None
+  detached: jax.Array | None = None

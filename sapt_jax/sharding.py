@@ -1,0 +1,67 @@
+"""One mesh `data x fsdp x tensor`, and one table that says where each logical axis lives on it."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. The batch is spread over data and fsdp; weights over fsdp (model width) and tensor (heads, mlp, vocabulary).
+RULES: tuple[tuple[str, tuple[str, ...] | str | None], ...] = (
+  ("batch", ("data", "fsdp")),
+  ("embed", "fsdp"),
+  ("heads", "tensor"),
+  ("mlp", "tensor"),
+  ("vocab", "tensor"),
+  ("layers", None),
+  ("norm", None),
+  ("buckets", None),
+)
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+  """A mesh of data*fsdp*tensor devices; the first ones of `devices` (default: all of jax.devices()) are used.
+
+  Raises:
+    ValueError: fewer devices than data*fsdp*tensor.
+  """
+  devices = jax.devices() if devices is None else devices
+  wanted = data * fsdp * tensor
+  if wanted > len(devices):
+    raise ValueError(
+      f"mesh data={data} fsdp={fsdp} tensor={tensor} needs {wanted} devices, {len(devices)} are here: lower --mesh.*")
+  return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
+
+
+def spec(*logical_axes: str | None) -> PartitionSpec:
+  """The mesh placement of an array whose dimensions carry these logical axes."""
+  rules = dict(RULES)
+  return PartitionSpec(*(rules[axis] if axis else None for axis in logical_axes))
+
+
+def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
+  """Asks the compiler to place an activation so; without a mesh (jax.set_mesh) it is left alone."""
+  if jax.sharding.get_abstract_mesh().empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, spec(*logical_axes))
+
+
+def abstract_params(init: Callable[[], Any], mesh: Mesh) -> Any:
+  """The tree that `init()` would give, as ShapeDtypeStructs that carry the shardings its logical axes ask for."""
+  boxed = jax.eval_shape(init)
+  shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, list(RULES))
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The same whole array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+  """The first dimension spread over the data and fsdp axes."""
+  return NamedSharding(mesh, spec("batch"))
