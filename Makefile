@@ -1,0 +1,36 @@
+# make train | make test: on a fresh machine each first makes the environment, .venv, from requirements.lock.
+# Another interpreter: make test PYTHON=python3.12 (replaces an environment that was made with another one; VENV=.venv-3.12 keeps both).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One stamp per interpreter name: the environment is made once, and installed into again when what it is made from changes.
+READY := $(VENV)/.ready-$(notdir $(PYTHON))
+
+.PHONY: train test lint env lock clean
+
+train: $(READY)
+	$(BIN)/python -m sapt_jax.train
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+env: $(READY)
+
+$(READY): requirements.lock requirements.txt pyproject.toml
+	@echo "installing requirements.lock into $(VENV): minutes the first time"
+	@[ -x $(BIN)/$(notdir $(PYTHON)) ] || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# The newest versions that fit, for every supported Python at once; the command stands in the lock's header.
+lock: $(READY)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check uv
+	$(BIN)/uv pip compile --upgrade --universal --python-version 3.11 --no-emit-index-url --extra test pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

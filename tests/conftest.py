@@ -1,0 +1,36 @@
+"""What every test runs under (JAX on the CPU as four devices, no network), and where reference data is found."""
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+# All of this must be in the environment before jax is imported; processes that tests start inherit it. Whoever sets a
+# variable beforehand keeps their choice.
+#
+# Four devices: a CPU is one device to JAX, so without them no test could see a mesh, a collective or a resharding.
+# They share the machine's cores and cost nothing where a test uses one device. Four is the least that lets two axes
+# of a mesh be larger than one at the same time.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Products in true float32 on every platform: that is what the tolerances are for.
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
+# Every model, tokenizer and data set in the tests is a local folder; reaching for a hub is a failure, at once.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+  """Reference data kept beside the checkout (goldens/, data/CL_Benchmark/, tools/), or where SAPT_JAX_SHARED says."""
+  path = Path(os.environ.get("SAPT_JAX_SHARED", ROOT.parent / "shared"))
+  if not path.is_dir():
+    pytest.skip(f"no reference data at {path}: put it there or name its folder in SAPT_JAX_SHARED")
+  return path
+
+
+@pytest.fixture(scope="session")
+def torch() -> ModuleType:
+  """PyTorch, the independent implementation that some tests compare with."""
+  return pytest.importorskip("torch", reason="compares with PyTorch, not installed here: pip install -e '.[torch]'")
