@@ -1,0 +1,92 @@
+"""Scores of one answer against its acceptable references, 0-100."""
+from __future__ import annotations
+
+import functools
+import re
+import string
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rouge_score import rouge_scorer, tokenizers
+
+# Scripts that put no spaces between words, as the Unicode names of their characters begin: every character is a token.
+UNSPACED = ("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
+# Marks that writers of Arabic and Hebrew may leave out, and Arabic's stretching stroke.
+OPTIONAL_MARKS = re.compile(
+  "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed]")
+
+
+@functools.lru_cache(maxsize=65536)
+def kind(character: str) -> str:
+  """What a character is: part of a "word", a token "alone", a "mark" on what stands before, "ignored", or a "gap"."""
+  category = unicodedata.category(character)
+  if category == "Cf":  # joiners, direction marks, soft hyphens
+    return "ignored"
+  if category[0] == "M":
+    return "mark"
+  if category[0] not in "LN":
+    return "gap"
+  return "alone" if unicodedata.name(character, "").startswith(UNSPACED) else "word"
+
+
+class MultilingualTokenizer:
+  """Words of any script, for rouge-score, whose own tokeniser keeps only a-z and 0-9 and so scores Chinese answers 0.
+
+  Text is compatibility-composed (NFKC) and case-folded; Arabic and Hebrew lose the marks that are optional in writing.
+  Letters and digits with their combining marks form words, everything else separates them. In scripts without spaces
+  (Chinese, Japanese, Thai, ...) each character is a token. Words of a-z and 0-9 are stemmed as rouge-score does: on
+  ASCII text the two tokenisers agree.
+  """
+
+  def __init__(self) -> None:
+    self.stemmer = tokenizers.DefaultTokenizer(use_stemmer=True)
+
+  def tokenize(self, text: str) -> list[str]:
+    """The tokens of a text, in order."""
+    tokens: list[str] = []
+    before = "gap"
+    for character in OPTIONAL_MARKS.sub("", unicodedata.normalize("NFKC", text).casefold()):
+      now = kind(character)
+      if now == "ignored" or (now == "mark" and before == "gap"):
+        continue
+      if now == "mark" or (now == before == "word"):
+        tokens[-1] += character
+        continue  # a mark does not end the word it stands in
+      if now != "gap":
+        tokens.append(character)
+      before = now
+    return [self.stemmer.tokenize(token)[0] if token.isascii() else token for token in tokens]
+
+
+def rouge_l(tokenizer: Any = None) -> Callable[[str, str], float]:
+  """(prediction, reference) -> f-measure of their longest common subsequence, 0-100; None: rouge-score's tokens."""
+  scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True, tokenizer=tokenizer)
+  return lambda prediction, reference: 100 * scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure
+
+
+def normalised(text: str) -> str:
+  """Lower case, without ASCII punctuation, single spaces: the form in which the public scorer compares answers."""
+  return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
+
+
+def exact_match(prediction: str, reference: str) -> float:
+  """100 if both are the same in normalised form, else 0."""
+  return 100.0 * (normalised(prediction) == normalised(reference))
+
+
+METRICS: dict[str, Callable[[str, str], float]] = {
+  "rouge_l": rouge_l(), "rouge_l_multilingual": rouge_l(MultilingualTokenizer()), "exact_match": exact_match}
+
+
+def score(metric: str, prediction: str, references: Sequence[str]) -> float:
+  """The best score of a prediction over its references.
+
+  Args:
+    metric: "rouge_l" (rouge-score with its stemmer), "rouge_l_multilingual" (tokens of any script) or "exact_match".
+    references: at least one acceptable answer.
+
+  Returns:
+    0-100.
+  """
+  return max(METRICS[metric](prediction, reference) for reference in references)
