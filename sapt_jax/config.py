@@ -1,0 +1,217 @@
+"""Every option of a run, with its default. Each class checks its own values; nothing else in the library holds a default of an option."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from sapt_jax.errors import InputError
+
+MethodName = Literal["sapt", "sequential", "per_task"]
+
+
+def _check(condition: bool, message: str) -> None:
+  if not condition:
+    raise InputError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pet:
+  """The PET blocks."""
+
+  kind: Literal["lora", "prompt"] = "lora"
+  """lora: low-rank updates of q and v of every attention; prompt: soft prompts before the input embeddings."""
+  rank: int = 4
+  """Rank r of a LoRA block."""
+  alpha: float = 32.0
+  """LoRA's scale is alpha / rank."""
+  prompt_length: int = 10
+  """Soft tokens of a prompt block."""
+
+  def __post_init__(self) -> None:
+    _check(self.rank > 0, f"pet.rank {self.rank}: must be at least 1")
+    _check(self.prompt_length > 0, f"pet.prompt_length {self.prompt_length}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """How the stream is learned and how blocks are chosen when answering."""
+
+  name: MethodName = "sapt"
+  """sapt; sequential (one block trained on and on); per_task (one block each, task known: the upper reference)."""
+  attention: Literal["published", "routed"] = "published"
+  """sapt: published trains query and keys with the blocks alone; routed centres the pooled embeddings and first fits query and new key on
+  pooled embeddings, which short budgets need (docs/short_budgets.md)."""
+  reflection_weight: float = 0.5
+  """sapt: lambda, the weight of the reflection term (ARM)."""
+  routing_steps: int = 300
+  """sapt, routed: Adam steps on query and new key before the blocks are trained."""
+  routing_learning_rate: float = 3e-4
+  """sapt, routed: learning rate of these steps."""
+  paper_nonlinearity: bool = False
+  """sapt: SiLU between the two query matrices (the paper's Eq. 1) instead of after them (the public code)."""
+  reference_quirks: bool = False
+  """Reproduce the public code's quirks: no gradient through earlier blocks to the hidden states, max-pooling over padding, and, for a
+  decoder-only backbone, over the answer of replayed inputs. For parity only."""
+
+  def __post_init__(self) -> None:
+    _check(self.reflection_weight >= 0, f"method.reflection_weight {self.reflection_weight}: must not be negative")
+    _check(self.routing_steps >= 0, f"method.routing_steps {self.routing_steps}: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+  """ARM's source of pseudo inputs: one LoRA block per task that learns to write the task's inputs."""
+
+  steps: int = 5000
+  """Most training steps per task; fewer when `epochs` end before."""
+  epochs: int = 50
+  """Most passes over the task's inputs."""
+  batch_size: int = 16
+  """Inputs per step."""
+  learning_rate: float = 1e-3
+  """Constant, AdamW."""
+  rank: int = 8
+  """Rank of the generator's block."""
+  max_length: int = 512
+  """Most tokens of a pseudo input, its instruction included."""
+  keep: float = 0.02
+  """Pseudo inputs kept, as a share of the training examples."""
+  keep_at_least: int = 1
+  """Pseudo inputs kept at least (when so many are well formed)."""
+  oversample: float = 4.0
+  """Samples drawn for each pseudo input that is to be kept."""
+  top_k: int = 20
+  """Sampling keeps this many most likely tokens."""
+  repetition_penalty: float = 2.5
+  """Scores of tokens written before are divided (or, if negative, multiplied) by this."""
+  temperature: float = 1.0
+  """Of the sampling."""
+
+  def __post_init__(self) -> None:
+    _check(self.steps > 0, f"generator.steps {self.steps}: must be at least 1")
+    _check(0 < self.keep <= 1, f"generator.keep {self.keep}: must be in (0, 1]")
+    _check(self.repetition_penalty > 0, f"generator.repetition_penalty {self.repetition_penalty}: must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """Learning one task."""
+
+  steps: int = 0
+  """Steps per task; 0: as many as `epochs` ask for."""
+  epochs: int = 100
+  """Passes over a task's training examples, when steps is 0."""
+  batch_size: int = 32
+  """Examples per step, over all devices."""
+  accumulation: int = 1
+  """Parts that a batch is computed in, one after the other, to save memory; gradients are those of the whole batch."""
+  learning_rate: float = 3e-4
+  """Constant, AdamW without weight decay."""
+  attention_learning_rate: float | None = None
+  """Of the query projection and the key; none: the same as learning_rate."""
+  validate_every: int = 0
+  """Steps between scores on dev, after which the best weights are kept; 0: keep the last."""
+  checkpoint_every: int = 200
+  """Steps between checkpoints inside a task; 0: only between tasks."""
+  log_every: int = 10
+  """Steps between lines of the metrics log."""
+
+  def __post_init__(self) -> None:
+    _check(self.steps > 0 or self.epochs > 0, "fit.steps and fit.epochs are both 0: nothing would be learned")
+    _check(self.batch_size > 0, f"fit.batch_size {self.batch_size}: must be at least 1")
+    _check(self.learning_rate > 0, f"fit.learning_rate {self.learning_rate}: must be positive")
+    _check(self.accumulation > 0 and self.batch_size % self.accumulation == 0,
+           f"fit.accumulation {self.accumulation}: must divide fit.batch_size {self.batch_size}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+  """Which tasks come, in which order."""
+
+  tasks: tuple[str, ...] = ()
+  """Task names; a name may be cut short where that is unambiguous (task363). Empty: all tasks of the benchmark, in its order."""
+
+  def __post_init__(self) -> None:
+    _check(len(set(self.tasks)) == len(self.tasks), f"stream.tasks: a task stands twice in {' '.join(self.tasks)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Where examples come from and how they are cut."""
+
+  benchmark: Literal["mini", "superni", "long_sequence"] = "mini"
+  """mini is generated; the others are folders of data.root and differ in their prompt and their score."""
+  root: str = ""
+  """Folder that holds BENCHMARK/TASK/{train,dev,test}.json, with SuperNI or Long_Sequence for BENCHMARK."""
+  protocol: Literal["published", "clean"] = "clean"
+  """published: dev.json as it is, even where it holds the test rows; clean: dev is carved out of train."""
+  max_source_length: int = 512
+  """Most tokens of a prompt; longer inputs are cut, the frame around them is kept."""
+  max_target_length: int = 50
+  """Most tokens of an answer, in training and when answering."""
+  max_train: int = 0
+  """Use the first so many training rows; 0: all."""
+  max_test: int = 0
+  """Use the first so many test rows; 0: all."""
+
+  def __post_init__(self) -> None:
+    _check(self.benchmark == "mini" or bool(self.root), f"data.root is empty: benchmark {self.benchmark} needs a folder")
+    _check(self.max_source_length > 0, f"data.max_source_length {self.max_source_length}: must be at least 1")
+    _check(self.max_target_length > 1, f"data.max_target_length {self.max_target_length}: must be at least 2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """The frozen language model."""
+
+  path: str = "t5-mini"
+  """A Hugging Face model folder or hub id; t5-mini: the model that comes with the library."""
+  dtype: Literal["float32", "bfloat16"] = "float32"
+  """Of the weights and of compute; norms, softmax and loss are float32 always."""
+  remat: Literal["none", "full", "dots"] = "none"
+  """What a layer recomputes in its backward pass: nothing, everything, or all but matrix products."""
+  unroll: int = 1
+  """Layers per iteration of the loop over layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices: data x fsdp x tensor."""
+
+  data: int = 1
+  """Copies of the backbone, each with a share of the batch."""
+  fsdp: int = 1
+  """Devices that share one copy of the backbone by model width, each with a share of the batch."""
+  tensor: int = 1
+  """Devices that share one copy by heads and mlp width."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Scoring."""
+
+  batch_size: int = 32
+  """Inputs answered at once."""
+  metric: Literal["benchmark", "rouge_l", "exact_match"] = "benchmark"
+  """benchmark: rouge_l for superni, exact_match for the others."""
+  every_task: bool = True
+  """Score all tasks seen after each task; false: only after the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One run: a stream of tasks learned by one method on one backbone."""
+
+  method: Method = Method()
+  pet: Pet = Pet()
+  fit: Fit = Fit()
+  generator: Generator = Generator()
+  stream: Stream = Stream()
+  data: Data = Data()
+  backbone: Backbone = Backbone()
+  mesh: Mesh = Mesh()
+  evaluation: Evaluation = Evaluation()
+  seed: int = 0
+  """Of blocks, batches, sampling and the mini stream."""
+  single: str = ""
+  """A finished per_task run on the same stream, for FWT; "train": make one inside this run's folder first."""

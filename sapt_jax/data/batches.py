@@ -1,0 +1,108 @@
+"""Token lists -> batches of few shapes. Which rows stand in batch i is a pure function of (seed, i), so that a step number is all that an
+interrupted run has to remember."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import flax.struct
+import numpy as np
+
+# Lengths that batches are padded to: each shape is compiled once.
+BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1536, 2048, 3072, 4096)
+WINDOW = 8  # batches whose rows are sorted by length together: less padding, still nearly random
+
+
+@flax.struct.dataclass
+class Batch:
+  """Rows to learn from or to answer.
+
+  Attributes:
+    source, target: (B, L) and (B, M) int32 token ids.
+    source_mask, target_mask: bool, true at real tokens.
+    task: (B,) int32, each row's place in the stream; only methods that know the task look at it.
+  """
+
+  source: np.ndarray
+  source_mask: np.ndarray
+  target: np.ndarray
+  target_mask: np.ndarray
+  task: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One tokenised example."""
+
+  source: list[int]
+  target: list[int]
+  task: int
+
+
+def bucket(length: int) -> int:
+  """The smallest padded length that holds `length` tokens."""
+  return next((size for size in BUCKETS if size >= length), length)
+
+
+def pad(lists: Sequence[list[int]], left: bool, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+  """(rows, bucket) int32 ids and bool mask, padded on one side."""
+  width = bucket(max(len(ids) for ids in lists))
+  ids = np.full((len(lists), width), pad_id, np.int32)
+  mask = np.zeros((len(lists), width), bool)
+  for row, tokens in enumerate(lists):
+    place = slice(width - len(tokens), None) if left else slice(0, len(tokens))
+    ids[row, place], mask[row, place] = tokens, True
+  return ids, mask
+
+
+@dataclasses.dataclass(frozen=True)
+class Batcher:
+  """Makes batches of rows.
+
+  Attributes:
+    left: sources are padded on the left (decoder-only backbones).
+    pad_id: what stands at masked places.
+    size: rows in every batch.
+    seed: of the order in training.
+  """
+
+  left: bool
+  pad_id: int
+  size: int
+  seed: int = 0
+
+  def collate(self, rows: Sequence[Row]) -> Batch:
+    """One batch of these rows."""
+    source, source_mask = pad([row.source for row in rows], self.left, self.pad_id)
+    target, target_mask = pad([row.target for row in rows], False, self.pad_id)
+    return Batch(source, source_mask, target, target_mask, np.array([row.task for row in rows], np.int32))
+
+  def steps_per_epoch(self, rows: Sequence[Row]) -> int:
+    """Batches that one pass over the rows takes."""
+    return -(-len(rows) // self.size)
+
+  def epoch(self, rows: Sequence[Row], epoch: int) -> list[np.ndarray]:
+    """Row numbers of each batch of one pass, in training order. Every row occurs; the last batch is filled up from the beginning."""
+    rng = np.random.default_rng((self.seed, epoch))
+    order = np.resize(rng.permutation(len(rows)), self.steps_per_epoch(rows) * self.size)
+    windows = [order[start: start + WINDOW * self.size] for start in range(0, len(order), WINDOW * self.size)]
+    lengths = np.array([len(row.source) for row in rows])
+    batches = [part for window in windows for part in np.split(window[np.argsort(lengths[window], kind="stable")], len(window) // self.size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+  def training(self, rows: Sequence[Row], start: int, stop: int) -> Iterator[Batch]:
+    """The batches of steps start..stop-1."""
+    per_epoch = self.steps_per_epoch(rows)
+    order: list[np.ndarray] = []
+    for step in range(start, stop):
+      if not order or step % per_epoch == 0:
+        order = self.epoch(rows, step // per_epoch)
+      yield self.collate([rows[i] for i in order[step % per_epoch]])
+
+  def answering(self, rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(row numbers, batch) over all rows once, alike lengths together; the last batch repeats a row to keep its shape."""
+    order = np.argsort([len(row.source) for row in rows], kind="stable")
+    for start in range(0, len(order), self.size):
+      numbers = order[start: start + self.size]
+      filled = np.concatenate([numbers, np.repeat(numbers[-1:], self.size - len(numbers))])
+      yield numbers, self.collate([rows[i] for i in filled])

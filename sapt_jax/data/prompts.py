@@ -1,0 +1,85 @@
+"""Text <-> tokens: the prompt frames of the benchmarks, and cutting that leaves the frame whole."""
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from sapt_jax.errors import InputError
+
+# Frames: what stands before and after the input. {d} is the task's definition.
+FRAMES = {
+  "mini": ("Definition: {d}\n\nNow complete the following example -\nInput: ", "\nOutput: "),
+  "superni": ("Definition: {d}\n\nNow complete the following example -\nInput: ", "\nOutput: "),
+  "long_sequence": ("{d}\n", "\nOutput: "),
+}
+
+
+def load_tokenizer(folder: pathlib.Path) -> Any:
+  """The folder's own tokenizer.
+
+  Raises:
+    InputError: the folder has none that transformers can read.
+  """
+  from transformers import AutoTokenizer  # here: it takes seconds to import
+  try:
+    return AutoTokenizer.from_pretrained(str(folder))
+  except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
+    raise InputError(f"{folder}: no tokenizer that transformers can read ({str(error).splitlines()[0]})") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+  """Turns prompts and answers into token ids and answers back into text.
+
+  Attributes:
+    tokenizer: a fast Hugging Face tokenizer.
+    frame: text before and after the input (FRAMES).
+    max_source: most tokens of a prompt.
+    max_target: most tokens of an answer, the end token included.
+    eos_id: the token that ends an answer.
+  """
+
+  tokenizer: Any
+  frame: tuple[str, str]
+  max_source: int
+  max_target: int
+  eos_id: int
+
+  def prompt(self, definition: str, text: str) -> str:
+    """The whole prompt as text."""
+    before, after = self.frame
+    return before.replace("{d}", definition) + text + after
+
+  def source(self, definition: str, text: str) -> list[int]:
+    """Token ids of the prompt, at most max_source; where it is longer, the end of the input is cut and the frame stays.
+
+    Raises:
+      InputError: the frame alone is longer than max_source.
+    """
+    return cut_to_fit(self.tokenizer, text, lambda part: self.prompt(definition, part), self.max_source)
+
+  def target(self, answer: str) -> list[int]:
+    """Token ids of an answer, ended by the end token, at most max_target."""
+    ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return [*ids[: self.max_target - 1], self.eos_id]
+
+  def text(self, ids: list[int]) -> str:
+    """The answer that ids spell, up to the end token."""
+    ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
+    return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def cut_to_fit(tokenizer: Any, text: str, frame: Callable[[str], str], limit: int) -> list[int]:
+  """Token ids of frame(text), with as much of text's beginning as keeps them within limit."""
+  ids = tokenizer(frame(text))["input_ids"]
+  while len(ids) > limit:
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    kept = len(offsets) - (len(ids) - limit)
+    if not text or kept < 0:
+      raise InputError(f"data.max_source_length {limit}: the frame without any input already takes {len(ids) - len(offsets)} tokens; raise it")
+    # Cutting can merge tokens differently at the seam, so that one more round is needed; dropping at least one character ends the loop.
+    text = text[: min(offsets[kept - 1][1] if kept else 0, len(text) - 1)]
+    ids = tokenizer(frame(text))["input_ids"]
+  return ids

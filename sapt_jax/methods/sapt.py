@@ -1,0 +1,126 @@
+"""SAPT (Zhao et al., ACL 2024): shared attention over all blocks (SALS), kept right for earlier tasks by reflection (ARM).
+
+Two forms of the attention (config.Method.attention):
+  published  a new key is random, and query and key learn from the language-model loss and the reflection term alone.
+  routed     for short budgets. Max-pooled embeddings of different tasks are nearly one vector, so they are centred on the running mean over
+             tasks; a new key starts at its task's mean query; and before the backbone is touched, query and key are fitted on pooled
+             embeddings alone: the new task's inputs to their own block, remembered inputs to their remembered mixtures.
+"""
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from sapt_jax import arm, sals
+from sapt_jax.methods.base import Learned, Method, Pool, TaskInputs, Trainable
+from sapt_jax.pet import blocks
+from sapt_jax.pet.adapters import Adapters
+
+ROUTING_INPUTS = 512  # most inputs of the new task in a routing step; more add cost and nothing else
+
+
+@flax.struct.dataclass
+class SaptLearned(Pool):
+  """The pool, its keys (T, D), the query projection all tasks share, the centre of pooled embeddings, and the reflection memory."""
+
+  keys: jax.Array
+  query: sals.QueryProjection
+  centre: sals.Centre
+  memory: arm.ReflectionMemory
+
+
+class Sapt(Method):
+  """Shared attention and reflection over a pool of LoRA blocks or soft prompts."""
+
+  wants_pseudo_inputs = True
+
+  @property
+  def pools_padding(self) -> bool:
+    return self.options.reference_quirks
+
+  def start(self, rng: jax.Array) -> SaptLearned:
+    pool, width, capacity = super().start(rng), self.setting.width, self.setting.capacity
+    return SaptLearned(
+      pool.blocks, pool.count, keys=jnp.zeros((capacity, width)), query=sals.init_query(jax.random.fold_in(rng, 1), width),
+      centre=sals.no_centre(width), memory=arm.empty_memory(capacity, self.setting.memory_inputs, width))
+
+  def open(self, learned: SaptLearned, rng: jax.Array, inputs: TaskInputs) -> SaptLearned:
+    slot = learned.count
+    learned = super().open(learned, rng, inputs)
+    if self.options.attention == "published":
+      return learned.replace(keys=learned.keys.at[slot].set(sals.init_key(jax.random.fold_in(rng, 1), self.setting.width)))
+    learned = learned.replace(centre=running_centre(learned.centre, inputs.train, slot))
+    return self.route(learned, inputs.train[:ROUTING_INPUTS])
+
+  def trainable(self, learned: SaptLearned) -> Trainable:
+    return super().trainable(learned) | {"attention": {"query": learned.query, "key": learned.keys[learned.count - 1]}}
+
+  def merge(self, learned: SaptLearned, trainable: Trainable) -> SaptLearned:
+    return self.with_attention(super().merge(learned, trainable), trainable["attention"])
+
+  def with_attention(self, learned: SaptLearned, attention: dict[str, Any]) -> SaptLearned:
+    """`learned` with this query projection, and this key for the newest task."""
+    return learned.replace(query=attention["query"], keys=learned.keys.at[learned.count - 1].set(attention["key"]))
+
+  def log_mixture(self, learned: SaptLearned, pooled: jax.Array) -> jax.Array:
+    """log of the mixture, (..., D) -> (..., T)."""
+    return sals.log_mixture(learned.query, learned.keys, learned.count, pooled, learned.centre, self.options.paper_nonlinearity)
+
+  def mixture(self, learned: SaptLearned, pooled: jax.Array, task: jax.Array) -> jax.Array:
+    return jnp.exp(self.log_mixture(learned, pooled))
+
+  def adapters(self, learned: SaptLearned, mixture: jax.Array) -> Adapters:
+    earlier = jnp.arange(mixture.shape[1]) != learned.count - 1
+    return blocks.mixed(learned.blocks, mixture, self.setting.pet, detached=earlier if self.options.reference_quirks else None)
+
+  def reflection(self, learned: SaptLearned) -> jax.Array:
+    """The reflection loss of all remembered tasks, before its weight."""
+    return arm.reflection_loss(learned.memory, self.log_mixture(learned, learned.memory.pooled))
+
+  def penalty(self, learned: SaptLearned) -> tuple[jax.Array, dict[str, jax.Array]]:
+    loss = self.reflection(learned)
+    return self.options.reflection_weight * loss, {"reflection": loss}
+
+  def close(self, learned: SaptLearned, inputs: TaskInputs) -> SaptLearned:
+    target = jnp.mean(jnp.exp(self.log_mixture(learned, inputs.held_out)), axis=0)
+    return learned.replace(memory=arm.remember(learned.memory, int(learned.count) - 1, inputs.pseudo, target))
+
+  def route(self, learned: SaptLearned, pooled: jax.Array) -> SaptLearned:
+    """The routing phase on pooled embeddings (n, D) of the newest task."""
+    queries = sals.query(learned.query, (pooled - learned.centre.mean) / learned.centre.scale, self.options.paper_nonlinearity)
+    mean = jnp.mean(queries, axis=0)
+    key = mean * jnp.sqrt(mean.size) / jnp.linalg.norm(mean)
+    attention = fit_routing(self, learned, {"query": learned.query, "key": key}, pooled)
+    return self.with_attention(learned, attention)
+
+
+def running_centre(centre: sals.Centre, pooled: jax.Array, tasks_before: jax.Array) -> sals.Centre:
+  """The centre with one more task counted: the mean over tasks of their mean pooled embedding, and the mean distance (RMS) to it."""
+  share = 1.0 / (tasks_before + 1)
+  mean = centre.mean + share * (jnp.mean(pooled, axis=0) - centre.mean)
+  spread = jnp.sqrt(jnp.mean(jnp.square(pooled - mean)))
+  return sals.Centre(mean, jnp.where(tasks_before == 0, spread, centre.scale + share * (spread - centre.scale)))
+
+
+@partial(jax.jit, static_argnums=0)
+def fit_routing(method: Sapt, learned: Learned, attention: dict[str, Any], pooled: jax.Array) -> dict[str, Any]:
+  """Adam on query and newest key: cross-entropy of the new inputs to their own block, plus the reflection loss."""
+  optimizer = optax.adam(method.options.routing_learning_rate)
+
+  def loss(attention: dict[str, Any]) -> jax.Array:
+    current = method.with_attention(learned, attention)
+    own = method.log_mixture(current, pooled)[:, current.count - 1]
+    return method.reflection(current) - jnp.mean(own)
+
+  def step(carry: tuple, _: None) -> tuple[tuple, None]:
+    attention, state = carry
+    updates, state = optimizer.update(jax.grad(loss)(attention), state)
+    return (optax.apply_updates(attention, updates), state), None
+
+  (attention, _), _ = jax.lax.scan(step, (attention, optimizer.init(attention)), length=method.options.routing_steps)
+  return attention

@@ -1,0 +1,83 @@
+"""PET blocks of either kind, and the pool they are stacked in.
+
+A block is {"lora": nested factors} or {"prompt": (P, D)}. A stack of blocks has the same nesting with a task axis T in every array:
+"a" (layers, D_in, T, R), "b" (layers, T, R, D_out), "prompt" (T, P, D). The pool's capacity is fixed while it lasts, so that a new task
+does not recompile the step; empty slots hold zeros.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapt_jax.config import Pet
+from sapt_jax.pet import lora
+from sapt_jax.pet.adapters import Adapters
+
+Block = dict[str, Any]
+Blocks = dict[str, Any]
+
+TASK_AXIS = {"a": 2, "b": 1, "prompt": 0}
+
+
+def task_axis(path: tuple) -> int:
+  """Where the task axis stands in the array at this place of a stack of blocks."""
+  return TASK_AXIS[path[-1].key]
+
+
+def init_block(rng: jax.Array, pet: Pet, sites: lora.Sites, embedding_table: jax.Array) -> Block:
+  """A fresh block: LoRA starts by adding nothing; a soft prompt starts at token embeddings (V, D) drawn at random."""
+  if pet.kind == "lora":
+    return {"lora": lora.init_block(rng, sites, pet.rank)}
+  rows = jax.random.randint(rng, (pet.prompt_length,), 0, embedding_table.shape[0])
+  return {"prompt": embedding_table[rows].astype(jnp.float32)}
+
+
+def stack(block: Block) -> Blocks:
+  """A pool of just this block (T = 1)."""
+  return jax.tree_util.tree_map_with_path(lambda path, x: jnp.expand_dims(x, task_axis(path)), block)
+
+
+def empty_pool(block: Block, capacity: int) -> Blocks:
+  """Zeros with room for `capacity` blocks of this one's shape."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jnp.zeros((*x.shape[: task_axis(path)], capacity, *x.shape[task_axis(path):]), x.dtype), block)
+
+
+def write(pool: Blocks, block: Block, slot: jax.Array | int) -> Blocks:
+  """The pool with `block` in its slot; gradients reach the block and no other slot."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, all_, one: jax.lax.dynamic_update_slice_in_dim(all_, jnp.expand_dims(one, task_axis(path)), slot, task_axis(path)), pool, block)
+
+
+def read(pool: Blocks, slot: jax.Array | int) -> Block:
+  """The block in a slot."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jax.lax.dynamic_index_in_dim(x, slot, task_axis(path), keepdims=False), pool)
+
+
+def capacity(pool: Blocks) -> int:
+  """How many blocks the pool has room for."""
+  path, leaf = jax.tree_util.tree_leaves_with_path(pool)[0]
+  return leaf.shape[task_axis(path)]
+
+
+def grow(pool: Blocks, size: int) -> Blocks:
+  """The pool with room for `size` blocks, those it holds unchanged."""
+  def widen(path: tuple, x: jax.Array) -> jax.Array:
+    padding = [(0, 0)] * x.ndim
+    padding[task_axis(path)] = (0, size - x.shape[task_axis(path)])
+    return jnp.pad(x, padding)
+
+  return jax.tree_util.tree_map_with_path(widen, pool)
+
+
+def mixed(pool: Blocks, mixture: jax.Array, pet: Pet, detached: jax.Array | None = None) -> Adapters:
+  """The pool as a backbone applies it, each example with its own mixture (B, T) float32 (SAPT Eq. 4).
+
+  LoRA: sum_i a_i (alpha / r) B_i A_i x at every site. Soft prompts: sum_i a_i P_i before the input embeddings.
+  """
+  if "lora" in pool:
+    return Adapters(lora=pool["lora"], gates=mixture * (pet.alpha / pet.rank), detached=detached)
+  return Adapters(prompts=jnp.einsum("bt,tpd->bpd", mixture, pool["prompt"]))

@@ -1,0 +1,79 @@
+"""Shared attentive learning and selection (SALS): one attention over the pool per input, the same when learning and when answering.
+
+SAPT section 3.2. Letters: B batch, L tokens, D embedding width, T capacity of the pool.
+"""
+from __future__ import annotations
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+BOTTLENECK = 100  # width between W_down and W_up, as in the public code
+
+
+@flax.struct.dataclass
+class QueryProjection:
+  """q = LayerNorm(SiLU(W_up W_down e)): down (D, 100), up (100, D), scale and bias (D,), float32."""
+
+  down: jax.Array
+  up: jax.Array
+  scale: jax.Array
+  bias: jax.Array
+
+
+@flax.struct.dataclass
+class Centre:
+  """What is taken off pooled embeddings before they are projected: (e - mean) / scale. mean (D,), scale (); 0 and 1 in the published form."""
+
+  mean: jax.Array
+  scale: jax.Array
+
+
+def init_query(rng: jax.Array, width: int) -> QueryProjection:
+  """A fresh projection: both matrices uniform in +-1/sqrt(fan in), LayerNorm at identity."""
+  down, up = jax.random.split(rng)
+  uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(shape[0])
+  return QueryProjection(uniform(down, (width, BOTTLENECK)), uniform(up, (BOTTLENECK, width)), jnp.ones(width), jnp.zeros(width))
+
+
+def init_key(rng: jax.Array, width: int) -> jax.Array:
+  """A fresh key ~ U(-1, 1), (D,) float32."""
+  return jax.random.uniform(rng, (width,), minval=-1.0, maxval=1.0)
+
+
+def no_centre(width: int) -> Centre:
+  """The published form: pooled embeddings as they are."""
+  return Centre(jnp.zeros(width), jnp.ones(()))
+
+
+def pool_embeddings(embedded: jax.Array, mask: jax.Array) -> jax.Array:
+  """Largest value per dimension over real tokens: embedded (B, L, D), mask (B, L) bool -> (B, D) float32 (SAPT Eq. 1)."""
+  wide = embedded.astype(jnp.float32)
+  return jnp.max(jnp.where(mask[:, :, None], wide, -jnp.inf), axis=1)
+
+
+def query(projection: QueryProjection, pooled: jax.Array, between: bool = False) -> jax.Array:
+  """(B, D) pooled embeddings -> (B, D) queries, float32.
+
+  Args:
+    between: put SiLU between W_down and W_up, as the paper's Eq. 1 has it; the public code, and so the default, puts it after W_up.
+  """
+  h = pooled @ projection.down
+  h = jax.nn.silu(h) @ projection.up if between else jax.nn.silu(h @ projection.up)
+  mean, variance = jnp.mean(h, axis=-1, keepdims=True), jnp.var(h, axis=-1, keepdims=True)
+  return (h - mean) * jax.lax.rsqrt(variance + 1e-5) * projection.scale + projection.bias
+
+
+def scores(queries: jax.Array, keys: jax.Array, count: jax.Array) -> jax.Array:
+  """q . k_i / sqrt(D) for the first `count` keys, -inf for empty slots: (B, D), (T, D), () int32 -> (B, T) (SAPT Eq. 2)."""
+  raw = queries @ keys.T / math.sqrt(keys.shape[-1])
+  return jnp.where(jnp.arange(keys.shape[0]) < count, raw, -jnp.inf)
+
+
+def log_mixture(projection: QueryProjection, keys: jax.Array, count: jax.Array, pooled: jax.Array, centre: Centre,
+                between: bool = False) -> jax.Array:
+  """log softmax of the scores, (B, T) float32; -inf at empty slots (SAPT Eq. 3)."""
+  queries = query(projection, (pooled - centre.mean) / centre.scale, between)
+  return jax.nn.log_softmax(scores(queries, keys, count), axis=-1)

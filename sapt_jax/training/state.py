@@ -1,0 +1,27 @@
+"""What a training step changes, and nothing else."""
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import optax
+
+from sapt_jax import config
+from sapt_jax.methods.base import Trainable
+
+
+@flax.struct.dataclass
+class TrainState:
+  """step: () int32, updates made; trainable: the method's trainable part; optimizer: optax's state for it."""
+
+  step: jax.Array
+  trainable: Trainable
+  optimizer: Any
+
+
+def make_optimizer(options: config.Fit) -> optax.GradientTransformation:
+  """AdamW without weight decay at a constant rate, with a rate of its own for the attention where one is asked for."""
+  rates = {"block": options.learning_rate, "attention": options.attention_learning_rate or options.learning_rate}
+  return optax.partition({part: optax.adamw(rate, weight_decay=0.0) for part, rate in rates.items()},
+                         lambda trainable: {part: part for part in trainable})
