@@ -1,7 +1,8 @@
-"""The shape of the code base: imports go down the house only, and whatever is imported is named in requirements.txt."""
+"""The shape of the code base: imports go down the house only, and whatever is imported is a declared dependency."""
 import ast
 import re
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = """
   train predict report plan
   continual
-  generator
+  generator run_folder interop
   evaluation
   training
   methods
@@ -21,12 +22,15 @@ HOUSE = """
   backbones
   data
   mini
-  arm sals pet data.tasks
+  arm
+  sals pet data.tasks
+  cli plots
   sharding config
   errors
 """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}
 SOURCES = sorted((ROOT / "sapt_jax").rglob("*.py"))
+OWNERS = metadata.packages_distributions()
 PROGRAMS = sorted(path for folder in ("benchmarks", "configs", "launch") for path in (ROOT / folder).rglob("*.py"))
 
 
@@ -40,15 +44,22 @@ def entry_of(module: str) -> str | None:
   return max((name for name in FLOORS if f"{module}.".startswith(f"{name}.")), key=len, default=None)
 
 
-def imports_of(path: Path) -> set[str]:
-  """Full names of all that a file imports, at any depth; for `from a import b` both a and a.b."""
+def imports_of(path: Path, everywhere: bool = True) -> set[str]:
+  """Full names of what a file imports, everywhere or at its top alone; for `from a import b` both a and a.b."""
   names: set[str] = set()
-  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+  tree = ast.parse(path.read_text(encoding="utf-8"))
+  for node in ast.walk(tree) if everywhere else tree.body:
     if isinstance(node, ast.Import):
       names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
       names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
   return names
+
+
+def distributions(requirements: list[str]) -> set[str]:
+  """Names of requirement lines, in the one spelling."""
+  names = (re.split(r"[<>=!~;\[ ]", line)[0] for line in requirements if line[:1].isalpha())
+  return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if path != ROOT / "sapt_jax" / "__init__.py"], ids=name_of)
@@ -62,13 +73,14 @@ def test_imports_go_down(path):
   assert not upward, f"{module} imports {sorted(upward)}, which stand on its own floor or above"
 
 
-def test_every_import_is_a_declared_dependency():
-  plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
-  declared = {plain(re.split(r"[<>=!~;\[ ]", line)[0]) for line in (ROOT / "requirements.txt").read_text().splitlines()
-              if line.strip() and not line.startswith("#")}
-  distributions = metadata.packages_distributions()
-  own = {*sys.stdlib_module_names, "sapt_jax", "benchmarks", "configs"}
-  for path in SOURCES + PROGRAMS:
-    for package in {name.split(".")[0] for name in imports_of(path)} - own:
-      owners = {plain(name) for name in distributions.get(package, [package])}
-      assert owners & declared, f"{path.relative_to(ROOT)} imports {package}; requirements.txt names none of {owners}"
+@pytest.mark.parametrize("path", SOURCES + PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_are_declared_dependencies(path):
+  required = distributions((ROOT / "requirements.txt").read_text().splitlines())
+  extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+  optional = distributions([line for lines in extras.values() for line in lines])
+  own = {*sys.stdlib_module_names, "sapt_jax", "benchmarks", "configs", "tests"}
+  # An optional dependency may be imported where it is used, not by everyone who imports the module.
+  for names, allowed in ((imports_of(path, everywhere=False), required), (imports_of(path), required | optional)):
+    for package in {name.split(".")[0] for name in names} - own:
+      owners = distributions(OWNERS.get(package, [package]))
+      assert owners & allowed, f"imports {package}: not in requirements.txt nor (inside a function) in an extra"
