@@ -192,8 +192,8 @@ class Evaluation:
 
   batch_size: int = 32
   """Inputs answered at once."""
-  metric: Literal["benchmark", "rouge_l", "exact_match"] = "benchmark"
-  """benchmark: rouge_l for superni, exact_match for the others."""
+  metric: Literal["benchmark", "rouge_l", "rouge_l_multilingual", "exact_match"] = "benchmark"
+  """benchmark: rouge_l for superni, exact_match for the others; rouge_l_multilingual: for answers that are not in Latin script."""
   every_task: bool = True
   """Score all tasks seen after each task; false: only after the last."""
 
@@ -215,3 +215,9 @@ class Config:
   """Of blocks, batches, sampling and the mini stream."""
   single: str = ""
   """A finished per_task run on the same stream, for FWT; "train": make one inside this run's folder first."""
+
+  def __post_init__(self) -> None:
+    devices = self.mesh.data * self.mesh.fsdp
+    for name, rows in (("fit.batch_size / fit.accumulation", self.fit.batch_size // self.fit.accumulation),
+                       ("evaluation.batch_size", self.evaluation.batch_size), ("generator.batch_size", self.generator.batch_size)):
+      _check(rows % devices == 0, f"{name} {rows}: must be a multiple of mesh.data * mesh.fsdp = {devices}")

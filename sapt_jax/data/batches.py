@@ -64,12 +64,14 @@ class Batcher:
     pad_id: what stands at masked places.
     size: rows in every batch.
     seed: of the order in training.
+    divisor: devices that share a batch; every batch has a multiple of so many rows.
   """
 
   left: bool
   pad_id: int
   size: int
   seed: int = 0
+  divisor: int = 1
 
   def collate(self, rows: Sequence[Row]) -> Batch:
     """One batch of these rows."""
@@ -77,14 +79,14 @@ class Batcher:
     target, target_mask = pad([row.target for row in rows], False, self.pad_id)
     return Batch(source, source_mask, target, target_mask, np.array([row.task for row in rows], np.int32))
 
-  def steps_per_epoch(self, rows: Sequence[Row]) -> int:
-    """Batches that one pass over the rows takes."""
-    return -(-len(rows) // self.size)
+  def steps_per_epoch(self, rows: int) -> int:
+    """Batches that one pass over so many rows takes."""
+    return -(-rows // self.size)
 
   def epoch(self, rows: Sequence[Row], epoch: int) -> list[np.ndarray]:
     """Row numbers of each batch of one pass, in training order. Every row occurs; the last batch is filled up from the beginning."""
     rng = np.random.default_rng((self.seed, epoch))
-    order = np.resize(rng.permutation(len(rows)), self.steps_per_epoch(rows) * self.size)
+    order = np.resize(rng.permutation(len(rows)), self.steps_per_epoch(len(rows)) * self.size)
     windows = [order[start: start + WINDOW * self.size] for start in range(0, len(order), WINDOW * self.size)]
     lengths = np.array([len(row.source) for row in rows])
     batches = [part for window in windows for part in np.split(window[np.argsort(lengths[window], kind="stable")], len(window) // self.size)]
@@ -92,7 +94,7 @@ class Batcher:
 
   def training(self, rows: Sequence[Row], start: int, stop: int) -> Iterator[Batch]:
     """The batches of steps start..stop-1."""
-    per_epoch = self.steps_per_epoch(rows)
+    per_epoch = self.steps_per_epoch(len(rows))
     order: list[np.ndarray] = []
     for step in range(start, stop):
       if not order or step % per_epoch == 0:
@@ -100,9 +102,14 @@ class Batcher:
       yield self.collate([rows[i] for i in order[step % per_epoch]])
 
   def answering(self, rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(row numbers, batch) over all rows once, alike lengths together; the last batch repeats a row to keep its shape."""
+    """(row numbers, batch) over all rows once, alike lengths together.
+
+    The last batch may be smaller by a power of two; it repeats a row where it still has places left.
+    """
     order = np.argsort([len(row.source) for row in rows], kind="stable")
     for start in range(0, len(order), self.size):
-      numbers = order[start: start + self.size]
-      filled = np.concatenate([numbers, np.repeat(numbers[-1:], self.size - len(numbers))])
+      numbers, size = order[start: start + self.size], self.size
+      while size % 2 == 0 and size // 2 >= len(numbers) and size // 2 % self.divisor == 0:
+        size //= 2
+      filled = np.concatenate([numbers, np.repeat(numbers[-1:], size - len(numbers))])
       yield numbers, self.collate([rows[i] for i in filled])

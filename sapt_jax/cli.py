@@ -1,0 +1,63 @@
+"""Command lines: typed options through tyro, wrong input as one line on stderr with exit code 2."""
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tyro
+
+from sapt_jax.config import Config
+from sapt_jax.errors import InputError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], arguments: Sequence[str], program: str, description: str, default: T | None = None) -> T:
+  """Options of a program. --help prints them all and exits.
+
+  Raises:
+    InputError: an unknown option or a value that does not fit; the message is tyro's, folded into one line.
+  """
+  complaint = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(complaint):
+      extra = {} if default is None else {"default": default}
+      return tyro.cli(kind, args=list(arguments), prog=f"python -m {program}", description=description, **extra)
+  except SystemExit as stop:
+    if stop.code == 0:
+      raise
+    words = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━]", " ", complaint.getvalue())
+    raise InputError(re.sub(r"For full helptext.*", "", " ".join(words.split())).strip() + f" (see python -m {program} --help)") from None
+
+
+def load_config(file: str) -> Config:
+  """The `config` of a Python file (see configs/).
+
+  Raises:
+    InputError: no such file, an error in it, or no `config` of type Config in it.
+  """
+  try:
+    found = runpy.run_path(file).get("config")
+  except FileNotFoundError:
+    raise InputError(f"--config {file}: no such file") from None
+  except InputError as error:
+    raise InputError(f"--config {file}: {error}") from None
+  except Exception as error:  # noqa: BLE001 (whatever a user's file raises is wrong input)
+    raise InputError(f"--config {file}: {type(error).__name__}: {error}") from None
+  if not isinstance(found, Config):
+    raise InputError(f"--config {file}: must define `config = Config(...)`, found {type(found).__name__}")
+  return found
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+  """Runs a program's main with the process's arguments; wrong input ends with exit code 2 and one line."""
+  try:
+    main(sys.argv[1:])
+  except InputError as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)

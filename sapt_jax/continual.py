@@ -1,0 +1,213 @@
+"""The loop over tasks: learn, reflect, evaluate, snapshot. The only place that knows the order of things."""
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import sapt_jax
+from sapt_jax import methods, plots, sharding
+from sapt_jax.backbones import hf
+from sapt_jax.config import Config
+from sapt_jax.data.batches import Batcher, Row
+from sapt_jax.data.prompts import FRAMES, Codec, load_tokenizer
+from sapt_jax.data.sources import load_stream
+from sapt_jax.data.tasks import Example, Task
+from sapt_jax.errors import InputError
+from sapt_jax.evaluation.continual_metrics import continual_metrics
+from sapt_jax.evaluation.evaluate import Answerer, Pooler, mean_score
+from sapt_jax.generator import Generator, PseudoInputs, prompt_rows, wanted
+from sapt_jax.methods.base import Learned, Setting, TaskInputs
+from sapt_jax.mini import T5_MINI
+from sapt_jax.run_folder import RunFolder, read_lines, write_lines
+from sapt_jax.training.checkpoint import write_json
+from sapt_jax.training.fit import Log, Plan, Trainer
+
+METRICS = {"mini": "exact_match", "superni": "rouge_l", "long_sequence": "exact_match"}
+
+
+class Continual:
+  """One run: everything that stays the same from task to task, built and checked before any compute is spent."""
+
+  def __init__(self, config: Config, output: pathlib.Path):
+    self.config, self.began = config, time.monotonic()
+    self.tasks = load_stream(config.data, config.stream, config.seed)
+    self.names = [task.name for task in self.tasks]
+    folder = hf.find_folder(str(T5_MINI) if config.backbone.path == "t5-mini" else config.backbone.path)
+    model_config = hf.build_model(hf.read_config(folder), where=str(folder / "config.json")).config
+    tokenizer = load_tokenizer(folder)
+    self.codec = Codec(tokenizer, FRAMES[config.data.benchmark], config.data.max_source_length, config.data.max_target_length,
+                       model_config.eos_id)
+    self.folder = RunFolder(output, config, hf.fingerprint(folder))
+    self.single = self.single_scores(output)
+    self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    jax.set_mesh(self.mesh)
+    self.backbone = hf.load_backbone(str(folder), config.backbone.dtype, self.mesh, config.backbone.remat, config.backbone.unroll)
+    self.batcher = Batcher(model_config.is_decoder_only, model_config.pad_id, config.fit.batch_size, config.seed,
+                           divisor=config.mesh.data * config.mesh.fsdp)
+    most = max(wanted(config.generator, len(task.train)) for task in self.tasks)
+    capacity = 1 << (len(self.tasks) - 1).bit_length()
+    self.setting = Setting(config.pet, model_config.lora_sites(), self.backbone.params["embedding"]["table"], capacity, most)
+    self.method = methods.build(config.method, self.setting)
+    answering = dataclasses.replace(self.batcher, size=config.evaluation.batch_size)
+    self.trainer = Trainer(self.backbone, self.method, config.fit, self.batcher, self.mesh)
+    self.answerer = Answerer(self.backbone, self.method, answering, self.mesh)
+    self.pooler = Pooler(self.backbone, answering, self.method.pools_padding)
+    self.generator = (Generator(config.generator, self.backbone, self.setting, self.codec, self.batcher, self.mesh)
+                      if self.method.wants_pseudo_inputs else None)
+    self.metric = METRICS[config.data.benchmark] if config.evaluation.metric == "benchmark" else config.evaluation.metric
+
+  def run(self) -> dict[str, Any]:
+    """Learns the whole stream, from where an earlier start of the same run stopped; returns what scores.json holds."""
+    start = jax.device_put(self.method.start(jax.random.key(self.config.seed)), sharding.replicated(self.mesh))
+    learned, records = self.folder.restore(self.names, start)
+    self.folder.trim_log(len(records))
+    for index, task in list(enumerate(self.tasks))[len(records):]:
+      began, log = time.monotonic(), self.logger(index, task)
+      inputs = self.task_inputs(index, task)
+      learned = self.method.open(learned, jax.random.fold_in(jax.random.key(self.config.seed), index + 1), inputs)
+      learned = self.learn(learned, index, task, log)
+      learned, pseudo = self.reflect(learned, index, task, inputs, log)
+      record, answers = self.evaluate(learned, index)
+      record |= {"task": task.name, "steps": self.steps(task), "wall_s": round(time.monotonic() - began, 1),
+                 "training_mixture": self.training_mixture(learned, index, inputs)}
+      self.snapshot(learned, index, task, record, answers, pseudo)
+      records.append(record)
+      print(score_table(self.names, [r["scores"] for r in records]))
+    return self.finish(records)
+
+  def learn(self, learned: Learned, index: int, task: Task, log: Log) -> Learned:
+    """Trains the newest block (and what goes with it) on the task."""
+    rows = self.rows(index, task.definition, task.train)
+    validate = None
+    if self.config.fit.validate_every:
+      validate = lambda current: self.score(current, index, task, task.dev)[0]
+    plan = Plan(f"{index + 1}/{len(self.tasks)} {task.name}", self.steps(task), self.folder.progress, log, validate)
+    return self.trainer.fit(learned, rows, plan)
+
+  def steps(self, task: Task) -> int:
+    """Updates that learning the task takes."""
+    return self.trainer.steps(len(task.train))
+
+  def reflect(self, learned: Learned, index: int, task: Task, inputs: TaskInputs, log: Log) -> tuple[Learned, PseudoInputs | None]:
+    """Has pseudo inputs written if the method wants them, and lets it remember the task."""
+    pseudo = None
+    if self.generator is not None:
+      pseudo = self.generator.write(task, index, self.config.seed, log)
+      inputs = dataclasses.replace(inputs, pseudo=self.pooler(prompt_rows(self.codec, pseudo.pairs)))
+    return self.method.close(learned, inputs), pseudo
+
+  def evaluate(self, learned: Learned, index: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Scores on all tasks seen so far, their mean mixtures, and every answer."""
+    scores: list[float | None] = []
+    mixtures: list[list[float]] = []
+    answers: list[dict[str, Any]] = []
+    wanted_now = self.config.evaluation.every_task or index + 1 == len(self.tasks)
+    for j, task in enumerate(self.tasks[: index + 1]):
+      if not wanted_now and j < index:
+        scores.append(None)
+        continue
+      value, texts, weights = self.score(learned, j, task, task.test)
+      scores.append(value)
+      mixtures.append(self.mean_mixture(weights))
+      answers += [{"after": self.names[index], "task": task.name, "input": example.input, "prediction": text,
+                   "references": list(example.references)} for example, text in zip(task.test, texts, strict=True)]
+    return {"scores": scores, "testing_mixture": mixtures}, answers
+
+  def score(self, learned: Learned, index: int, task: Task, examples: Sequence[Example]) -> tuple[float, list[str], np.ndarray]:
+    """Mean score on examples of a task (0-100), the answers, and the mixtures they were given with."""
+    answers = self.answerer.answer(learned, self.rows(index, task.definition, examples), self.config.data.max_target_length)
+    texts = [self.codec.text(ids) for ids in answers.tokens]
+    return mean_score(self.metric, texts, [example.references for example in examples]), texts, answers.mixtures
+
+  def rows(self, index: int, definition: str, examples: Sequence[Example]) -> list[Row]:
+    """Examples of the index-th task, tokenised."""
+    return [Row(self.codec.source(definition, example.input), self.codec.target(example.references[0]), index) for example in examples]
+
+  def task_inputs(self, index: int, task: Task) -> TaskInputs:
+    """Pooled embeddings of the task's training and held-out inputs."""
+    train, held_out = (self.pooler(self.rows(index, task.definition, examples)) for examples in (task.train, task.dev))
+    return TaskInputs(train, held_out, pseudo=train[:0])
+
+  def training_mixture(self, learned: Learned, index: int, inputs: TaskInputs) -> list[float]:
+    """Mean mixture of the task's training inputs when it has just been learned."""
+    mixture = self.method.mixture(learned, inputs.train, np.full(len(inputs.train), index, np.int32))
+    return self.mean_mixture(np.asarray(mixture))
+
+  def mean_mixture(self, mixtures: np.ndarray) -> list[float]:
+    """Mean weight of each task's block over inputs (n, T); a method with a single block has just that."""
+    return [round(float(weight), 6) for weight in mixtures.mean(axis=0)[: len(self.tasks)]]
+
+  def snapshot(self, learned: Learned, index: int, task: Task, record: dict[str, Any], answers: list[dict[str, Any]],
+               pseudo: PseudoInputs | None) -> None:
+    """Writes what the task leaves behind, the snapshot last: with it the task is done."""
+    write_lines(self.folder.path / "predictions" / f"{index:02d}_{task.name}.jsonl", answers)
+    if pseudo is not None:
+      record["pseudo_inputs"] = pseudo.counts
+      rows = ({"definition": definition, "input": text} for definition, text in pseudo.pairs)
+      write_lines(self.folder.path / "pseudo_inputs" / f"{index:02d}_{task.name}.jsonl", rows)
+    self.folder.save(index, task.name, learned, record)
+
+  def logger(self, index: int, task: Task) -> Log:
+    """Writes figures to the log with the task they belong to."""
+    return lambda figures: self.folder.log({"index": index, "task": task.name, **figures})
+
+  def single_scores(self, output: pathlib.Path) -> list[float] | None:
+    """Scores of blocks trained alone on each task (a0 of FWT), from another run or one made now inside this run's folder."""
+    if not self.config.single:
+      return None
+    place = output / "single" if self.config.single == "train" else pathlib.Path(self.config.single)
+    if self.config.single == "train":
+      method = dataclasses.replace(self.config.method, name="per_task")
+      evaluation = dataclasses.replace(self.config.evaluation, every_task=False)
+      Continual(dataclasses.replace(self.config, method=method, evaluation=evaluation, single=""), place).run()
+    try:
+      finished = json.loads((place / "scores.json").read_text(encoding="utf-8"))
+    except OSError:
+      raise InputError(f"single {self.config.single!r}: {place / 'scores.json'} is not there; name the folder of a finished per_task run") from None
+    alone = {name: finished["scores"][j][j] for j, name in enumerate(finished["tasks"])}
+    missing = [name for name in self.names if name not in alone]
+    if finished["method"] != "per_task" or missing:
+      raise InputError(f"single {self.config.single!r}: method {finished['method']}, without tasks {missing}; a per_task run of all tasks is needed")
+    return [alone[name] for name in self.names]
+
+  def finish(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Writes scores.json, predictions.jsonl and the heatmaps."""
+    count, path = len(self.tasks), self.folder.path
+    rows = [r["scores"] for r in records]
+    result = {
+      "method": self.config.method.name, "backbone": self.config.backbone.path, "tasks": self.names,
+      "scores": [row + [None] * (count - len(row)) for row in rows], "single": self.single,
+      "metrics": continual_metrics(rows, self.single), "metric": self.metric, "protocol": self.config.data.protocol,
+      "seed": self.config.seed, "steps": [r["steps"] for r in records],
+      "wall_s": round(sum(r["wall_s"] for r in records), 1), "versions": versions()}
+    for when, mixtures in (("training", [r["training_mixture"] for r in records]), ("testing", records[-1]["testing_mixture"])):
+      if len(mixtures[0]) == count:
+        plots.mixture_heatmap(path / f"mixture_{when}.png", np.array(mixtures), self.names, f"mean mixture in {when}")
+    write_lines(path / "predictions.jsonl", (row for i, name in enumerate(self.names)
+                                             for row in read_lines(path / "predictions" / f"{i:02d}_{name}.jsonl")))
+    write_json(path / "scores.json", result)
+    return result
+
+
+def versions() -> dict[str, str]:
+  """Versions of what the numbers depend on."""
+  names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers")
+  return {name: importlib.metadata.version(name) for name in names} | {"sapt_jax": sapt_jax.__version__, "python": platform.python_version()}
+
+
+def score_table(names: Sequence[str], rows: Sequence[Sequence[float | None]]) -> str:
+  """The score matrix as text: a row per task learned, a column per task seen."""
+  width = max(len(name) for name in names[: len(rows)])
+  lines = [" " * width + "".join(f"{j + 1:>6}" for j in range(len(rows)))]
+  for name, row in zip(names, rows, strict=False):
+    lines.append(f"{name:<{width}}" + "".join(f"{'-' if value is None else format(value, '.1f'):>6}" for value in row))
+  return "\n".join(lines)

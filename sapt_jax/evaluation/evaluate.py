@@ -1,0 +1,77 @@
+"""Answering all inputs of a task with the whole pool, and scoring the answers. n inputs, T capacity of the pool."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from sapt_jax import sharding
+from sapt_jax.backbones.hf import Backbone
+from sapt_jax.data.batches import Batch, Batcher, Row
+from sapt_jax.evaluation.decode import Choose, generate, greedy
+from sapt_jax.evaluation.text_metrics import score
+from sapt_jax.methods.base import Learned, Method
+from sapt_jax.training.step import pooled_inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """tokens: one list of ids per input, in the order of the rows; mixtures: (n, T) float32."""
+
+  tokens: list[list[int]]
+  mixtures: np.ndarray
+
+
+def answer_batch(backbone_model: Any, method: Method, max_new: int, choose: Choose, params: Any, learned: Learned, batch: Batch,
+                 rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Token ids (B, max_new) and mixtures (B, T) of one batch."""
+  mixture = method.mixture(learned, pooled_inputs(backbone_model, params, batch, method.pools_padding), batch.task)
+  adapters = method.adapters(learned, mixture)
+  return generate(backbone_model, params, batch.source, batch.source_mask, adapters, max_new, choose, rng), mixture
+
+
+class Answerer:
+  """Compiled answering for one backbone and one method."""
+
+  def __init__(self, backbone: Backbone, method: Method, batcher: Batcher, mesh: jax.sharding.Mesh, choose: Choose = greedy):
+    self.backbone, self.batcher = backbone, batcher
+    self.placement = sharding.batch_sharded(mesh)
+    self.answer_batch = jax.jit(partial(answer_batch, backbone.model, method), static_argnames=("max_new", "choose"))
+    self.choose = choose
+
+  def answer(self, learned: Learned, rows: Sequence[Row], max_new: int, seed: int = 0) -> Answers:
+    """Answers to all rows; `seed` matters to a sampler alone."""
+    tokens: list[list[int]] = [[] for _ in rows]
+    mixtures: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    for count, (numbers, batch) in enumerate(self.batcher.answering(rows)):
+      rng = jax.random.fold_in(jax.random.key(seed), count)
+      ids, mixture = self.answer_batch(max_new=max_new, choose=self.choose, params=self.backbone.params, learned=learned,
+                                       batch=jax.device_put(batch, self.placement), rng=rng)
+      for number, row_ids, row_mixture in zip(numbers, np.asarray(ids), np.asarray(mixture), strict=False):
+        tokens[number], mixtures[number] = row_ids.tolist(), row_mixture
+    return Answers(tokens, np.stack(mixtures))
+
+
+def mean_score(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+  """Mean over inputs of the best score against their references, 0-100."""
+  return float(np.mean([score(metric, text, accepted) for text, accepted in zip(predictions, references, strict=True)]))
+
+
+class Pooler:
+  """Pooled embeddings of many rows, compiled once per length."""
+
+  def __init__(self, backbone: Backbone, batcher: Batcher, with_padding: bool):
+    self.backbone, self.batcher = backbone, batcher
+    self.pooled = jax.jit(partial(pooled_inputs, backbone.model), static_argnames="with_padding")
+    self.with_padding = with_padding
+
+  def __call__(self, rows: Sequence[Row]) -> np.ndarray:
+    """(n, D) float32, in the order of the rows; (0, D) when there are none."""
+    pooled = np.zeros((len(rows), self.backbone.config.width), np.float32)
+    for numbers, batch in self.batcher.answering(rows):
+      pooled[numbers] = np.asarray(self.pooled(self.backbone.params, batch, with_padding=self.with_padding))[: len(numbers)]
+    return pooled

@@ -1,0 +1,15 @@
+"""The embedded default run: SAPT-LoRA on the mini stream, with a budget of minutes on two cores.
+
+So short a budget needs the routed form of the attention (config.Method.attention); the published one is a word away:
+--method.attention published.
+"""
+from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator, Method
+
+config = Config(
+  method=Method(name="sapt", attention="routed"),
+  fit=Fit(steps=120, batch_size=16, learning_rate=3e-3, attention_learning_rate=1e-4),
+  generator=Generator(steps=80, batch_size=16, learning_rate=3e-3, keep=0.08, max_length=96),
+  data=Data(benchmark="mini", max_source_length=128, max_target_length=16),
+  backbone=Backbone(path="t5-mini"),
+  evaluation=Evaluation(batch_size=64),
+)

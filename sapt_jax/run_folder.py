@@ -1,0 +1,125 @@
+"""The folder of one run: its configuration, its log, one snapshot after each task, and what is left for the reader at the end.
+
+    config.json            what was asked for; continuing with anything else is refused
+    metrics.jsonl          one line per logged step, validation or event
+    snapshots/NN_TASK/     all that was learned up to this task, the scores so far, the answers and pseudo inputs of this task
+    scores.json            the score matrix and the four figures
+    predictions.jsonl      every answer given
+    mixture_*.png          the mean mixtures of the tasks
+"""
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+import socket
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from sapt_jax.config import Config
+from sapt_jax.errors import InputError
+from sapt_jax.methods.base import Learned
+from sapt_jax.training import checkpoint
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+  if not isinstance(value, dict):
+    return {prefix: value}
+  return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{prefix}.{name}" if prefix else name).items()}
+
+
+def write_lines(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
+  """Writes JSON lines, whole or not at all."""
+  file.parent.mkdir(exist_ok=True)
+  draft = file.with_name(file.name + ".draft")
+  with draft.open("w", encoding="utf-8") as out:
+    out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+  draft.replace(file)
+
+
+def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a file of JSON lines."""
+  return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+class RunFolder:
+  """Opens a run's folder, new or to be continued, and keeps others out of it while it is open.
+
+  Raises:
+    InputError: another process is at work in it; it was begun with another configuration; it is a folder of something else.
+  """
+
+  def __init__(self, path: pathlib.Path, config: Config, fingerprint: str):
+    self.path, self.snapshots, self.progress = path, path / "snapshots", path / "progress"
+    path.mkdir(parents=True, exist_ok=True)
+    self._take_lock()
+    asked = json.loads(json.dumps(dataclasses.asdict(config))) | {"backbone.weights": fingerprint}
+    self._check_config(path / "config.json", asked)
+    self.snapshots.mkdir(exist_ok=True)
+
+  def _take_lock(self) -> None:
+    self._lock = (self.path / "lock").open("a+")
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      self._lock.seek(0)
+      raise InputError(f"{self.path}: {self._lock.read().strip() or 'another process'} is at work here; wait for it or choose another --output") from None
+    self._lock.truncate(0)
+    self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    self._lock.flush()
+
+  def _check_config(self, file: pathlib.Path, asked: dict[str, Any]) -> None:
+    if not file.exists():
+      strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ("lock", "single"))
+      if strangers:
+        raise InputError(f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose another --output")
+      checkpoint.write_json(file, asked)
+      return
+    begun, now = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(asked)
+    changed = [f"{key}: {begun.get(key)} -> {now.get(key)}" for key in sorted(begun | now) if begun.get(key) != now.get(key)]
+    if changed:
+      raise InputError(f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same one, or another --output")
+
+  def snapshot(self, index: int, task: str) -> pathlib.Path:
+    """The folder of the snapshot after a task."""
+    return self.snapshots / f"{index:02d}_{task}"
+
+  def save(self, index: int, task: str, learned: Learned, record: dict[str, Any]) -> None:
+    """Writes the snapshot after a task; from then on a restart begins with the next one."""
+    checkpoint.save(self.snapshot(index, task), learned, record)
+    shutil.rmtree(self.progress, ignore_errors=True)
+
+  def restore(self, tasks: list[str], abstract: Learned) -> tuple[Learned, list[dict[str, Any]]]:
+    """The newest sound snapshot and the records of all tasks up to it; the `abstract` tree itself when there is none.
+
+    A damaged snapshot is named on stderr and passed over for the one before it.
+    """
+    for index in reversed(range(len(tasks))):
+      folder = self.snapshot(index, tasks[index])
+      if not checkpoint.is_finished(folder):
+        continue
+      try:
+        learned, _ = checkpoint.load(folder, abstract)
+        records = [json.loads((self.snapshot(i, tasks[i]) / checkpoint.RECORD).read_text(encoding="utf-8")) for i in range(index + 1)]
+      except (checkpoint.DamagedError, OSError) as error:
+        print(f"warning: {error}; going back to the snapshot before", file=sys.stderr)
+        shutil.rmtree(self.progress, ignore_errors=True)
+        continue
+      return learned, records
+    return abstract, []
+
+  def trim_log(self, done: int) -> None:
+    """Drops log lines of tasks that will be learned again, so that no step stands in the log twice."""
+    file = self.path / "metrics.jsonl"
+    if file.exists() and not checkpoint.is_finished(self.progress):
+      complete = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+      write_lines(file, (row for row in map(json.loads, complete) if row["index"] < done))
+
+  def log(self, row: dict[str, Any]) -> None:
+    """Adds one line to metrics.jsonl."""
+    with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+      file.write(json.dumps(row) + "\n")

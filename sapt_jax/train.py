@@ -1,0 +1,53 @@
+"""Learns a stream of tasks one after another, and scores all tasks seen after each.
+
+    python -m sapt_jax.train                                              the embedded default, into runs/mini
+    python -m sapt_jax.train --config configs/mini.py --output runs/try --method.name sequential
+
+Started again with the same options and folder, it continues where it stopped.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from sapt_jax import cli
+from sapt_jax.config import Config
+from sapt_jax.mini.default import config as mini_config
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOptions(Config):
+  """Options of a run, and where it goes."""
+
+  config: str = ""
+  """A Python file that defines `config` (see configs/); the other options change it. Empty: the embedded default."""
+  output: str = ""
+  """The run's folder. Empty: runs/NAME, with the config file's name, or mini."""
+
+
+def options(arguments: Sequence[str]) -> TrainOptions:
+  """All options, those of the file that --config names as defaults."""
+  finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  finder.add_argument("--config", default="")
+  file = finder.parse_known_args(arguments)[0].config
+  base = cli.load_config(file) if file else mini_config
+  name = pathlib.Path(file).stem if file else "mini"
+  fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(Config)}
+  default = TrainOptions(**fields, config=file, output=f"runs/{name}")
+  return cli.parse(TrainOptions, arguments, "sapt_jax.train", (__doc__ or "").split("\n")[0], default)
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Parses, builds, runs, prints."""
+  chosen = options(arguments)
+  config = Config(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(Config)})
+  from sapt_jax.continual import Continual  # here, so that --help and wrong options answer at once
+  result = Continual(config, pathlib.Path(chosen.output)).run()
+  figures = "   ".join(f"{name} {'-' if value is None else format(value, '.2f')}" for name, value in result["metrics"].items())
+  print(f"{figures}   ({result['metric']}, {result['wall_s']:.0f} s)\n{chosen.output}/scores.json")
+
+
+if __name__ == "__main__":
+  cli.run(main)

@@ -1,0 +1,75 @@
+"""Trees on disk, through Orbax: written whole or not at all, checked by SHA-256 when read.
+
+A saved folder holds `tree/` (Orbax), `record.json` (plain values that belong to it) and, written last, `manifest.json` with the hash of every
+other file. Without a manifest a folder is an unfinished save and is passed over; with one that does not fit, it is damaged and named.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+MANIFEST, RECORD, TREE = "manifest.json", "record.json", "tree"
+
+
+class DamagedError(RuntimeError):
+  """A saved folder whose files are not those that were written."""
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+  return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _hashes(folder: pathlib.Path) -> dict[str, str]:
+  files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+  return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def write_json(file: pathlib.Path, value: Any) -> None:
+  """Writes JSON so that the file is either the old one or the new one, never half of it."""
+  draft = file.with_name(file.name + ".draft")
+  draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+  draft.replace(file)
+
+
+def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
+  """Saves a tree of arrays and the plain values that go with it; a folder of that name is replaced."""
+  if folder.exists():
+    shutil.rmtree(folder)
+  folder.mkdir(parents=True)
+  ocp.save(str((folder / TREE).absolute()), _flat(tree))
+  write_json(folder / RECORD, record)
+  write_json(folder / MANIFEST, _hashes(folder))
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+  """Whether a save of this folder was completed."""
+  return (folder / MANIFEST).is_file()
+
+
+def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
+  """The tree and the record of a saved folder.
+
+  Args:
+    abstract: a tree of the same structure, of arrays or ShapeDtypeStructs with shardings, which say where each array is to go.
+
+  Raises:
+    DamagedError: a file is missing, or is not the one that was written; the message names it.
+  """
+  try:
+    written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise DamagedError(f"{folder / MANIFEST}: {error}") from None
+  found = _hashes(folder)
+  for name, digest in written.items():
+    if found.get(name) != digest:
+      raise DamagedError(f"{folder / name}: {'changed since it was written' if name in found else 'missing'}")
+  target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(abstract))
+  flat = ocp.load(str((folder / TREE).absolute()), target)
+  leaves = [flat[name] for name in _flat(abstract)]
+  return jax.tree.unflatten(jax.tree.structure(abstract), leaves), json.loads((folder / RECORD).read_text(encoding="utf-8"))
