@@ -263,14 +263,17 @@ def decoded(golden: Golden, name: str) -> dict[str, np.ndarray]:
   only = golden.model.config.is_decoder_only
   before = theirs[:, : batch.source.shape[1] if only else 1]
   written = theirs[:, before.shape[1]:]
-  adapters = attention(golden, batch)[1]
-  sequences = (batch.source, batch.source_mask, written, np.ones_like(written, bool))
-  logits = jax.jit(golden.model.apply)({"params": golden.params}, *sequences, adapters)
-  best = jax.lax.top_k(logits, 2)[0]
-  answer = jax.jit(partial(generate, golden.model, max_new=written.shape[1]))
-  ours = answer(golden.params, *sequences[:2], adapters)
-  return {"generated_ids": np.concatenate([before, ours], axis=1),
-          "generated_margin": np.asarray(best[..., 0] - best[..., 1])}
+
+  @jax.jit
+  def answer(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    adapters, source = attention(golden, batch)[1], (batch.source, batch.source_mask)
+    logits = golden.model.apply({"params": golden.params}, *source, written, jnp.ones_like(written, bool), adapters)
+    ids = generate(golden.model, golden.params, *source, adapters, written.shape[1])
+    best = jax.lax.top_k(logits, 2)[0]
+    return ids, best[..., 0] - best[..., 1]
+
+  ids, margin = answer(batch)
+  return {"generated_ids": np.concatenate([before, ids], axis=1), "generated_margin": np.asarray(margin)}
 
 
 def named_gradient(golden: Golden, gradient: dict[str, Any]) -> Arrays:
@@ -302,7 +305,7 @@ def replay(golden: Golden, name: str) -> Arrays:
     return method.reflection(dataclasses.replace(method.merge(golden.learned, trainable), memory=memory))
 
   trainable = method.trainable(golden.learned)
-  loss, gradient = jax.value_and_grad(reflection)(trainable, given("input_ids"))
+  loss, gradient = jax.jit(jax.value_and_grad(reflection))(trainable, given("input_ids"))
   arrays = {"out/kl": np.asarray(loss)} | {f"grad/{x}": value for x, value in named_gradient(golden, gradient).items()}
   if f"{name}/in/input_ids_wo_label" in golden.arrays:
     arrays["out/kl_if_prompt_only"] = np.asarray(reflection(trainable, given("input_ids_wo_label")))

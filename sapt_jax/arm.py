@@ -1,7 +1,7 @@
 """The attentive reflection module (ARM): keeps the attention of earlier tasks where it was when they were learned.
 
-SAPT section 3.3. Only pooled embeddings of pseudo inputs are kept: token embeddings are frozen, so these never change, and the whole term is
-one small product per step whatever the number of tasks. Letters: N tasks remembered, M pseudo inputs each, D width, T capacity.
+SAPT section 3.3. Only pooled embeddings of pseudo inputs are kept: token embeddings are frozen, so these never change, and the whole
+term is one small product per step whatever the number of tasks. Letters: N tasks remembered, M pseudo inputs each, D width, T capacity.
 """
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
-class ReflectionMemory:
+class ReflectionMemory(flax.struct.PyTreeNode):
   """What is remembered of each task, in pool order.
 
   Attributes:

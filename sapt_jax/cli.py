@@ -26,8 +26,8 @@ def parse(kind: type[T], arguments: Sequence[str], program: str, description: st
   complaint = io.StringIO()
   try:
     with contextlib.redirect_stderr(complaint):
-      extra = {} if default is None else {"default": default}
-      return tyro.cli(kind, args=list(arguments), prog=f"python -m {program}", description=description, **extra)
+      return tyro.cli(kind, args=list(arguments), prog=f"python -m {program}", description=description,
+                      default=tyro.MISSING_NONPROP if default is None else default)
   except SystemExit as stop:
     if stop.code == 0:
       raise

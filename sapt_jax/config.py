@@ -119,6 +119,8 @@ class Fit:
   def __post_init__(self) -> None:
     _check(self.steps > 0 or self.epochs > 0, "fit.steps and fit.epochs are both 0: nothing would be learned")
     _check(self.batch_size > 0, f"fit.batch_size {self.batch_size}: must be at least 1")
+    _check(self.checkpoint_every >= 0, f"fit.checkpoint_every {self.checkpoint_every}: must not be negative")
+    _check(self.log_every > 0, f"fit.log_every {self.log_every}: must be at least 1")
     _check(self.learning_rate > 0, f"fit.learning_rate {self.learning_rate}: must be positive")
     _check(self.accumulation > 0 and self.batch_size % self.accumulation == 0,
            f"fit.accumulation {self.accumulation}: must divide fit.batch_size {self.batch_size}")

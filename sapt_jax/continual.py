@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import sapt_jax
@@ -18,7 +19,8 @@ from sapt_jax import methods, plots, sharding
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config
 from sapt_jax.data.batches import Batcher, Row
-from sapt_jax.data.prompts import FRAMES, Codec, load_tokenizer
+from sapt_jax.data.benchmarks import BENCHMARKS
+from sapt_jax.data.prompts import Codec, load_tokenizer
 from sapt_jax.data.sources import load_stream
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
@@ -31,8 +33,6 @@ from sapt_jax.run_folder import RunFolder, read_lines, write_lines
 from sapt_jax.training.checkpoint import write_json
 from sapt_jax.training.fit import Log, Plan, Trainer
 
-METRICS = {"mini": "exact_match", "superni": "rouge_l", "long_sequence": "exact_match"}
-
 
 class Continual:
   """One run: everything that stays the same from task to task, built and checked before any compute is spent."""
@@ -44,7 +44,7 @@ class Continual:
     folder = hf.find_folder(str(T5_MINI) if config.backbone.path == "t5-mini" else config.backbone.path)
     model_config = hf.build_model(hf.read_config(folder), where=str(folder / "config.json")).config
     tokenizer = load_tokenizer(folder)
-    self.codec = Codec(tokenizer, FRAMES[config.data.benchmark], config.data.max_source_length, config.data.max_target_length,
+    self.codec = Codec(tokenizer, BENCHMARKS[config.data.benchmark].frame, config.data.max_source_length, config.data.max_target_length,
                        model_config.eos_id)
     self.folder = RunFolder(output, config, hf.fingerprint(folder))
     self.single = self.single_scores(output)
@@ -63,7 +63,7 @@ class Continual:
     self.pooler = Pooler(self.backbone, answering, self.method.pools_padding)
     self.generator = (Generator(config.generator, self.backbone, self.setting, self.codec, self.batcher, self.mesh)
                       if self.method.wants_pseudo_inputs else None)
-    self.metric = METRICS[config.data.benchmark] if config.evaluation.metric == "benchmark" else config.evaluation.metric
+    self.metric = BENCHMARKS[config.data.benchmark].metric if config.evaluation.metric == "benchmark" else config.evaluation.metric
 
   def run(self) -> dict[str, Any]:
     """Learns the whole stream, from where an earlier start of the same run stopped; returns what scores.json holds."""
@@ -139,7 +139,7 @@ class Continual:
 
   def training_mixture(self, learned: Learned, index: int, inputs: TaskInputs) -> list[float]:
     """Mean mixture of the task's training inputs when it has just been learned."""
-    mixture = self.method.mixture(learned, inputs.train, np.full(len(inputs.train), index, np.int32))
+    mixture = self.method.mixture(learned, inputs.train, jnp.full(len(inputs.train), index))
     return self.mean_mixture(np.asarray(mixture))
 
   def mean_mixture(self, mixtures: np.ndarray) -> list[float]:
@@ -172,11 +172,11 @@ class Continual:
     try:
       finished = json.loads((place / "scores.json").read_text(encoding="utf-8"))
     except OSError:
-      raise InputError(f"single {self.config.single!r}: {place / 'scores.json'} is not there; name the folder of a finished per_task run") from None
+      raise InputError(f"single {self.config.single!r}: {place / 'scores.json'} is not there; name a finished per_task run") from None
     alone = {name: finished["scores"][j][j] for j, name in enumerate(finished["tasks"])}
     missing = [name for name in self.names if name not in alone]
     if finished["method"] != "per_task" or missing:
-      raise InputError(f"single {self.config.single!r}: method {finished['method']}, without tasks {missing}; a per_task run of all tasks is needed")
+      raise InputError(f"single {self.config.single!r}: a per_task run of all tasks is needed, not {finished['method']} without {missing}")
     return [alone[name] for name in self.names]
 
   def finish(self, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -192,8 +192,8 @@ class Continual:
     for when, mixtures in (("training", [r["training_mixture"] for r in records]), ("testing", records[-1]["testing_mixture"])):
       if len(mixtures[0]) == count:
         plots.mixture_heatmap(path / f"mixture_{when}.png", np.array(mixtures), self.names, f"mean mixture in {when}")
-    write_lines(path / "predictions.jsonl", (row for i, name in enumerate(self.names)
-                                             for row in read_lines(path / "predictions" / f"{i:02d}_{name}.jsonl")))
+    parts = [path / "predictions" / f"{index:02d}_{name}.jsonl" for index, name in enumerate(self.names)]
+    write_lines(path / "predictions.jsonl", (row for part in parts for row in read_lines(part)))
     write_json(path / "scores.json", result)
     return result
 
@@ -201,7 +201,8 @@ class Continual:
 def versions() -> dict[str, str]:
   """Versions of what the numbers depend on."""
   names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers")
-  return {name: importlib.metadata.version(name) for name in names} | {"sapt_jax": sapt_jax.__version__, "python": platform.python_version()}
+  own = {"sapt_jax": sapt_jax.__version__, "python": platform.python_version()}
+  return own | {name: importlib.metadata.version(name) for name in names}
 
 
 def score_table(names: Sequence[str], rows: Sequence[Sequence[float | None]]) -> str:

@@ -1,11 +1,13 @@
-"""ARM's pseudo inputs (SAPT section 3.3): per task, a block of its own on the same backbone learns to write the task's inputs; samples of it
-stand for them later. Nothing but their pooled embeddings is kept for reflection; the texts are saved for the reader."""
+"""ARM's pseudo inputs (SAPT section 3.3).
+
+Per task, a block of its own on the same backbone learns to write the task's inputs, and samples of it stand for them later. Reflection
+keeps nothing but their pooled embeddings; the texts are saved for the reader.
+"""
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 
@@ -16,7 +18,7 @@ from sapt_jax.data.prompts import Codec
 from sapt_jax.data.tasks import Task
 from sapt_jax.evaluation.decode import sampler
 from sapt_jax.evaluation.evaluate import Answerer
-from sapt_jax.methods.base import Setting, TaskInputs
+from sapt_jax.methods.base import Setting
 from sapt_jax.methods.sequential import Sequential
 from sapt_jax.training.fit import Log, Plan, Trainer
 

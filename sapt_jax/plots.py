@@ -5,10 +5,10 @@ import pathlib
 from collections.abc import Sequence
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (the backend has to be chosen first)
+mpl.use("Agg")  # files only, no screen
 
 
 def mixture_heatmap(file: pathlib.Path, mixtures: np.ndarray, tasks: Sequence[str], title: str) -> None:

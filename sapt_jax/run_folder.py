@@ -67,7 +67,8 @@ class RunFolder:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
       self._lock.seek(0)
-      raise InputError(f"{self.path}: {self._lock.read().strip() or 'another process'} is at work here; wait for it or choose another --output") from None
+      holder = self._lock.read().strip() or "another process"
+      raise InputError(f"{self.path}: {holder} is at work here; wait for it or choose another --output") from None
     self._lock.truncate(0)
     self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     self._lock.flush()

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 BOTTLENECK = 100  # width between W_down and W_up, as in the public code
 
 
-@flax.struct.dataclass
-class QueryProjection:
+class QueryProjection(flax.struct.PyTreeNode):
   """q = LayerNorm(SiLU(W_up W_down e)): down (D, 100), up (100, D), scale and bias (D,), float32."""
 
   down: jax.Array
@@ -23,9 +22,8 @@ class QueryProjection:
   bias: jax.Array
 
 
-@flax.struct.dataclass
-class Centre:
-  """What is taken off pooled embeddings before they are projected: (e - mean) / scale. mean (D,), scale (); 0 and 1 in the published form."""
+class Centre(flax.struct.PyTreeNode):
+  """What is taken off pooled embeddings before the projection: (e - mean) / scale; mean (D,), scale (), 0 and 1 in the published form."""
 
   mean: jax.Array
   scale: jax.Array

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from sapt_jax.errors import InputError
+
 AXES = ("data", "fsdp", "tensor")
 
 # Logical axis -> mesh axes. The batch is spread over data and fsdp; weights over fsdp (model width) and tensor (heads, mlp, vocabulary).
@@ -27,12 +29,12 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[jax.D
   """A mesh of data*fsdp*tensor devices; the first ones of `devices` (default: all of jax.devices()) are used.
 
   Raises:
-    ValueError: fewer devices than data*fsdp*tensor.
+    InputError: fewer devices than data*fsdp*tensor.
   """
   devices = jax.devices() if devices is None else devices
   wanted = data * fsdp * tensor
   if wanted > len(devices):
-    raise ValueError(
+    raise InputError(
       f"mesh data={data} fsdp={fsdp} tensor={tensor} needs {wanted} devices, {len(devices)} are here: lower --mesh.*")
   return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
 

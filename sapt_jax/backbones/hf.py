@@ -1,4 +1,4 @@
-"""Hugging Face folder <-> backbone: config.json, safetensors (single or sharded with an index), by one table of weight names per architecture."""
+"""Hugging Face folder <-> backbone: config.json and safetensors (one file, or shards with an index); one table of names each."""
 from __future__ import annotations
 
 import dataclasses
@@ -6,6 +6,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -49,15 +50,15 @@ def t5_weights(c: T5Config) -> list[Weight]:
   if not c.tied_head:
     table.append(Weight("head/kernel", "lm_head.weight", True, None))
   gates = {"wi_0": "wi_0", "wi_1": "wi_1"} if c.gated else {"wi_0": "wi"}
+  attentions = {"encoder": [("self", "SelfAttention")], "decoder": [("self", "SelfAttention"), ("cross", "EncDecAttention")]}
   for stack, depth in (("encoder", c.encoder_layers), ("decoder", c.decoder_layers)):
-    attentions = {"attention": "SelfAttention"} if stack == "encoder" else {"self_attention": "SelfAttention", "cross_attention": "EncDecAttention"}
-    for place, (ours, theirs) in enumerate(attentions.items()):
+    for place, (ours, theirs) in enumerate(attentions[stack]):
       prefix = f"{stack}.block.{{}}.layer.{place}"
-      table += [Weight(f"{stack}/{ours}/{x}/kernel", f"{prefix}.{theirs}.{x}.weight", True, depth) for x in "qkvo"]
-      table.append(Weight(f"{stack}/{ours.replace('attention', 'attention_norm') if stack == 'encoder' else ours.split('_')[0] + '_norm'}/scale",
-                          f"{prefix}.layer_norm.weight", False, depth))
-    prefix = f"{stack}.block.{{}}.layer.{len(attentions)}"
-    table += [Weight(f"{stack}/feed_forward/{x}/kernel", f"{prefix}.DenseReluDense.{y}.weight", True, depth) for x, y in (gates | {"wo": "wo"}).items()]
+      table += [Weight(f"{stack}/{ours}_attention/{x}/kernel", f"{prefix}.{theirs}.{x}.weight", True, depth) for x in "qkvo"]
+      table.append(Weight(f"{stack}/{ours}_norm/scale", f"{prefix}.layer_norm.weight", False, depth))
+    prefix = f"{stack}.block.{{}}.layer.{len(attentions[stack])}"
+    kernels = gates | {"wo": "wo"}
+    table += [Weight(f"{stack}/feed_forward/{x}/kernel", f"{prefix}.DenseReluDense.{y}.weight", True, depth) for x, y in kernels.items()]
     table.append(Weight(f"{stack}/feed_forward_norm/scale", f"{prefix}.layer_norm.weight", False, depth))
     table.append(Weight(f"{stack}_bias/table", f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", False, None))
     table.append(Weight(f"{stack}_norm/scale", f"{stack}.final_layer_norm.weight", False, None))
@@ -154,7 +155,7 @@ def find_folder(path: str) -> pathlib.Path:
   if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path:
     raise InputError(f"backbone.path {path!r}: no such folder")
   from huggingface_hub import snapshot_download
-  from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+  from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
   try:
     return pathlib.Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
   except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
@@ -276,8 +277,8 @@ def load_backbone(path: str, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh |
   params = {}
   for weight in table:
     leaf = abstract.pop(weight.path)
-    params[weight.path] = jax.make_array_from_callback(
-      leaf.shape, leaf.sharding, lambda index, w=weight, x=leaf: read_weight(files, w, x.shape, x.dtype, index))
+    read = partial(read_weight, files, weight, leaf.shape, leaf.dtype)
+    params[weight.path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
   if abstract:
     raise AssertionError(f"parameters without a row in the weight table: {sorted(abstract)}")
   return Backbone(model, traverse_util.unflatten_dict(params, sep="/"), folder, raw)
@@ -306,7 +307,7 @@ def save_backbone(folder: str | pathlib.Path, model: Model, raw: dict[str, Any],
   if len(shards) == 1:
     save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
     return
-  weight_map = {}
+  weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, 1):
     file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
     save_file(shard, folder / file, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""The parts that T5 and LLaMA share: linear maps that LoRA can ride on, norms, the attention core, the key-value cache, scan over layers."""
+"""The parts that T5 and LLaMA share: linear maps that LoRA can ride on, norms, attention, the key-value cache, the scan over layers."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ class Linear(nn.Module):
   def __call__(self, x: jax.Array, factors: dict[str, jax.Array] | None = None, adapters: Adapters | None = None) -> jax.Array:
     init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
     y = x @ self.param("kernel", init, self.shape, self.dtype)
-    if factors is None or adapters is None:
+    if factors is None or adapters is None or adapters.gates is None:
       return y
     return y + lora.mixed_product(x, factors, adapters.gates, adapters.detached)
 

@@ -1,13 +1,12 @@
-"""LLaMA (Touvron et al., 2023; LLaMA 3: Grattafiori et al., 2024): grouped-query attention, rotary positions, layers scanned, cached decoding.
+"""LLaMA (Touvron et al., 2023; LLaMA 3: Grattafiori et al., 2024): grouped-query attention, rotary positions, scanned layers, a cache.
 
-Letters: B batch, S source length (soft prompt included), M target length, L any length, D model width, H query heads, G key heads, K head width,
-V vocabulary. Sources are padded on the left, so that the answer follows the last source token directly.
+Letters: B batch, S source length (soft prompt included), M target length, L any length, D model width, H query heads, G key heads,
+K head width, V vocabulary. Sources are padded on the left, so that the answer follows the last source token directly.
 """
 from __future__ import annotations
 
 import dataclasses
 import math
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -62,8 +61,7 @@ class LlamaConfig:
                      "v": (self.layers, self.width, self.key_heads * self.head_width)}}
 
 
-@flax.struct.dataclass
-class LlamaCache:
+class LlamaCache(flax.struct.PyTreeNode):
   """Keys and values (layers, B, length, G, K), which places hold real tokens (B, length), the next place, each row's next position (B,)."""
 
   k: jax.Array
@@ -92,6 +90,8 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 class LlamaLayer(nn.Module):
+  """Self-attention and gated mlp, each after a norm and added to what came in; `step` is the same with a cache."""
+
   config: LlamaConfig
 
   def setup(self) -> None:
@@ -104,7 +104,8 @@ class LlamaLayer(nn.Module):
     self.down = Linear((c.mlp_width, c.width), ("mlp", "embed"), c.dtype)
     self.attention_norm, self.mlp_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
 
-  def queries_keys_values(self, x: jax.Array, lora: Any, angles: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, ...]:
+  def queries_keys_values(self, x: jax.Array, lora: Any, angles: jax.Array,
+                          adapters: Adapters | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     c = self.config
     h = self.attention_norm(x)
     split = lambda y, heads: y.reshape(*y.shape[:-1], heads, c.head_width)
@@ -181,7 +182,8 @@ class Llama(nn.Module):
     """Logits (B, M, V) of each target token given the source and the target tokens before it."""
     return self.logits(self.hidden(source, source_mask, target, target_mask, adapters))
 
-  def start(self, source: jax.Array, source_mask: jax.Array, max_new: int, adapters: Adapters | None = None) -> tuple[jax.Array, LlamaCache]:
+  def start(self, source: jax.Array, source_mask: jax.Array, max_new: int,
+            adapters: Adapters | None = None) -> tuple[jax.Array, LlamaCache]:
     """Reads the source; returns logits (B, V) of the first answer token and a cache with room for max_new tokens."""
     c = self.config
     x, mask = self.with_prompt(source, source_mask, adapters)
@@ -200,6 +202,6 @@ class Llama(nn.Module):
   def read(self, x: jax.Array, positions: jax.Array, visible: jax.Array, cache: LlamaCache,
            adapters: Adapters | None) -> tuple[jax.Array, LlamaCache]:
     angles = positions[:, :, None] * rotary_frequencies(self.config)
-    (x_out, k, v), _ = self.layers.step((x, cache.k, cache.v), adapters and adapters.lora, jnp.arange(self.config.layers), angles,
-                                        layers.mask_bias(visible), cache.index, adapters)
+    lora, numbers = adapters and adapters.lora, jnp.arange(self.config.layers)
+    (x_out, k, v), _ = self.layers.step((x, cache.k, cache.v), lora, numbers, angles, layers.mask_bias(visible), cache.index, adapters)
     return self.logits(self.norm(x_out[:, -1])), cache.replace(k=k, v=v, index=cache.index + x.shape[1])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -51,13 +52,12 @@ class T5Config:
   def lora_sites(self) -> Sites:
     """q and v of every attention: encoder self, decoder self, decoder cross."""
     inner = self.heads * self.head_width
-    site = lambda depth: {name: (depth, self.width, inner) for name in ("q", "v")}
+    site = lambda depth: dict.fromkeys(("q", "v"), (depth, self.width, inner))
     return {"encoder": {"self": site(self.encoder_layers)},
             "decoder": {"self": site(self.decoder_layers), "cross": site(self.decoder_layers)}}
 
 
-@flax.struct.dataclass
-class T5Cache:
+class T5Cache(flax.struct.PyTreeNode):
   """What decoding one more token needs: keys and values (layers, B, length, H, K), the source's mask as a bias, the next position."""
 
   self_k: jax.Array
@@ -68,7 +68,10 @@ class T5Cache:
   index: jax.Array
 
 
-ACTIVATIONS = {"relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False), "gelu_new": partial(jax.nn.gelu, approximate=True)}
+KeysValues = tuple[jax.Array, jax.Array]
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False), "gelu_new": partial(jax.nn.gelu, approximate=True),
+}
 
 
 def relative_buckets(distance: jax.Array, bidirectional: bool, buckets: int, max_distance: int) -> jax.Array:
@@ -128,6 +131,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+  """relu, or gated gelu."""
+
   config: T5Config
 
   @nn.compact
@@ -141,23 +146,28 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
+  """Self-attention and feed-forward, each after a norm and added to what came in."""
+
   config: T5Config
 
   def setup(self) -> None:
     c = self.config
-    self.attention, self.feed_forward = Attention(c), FeedForward(c)
-    self.attention_norm, self.feed_forward_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
+    self.self_attention, self.feed_forward = Attention(c), FeedForward(c)
+    self.self_norm, self.feed_forward_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
 
   def __call__(self, x: jax.Array, lora: Any, bias: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, None]:
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
-    h = self.attention_norm(x)
+    h = self.self_norm(x)
     factors = lora and lora["self"]
-    x = x + self.attention(h, *self.attention.keys_values(h, factors, adapters), bias, factors, adapters)
+    k, v = self.self_attention.keys_values(h, factors, adapters)
+    x = x + self.self_attention(h, k, v, bias, factors, adapters)
     return x + self.feed_forward(self.feed_forward_norm(x)), None
 
 
 class DecoderLayer(nn.Module):
+  """Causal self-attention, attention over the encoder's states, feed-forward; `step` is the same with a cache."""
+
   config: T5Config
 
   def setup(self) -> None:
@@ -165,7 +175,7 @@ class DecoderLayer(nn.Module):
     self.self_attention, self.cross_attention, self.feed_forward = Attention(c), Attention(c), FeedForward(c)
     self.self_norm, self.cross_norm, self.feed_forward_norm = (RMSNorm(c.epsilon, c.dtype) for _ in range(3))
 
-  def cross_keys_values(self, encoded: jax.Array, lora: Any, adapters: Adapters | None) -> tuple[jax.Array, tuple]:
+  def cross_keys_values(self, encoded: jax.Array, lora: Any, adapters: Adapters | None) -> tuple[jax.Array, KeysValues]:
     return encoded, self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
 
   def __call__(self, x: jax.Array, lora: Any, encoded: jax.Array, bias: jax.Array, source_bias: jax.Array,
@@ -173,11 +183,11 @@ class DecoderLayer(nn.Module):
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
     h = self.self_norm(x)
-    keys_values = self.self_attention.keys_values(h, lora and lora["self"], adapters)
-    cross = self.cross_keys_values(encoded, lora, adapters)[1]
-    return self.mix(x, h, keys_values, cross, lora, bias, source_bias, adapters), None
+    own = self.self_attention.keys_values(h, lora and lora["self"], adapters)
+    cross = self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
+    return self.mix(x, h, own, cross, lora, bias, source_bias, adapters), None
 
-  def step(self, carry: tuple, lora: Any, cross: tuple, layer: jax.Array, bias: jax.Array, source_bias: jax.Array, index: jax.Array,
+  def step(self, carry: tuple, lora: Any, cross: KeysValues, layer: jax.Array, bias: jax.Array, source_bias: jax.Array, index: jax.Array,
            adapters: Adapters | None) -> tuple[tuple, None]:
     x, cache_k, cache_v = carry
     h = self.self_norm(x)
@@ -186,9 +196,9 @@ class DecoderLayer(nn.Module):
     x = self.mix(x, h, (cache_k[layer], cache_v[layer]), cross, lora, bias, source_bias, adapters)
     return (x, cache_k, cache_v), None
 
-  def mix(self, x: jax.Array, h: jax.Array, keys_values: tuple, cross: tuple, lora: Any, bias: jax.Array, source_bias: jax.Array,
+  def mix(self, x: jax.Array, h: jax.Array, own: KeysValues, cross: KeysValues, lora: Any, bias: jax.Array, source_bias: jax.Array,
           adapters: Adapters | None) -> jax.Array:
-    x = x + self.self_attention(h, *keys_values, bias, lora and lora["self"], adapters)
+    x = x + self.self_attention(h, *own, bias, lora and lora["self"], adapters)
     x = x + self.cross_attention(self.cross_norm(x), *cross, source_bias, lora and lora["cross"], adapters)
     return x + self.feed_forward(self.feed_forward_norm(x))
 

@@ -1,11 +1,15 @@
-"""Token lists -> batches of few shapes. Which rows stand in batch i is a pure function of (seed, i), so that a step number is all that an
-interrupted run has to remember."""
+"""Token lists -> batches of few shapes.
+
+Which rows stand in batch i is a pure function of (seed, i), so that a step number is all that an interrupted run has to remember.
+"""
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import flax.struct
+import jax
 import numpy as np
 
 # Lengths that batches are padded to: each shape is compiled once.
@@ -13,8 +17,7 @@ BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 64
 WINDOW = 8  # batches whose rows are sorted by length together: less padding, still nearly random
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
   """Rows to learn from or to answer.
 
   Attributes:
@@ -23,11 +26,11 @@ class Batch:
     task: (B,) int32, each row's place in the stream; only methods that know the task look at it.
   """
 
-  source: np.ndarray
-  source_mask: np.ndarray
-  target: np.ndarray
-  target_mask: np.ndarray
-  task: np.ndarray
+  source: jax.Array
+  source_mask: jax.Array
+  target: jax.Array
+  target_mask: jax.Array
+  task: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +47,8 @@ def bucket(length: int) -> int:
   return next((size for size in BUCKETS if size >= length), length)
 
 
-def pad(lists: Sequence[list[int]], left: bool, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-  """(rows, bucket) int32 ids and bool mask, padded on one side."""
+def pad(lists: Sequence[list[int]], left: bool, pad_id: int) -> tuple[Any, Any]:
+  """(rows, bucket) int32 ids and bool mask, padded on one side; numpy arrays, that the trainer puts on the devices."""
   width = bucket(max(len(ids) for ids in lists))
   ids = np.full((len(lists), width), pad_id, np.int32)
   mask = np.zeros((len(lists), width), bool)
@@ -77,7 +80,8 @@ class Batcher:
     """One batch of these rows."""
     source, source_mask = pad([row.source for row in rows], self.left, self.pad_id)
     target, target_mask = pad([row.target for row in rows], False, self.pad_id)
-    return Batch(source, source_mask, target, target_mask, np.array([row.task for row in rows], np.int32))
+    task: Any = np.array([row.task for row in rows], np.int32)
+    return Batch(source, source_mask, target, target_mask, task)
 
   def steps_per_epoch(self, rows: int) -> int:
     """Batches that one pass over so many rows takes."""
@@ -89,7 +93,8 @@ class Batcher:
     order = np.resize(rng.permutation(len(rows)), self.steps_per_epoch(len(rows)) * self.size)
     windows = [order[start: start + WINDOW * self.size] for start in range(0, len(order), WINDOW * self.size)]
     lengths = np.array([len(row.source) for row in rows])
-    batches = [part for window in windows for part in np.split(window[np.argsort(lengths[window], kind="stable")], len(window) // self.size)]
+    by_length = [window[np.argsort(lengths[window], kind="stable")] for window in windows]
+    batches = [part for window in by_length for part in np.split(window, len(window) // self.size)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
   def training(self, rows: Sequence[Row], start: int, stop: int) -> Iterator[Batch]:

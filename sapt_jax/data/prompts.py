@@ -1,19 +1,13 @@
-"""Text <-> tokens: the prompt frames of the benchmarks, and cutting that leaves the frame whole."""
+"""Text <-> tokens, and cutting that leaves the prompt's frame whole."""
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 from sapt_jax.errors import InputError
-
-# Frames: what stands before and after the input. {d} is the task's definition.
-FRAMES = {
-  "mini": ("Definition: {d}\n\nNow complete the following example -\nInput: ", "\nOutput: "),
-  "superni": ("Definition: {d}\n\nNow complete the following example -\nInput: ", "\nOutput: "),
-  "long_sequence": ("{d}\n", "\nOutput: "),
-}
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
@@ -22,6 +16,7 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
   Raises:
     InputError: the folder has none that transformers can read.
   """
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there is as it should be
   from transformers import AutoTokenizer  # here: it takes seconds to import
   try:
     return AutoTokenizer.from_pretrained(str(folder))
@@ -35,7 +30,7 @@ class Codec:
 
   Attributes:
     tokenizer: a fast Hugging Face tokenizer.
-    frame: text before and after the input (FRAMES).
+    frame: text before and after the input (benchmarks.Benchmark).
     max_source: most tokens of a prompt.
     max_target: most tokens of an answer, the end token included.
     eos_id: the token that ends an answer.
@@ -78,7 +73,7 @@ def cut_to_fit(tokenizer: Any, text: str, frame: Callable[[str], str], limit: in
     offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     kept = len(offsets) - (len(ids) - limit)
     if not text or kept < 0:
-      raise InputError(f"data.max_source_length {limit}: the frame without any input already takes {len(ids) - len(offsets)} tokens; raise it")
+      raise InputError(f"data.max_source_length {limit}: the frame alone takes {len(ids) - len(offsets)} tokens; raise it")
     # Cutting can merge tokens differently at the seam, so that one more round is needed; dropping at least one character ends the loop.
     text = text[: min(offsets[kept - 1][1] if kept else 0, len(text) - 1)]
     ids = tokenizer(frame(text))["input_ids"]

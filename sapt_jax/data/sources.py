@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from sapt_jax import config
+from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
 from sapt_jax.mini.tasks import mini_stream
 
-FOLDERS = {"superni": "SuperNI", "long_sequence": "Long_Sequence"}
 CLEAN_DEV = 100  # rows of train that the clean protocol sets aside for dev, or a tenth of train where that is less
 
 
@@ -107,7 +107,7 @@ def load_stream(options: config.Data, stream: config.Stream, seed: int) -> list[
     generated = {task.name: task for task in mini_stream(seed)}
     tasks = [generated[name] for name in choose(list(generated), stream.tasks or list(generated), "the mini stream")]
   else:
-    folder = pathlib.Path(options.root).expanduser() / FOLDERS[options.benchmark]
+    folder = pathlib.Path(options.root).expanduser() / BENCHMARKS[options.benchmark].folder
     if not folder.is_dir():
       raise InputError(f"data.root {options.root!r}: {folder} is not a folder")
     available = sorted(path.name for path in folder.iterdir() if path.is_dir())

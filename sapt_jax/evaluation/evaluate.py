@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sapt_jax import sharding
@@ -69,9 +70,9 @@ class Pooler:
     self.pooled = jax.jit(partial(pooled_inputs, backbone.model), static_argnames="with_padding")
     self.with_padding = with_padding
 
-  def __call__(self, rows: Sequence[Row]) -> np.ndarray:
+  def __call__(self, rows: Sequence[Row]) -> jax.Array:
     """(n, D) float32, in the order of the rows; (0, D) when there are none."""
     pooled = np.zeros((len(rows), self.backbone.config.width), np.float32)
     for numbers, batch in self.batcher.answering(rows):
       pooled[numbers] = np.asarray(self.pooled(self.backbone.params, batch, with_padding=self.with_padding))[: len(numbers)]
-    return pooled
+    return jnp.asarray(pooled)

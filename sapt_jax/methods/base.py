@@ -59,8 +59,7 @@ class TaskInputs:
   pseudo: jax.Array
 
 
-@flax.struct.dataclass
-class Pool:
+class Pool(flax.struct.PyTreeNode):
   """The least that a method learns: blocks, and how many slots are taken (() int32)."""
 
   blocks: blocks.Blocks
@@ -73,15 +72,18 @@ class Method:
   Attributes:
     knows_task: whether it may look at the task's identity when answering.
     wants_pseudo_inputs: whether the loop should train a generator for it.
-    pools_padding: reference quirk: padding takes part in the max-pooled embedding.
   """
 
   knows_task = False
   wants_pseudo_inputs = False
-  pools_padding = False
 
   def __init__(self, options: config.Method, setting: Setting):
     self.options, self.setting = options, setting
+
+  @property
+  def pools_padding(self) -> bool:
+    """Reference quirk: whether padding takes part in the max-pooled embedding."""
+    return self.options.reference_quirks
 
   def new_block(self, rng: jax.Array) -> blocks.Block:
     """A fresh block of the setting's kind."""

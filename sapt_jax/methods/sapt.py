@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,7 +23,6 @@ from sapt_jax.pet.adapters import Adapters
 ROUTING_INPUTS = 512  # most inputs of the new task in a routing step; more add cost and nothing else
 
 
-@flax.struct.dataclass
 class SaptLearned(Pool):
   """The pool, its keys (T, D), the query projection all tasks share, the centre of pooled embeddings, and the reflection memory."""
 
@@ -38,10 +36,6 @@ class Sapt(Method):
   """Shared attention and reflection over a pool of LoRA blocks or soft prompts."""
 
   wants_pseudo_inputs = True
-
-  @property
-  def pools_padding(self) -> bool:
-    return self.options.reference_quirks
 
   def start(self, rng: jax.Array) -> SaptLearned:
     pool, width, capacity = super().start(rng), self.setting.width, self.setting.capacity

@@ -7,8 +7,7 @@ import flax.struct
 import jax
 
 
-@flax.struct.dataclass
-class Adapters:
+class Adapters(flax.struct.PyTreeNode):
   """PET blocks as a backbone applies them to one batch; None in a field means that there are none of that kind.
 
   Attributes:

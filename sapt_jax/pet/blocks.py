@@ -47,8 +47,11 @@ def empty_pool(block: Block, capacity: int) -> Blocks:
 
 def write(pool: Blocks, block: Block, slot: jax.Array | int) -> Blocks:
   """The pool with `block` in its slot; gradients reach the block and no other slot."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, all_, one: jax.lax.dynamic_update_slice_in_dim(all_, jnp.expand_dims(one, task_axis(path)), slot, task_axis(path)), pool, block)
+  def put(path: tuple, stacked: jax.Array, one: jax.Array) -> jax.Array:
+    axis = task_axis(path)
+    return jax.lax.dynamic_update_slice_in_dim(stacked, jnp.expand_dims(one, axis), slot, axis)
+
+  return jax.tree_util.tree_map_with_path(put, pool, block)
 
 
 def read(pool: Blocks, slot: jax.Array | int) -> Block:

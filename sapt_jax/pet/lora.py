@@ -28,7 +28,7 @@ def init_block(rng: jax.Array, sites: Sites, rank: int) -> Any:
     bound = 1 / math.sqrt(d_in)
     return {"a": jax.random.uniform(key, (layers, d_in, rank), minval=-bound, maxval=bound), "b": jnp.zeros((layers, rank, d_out))}
 
-  return structure.unflatten([one(key, site) for key, site in zip(jax.random.split(rng, len(leaves)), leaves, strict=True)])
+  return jax.tree.unflatten(structure, [one(key, site) for key, site in zip(jax.random.split(rng, len(leaves)), leaves, strict=True)])
 
 
 def mixed_product(x: jax.Array, factors: dict[str, jax.Array], gates: jax.Array, detached: jax.Array | None = None) -> jax.Array:
@@ -38,7 +38,7 @@ def mixed_product(x: jax.Array, factors: dict[str, jax.Array], gates: jax.Array,
     x: (B, L, D_in) in the compute dtype.
     factors: {"a": (D_in, T, R), "b": (T, R, D_out)} of one layer, any float dtype.
     gates: (B, T), one weight per example and block.
-    detached: (T,) bool; blocks through which no gradient reaches x (the public code's treatment of earlier blocks). None: the true gradient.
+    detached: (T,) bool; blocks through which no gradient reaches x, as in the public code for earlier blocks. None: the true gradient.
 
   Returns:
     (B, L, D_out) in x's dtype.

@@ -1,7 +1,7 @@
 """Trees on disk, through Orbax: written whole or not at all, checked by SHA-256 when read.
 
-A saved folder holds `tree/` (Orbax), `record.json` (plain values that belong to it) and, written last, `manifest.json` with the hash of every
-other file. Without a manifest a folder is an unfinished save and is passed over; with one that does not fit, it is damaged and named.
+A saved folder holds `tree/` (Orbax), `record.json` (plain values that belong to it) and, written last, `manifest.json` with the hash of
+every other file. Without a manifest a folder is an unfinished save and is passed over; with one that does not fit, it is damaged and named.
 """
 from __future__ import annotations
 

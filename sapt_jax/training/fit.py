@@ -4,7 +4,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -86,16 +85,11 @@ class Trainer:
         plan.log({"step": step, "dev": score})
         if score > best_score:
           best, best_score = jax.tree.map(jnp.copy, state.trainable), score
-      if plan.folder is not None and not last and step % self.options.checkpoint_every == 0:
+      if plan.folder is not None and not last and self.options.checkpoint_every and step % self.options.checkpoint_every == 0:
         meter.flush()
         checkpoint.save(plan.folder, (state, best), {"step": step, "best_score": best_score})
     meter.close()
     return self.method.merge(learned, best if plan.validate else state.trainable)
-
-
-def forget_checkpoint(folder: pathlib.Path) -> None:
-  """Removes the checkpoint inside a task, once the task's snapshot is written."""
-  shutil.rmtree(folder, ignore_errors=True)
 
 
 class Meter:
@@ -123,7 +117,8 @@ class Meter:
       return
     figures = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(figures["loss"] + figures["gradient_norm"]):
-      raise DivergedError(f"{self.plan.label}, step {step}: loss {figures['loss']}, gradient norm {figures['gradient_norm']}; lower fit.learning_rate")
+      norm = figures["gradient_norm"]
+      raise DivergedError(f"{self.plan.label}, step {step}: loss {figures['loss']}, gradient norm {norm}; lower fit.learning_rate")
     rate = self.tokens / (time.monotonic() - self.since)
     self.tokens, self.since = 0, time.monotonic()
     self.bar.set_postfix({"loss": f"{figures['loss']:.3f}", "own": f"{figures['own_weight']:.2f}", "tokens/s": f"{rate:,.0f}"})

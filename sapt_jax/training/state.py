@@ -11,8 +11,7 @@ from sapt_jax import config
 from sapt_jax.methods.base import Trainable
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """step: () int32, updates made; trainable: the method's trainable part; optimizer: optax's state for it."""
 
   step: jax.Array

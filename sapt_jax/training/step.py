@@ -39,7 +39,7 @@ def answer_loss(model: Model, method: Method, params: Any, learned: Learned, bat
 
 def batch_gradient(model: Model, method: Method, accumulation: int, params: Any, learned: Learned, trainable: Trainable,
                    batch: Batch) -> tuple[Trainable, Metrics]:
-  """Gradient of mean cross-entropy + penalty over the whole batch, computed in `accumulation` parts, and what there is to report."""
+  """Gradient of mean cross-entropy + penalty over the whole batch, computed in `accumulation` parts, and figures to report."""
   answers = jnp.sum(batch.target_mask)
 
   def part_loss(trainable: Trainable, part: Batch) -> tuple[jax.Array, tuple]:
@@ -59,14 +59,10 @@ def batch_gradient(model: Model, method: Method, accumulation: int, params: Any,
     gradient, loss, own = add_part(nothing, batch)[0]
   else:
     gradient, loss, own = jax.lax.scan(add_part, nothing, parts)[0]
-  penalty_gradient, (penalty, figures) = jax.grad(lambda t: with_figures(method.penalty(method.merge(learned, t))), has_aux=True)(trainable)
+  (penalty, figures), penalty_gradient = jax.value_and_grad(lambda t: method.penalty(method.merge(learned, t)), has_aux=True)(trainable)
   gradient = jax.tree.map(jnp.add, gradient, penalty_gradient)
-  return gradient, {"loss": loss + penalty, "cross_entropy": loss, "own_weight": own, "gradient_norm": optax.global_norm(gradient)} | figures
-
-
-def with_figures(penalty: tuple[jax.Array, Metrics]) -> tuple[jax.Array, tuple[jax.Array, Metrics]]:
-  """(value, figures) -> (value, (value, figures)), as jax.grad wants it to report the value too."""
-  return penalty[0], penalty
+  norm = optax.global_norm(gradient)
+  return gradient, {"loss": loss + penalty, "cross_entropy": loss, "own_weight": own, "gradient_norm": norm} | figures
 
 
 def train_step(model: Model, method: Method, optimizer: optax.GradientTransformation, accumulation: int, state: TrainState, params: Any,
