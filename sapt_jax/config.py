@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import typing
+from typing import Any, Literal
 
 from sapt_jax.errors import InputError
 
@@ -223,3 +224,14 @@ class Config:
     for name, rows in (("fit.batch_size / fit.accumulation", self.fit.batch_size // self.fit.accumulation),
                        ("evaluation.batch_size", self.evaluation.batch_size), ("generator.batch_size", self.generator.batch_size)):
       _check(rows % devices == 0, f"{name} {rows}: must be a multiple of mesh.data * mesh.fsdp = {devices}")
+
+
+def from_dict(kind: Any, values: dict[str, Any]) -> Any:
+  """The inverse of dataclasses.asdict for Config and its parts, from JSON values; keys that are not fields are passed over."""
+  hints = typing.get_type_hints(kind)
+
+  def value_of(name: str) -> Any:
+    value = values[name]
+    return from_dict(hints[name], value) if dataclasses.is_dataclass(hints[name]) else tuple(value) if isinstance(value, list) else value
+
+  return kind(**{field.name: value_of(field.name) for field in dataclasses.fields(kind) if field.name in values})

@@ -15,20 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import sapt_jax
-from sapt_jax import methods, plots, sharding
+from sapt_jax import learner, plots
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config
-from sapt_jax.data.batches import Batcher, Row
+from sapt_jax.data.batches import Row
 from sapt_jax.data.benchmarks import BENCHMARKS
-from sapt_jax.data.prompts import Codec, load_tokenizer
 from sapt_jax.data.sources import load_stream
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.continual_metrics import continual_metrics
-from sapt_jax.evaluation.evaluate import Answerer, Pooler, mean_score
+from sapt_jax.evaluation.evaluate import mean_score
 from sapt_jax.generator import Generator, PseudoInputs, prompt_rows, wanted
-from sapt_jax.methods.base import Learned, Setting, TaskInputs
-from sapt_jax.mini import T5_MINI
+from sapt_jax.methods.base import Learned, TaskInputs
 from sapt_jax.run_folder import RunFolder, read_lines, write_lines
 from sapt_jax.training.checkpoint import write_json
 from sapt_jax.training.fit import Log, Plan, Trainer
@@ -38,37 +36,25 @@ class Continual:
   """One run: everything that stays the same from task to task, built and checked before any compute is spent."""
 
   def __init__(self, config: Config, output: pathlib.Path):
-    self.config, self.began = config, time.monotonic()
+    self.config = config
     self.tasks = load_stream(config.data, config.stream, config.seed)
     self.names = [task.name for task in self.tasks]
-    folder = hf.find_folder(str(T5_MINI) if config.backbone.path == "t5-mini" else config.backbone.path)
-    model_config = hf.build_model(hf.read_config(folder), where=str(folder / "config.json")).config
-    tokenizer = load_tokenizer(folder)
-    self.codec = Codec(tokenizer, BENCHMARKS[config.data.benchmark].frame, config.data.max_source_length, config.data.max_target_length,
-                       model_config.eos_id)
-    self.folder = RunFolder(output, config, hf.fingerprint(folder))
+    backbone = learner.backbone_folder(config)
+    self.codec = learner.make_codec(config, backbone)
+    self.folder = RunFolder(output, config, hf.fingerprint(backbone))
     self.single = self.single_scores(output)
-    self.mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    jax.set_mesh(self.mesh)
-    self.backbone = hf.load_backbone(str(folder), config.backbone.dtype, self.mesh, config.backbone.remat, config.backbone.unroll)
-    self.batcher = Batcher(model_config.is_decoder_only, model_config.pad_id, config.fit.batch_size, config.seed,
-                           divisor=config.mesh.data * config.mesh.fsdp)
-    most = max(wanted(config.generator, len(task.train)) for task in self.tasks)
-    capacity = 1 << (len(self.tasks) - 1).bit_length()
-    self.setting = Setting(config.pet, model_config.lora_sites(), self.backbone.params["embedding"]["table"], capacity, most)
-    self.method = methods.build(config.method, self.setting)
-    answering = dataclasses.replace(self.batcher, size=config.evaluation.batch_size)
-    self.trainer = Trainer(self.backbone, self.method, config.fit, self.batcher, self.mesh)
-    self.answerer = Answerer(self.backbone, self.method, answering, self.mesh)
-    self.pooler = Pooler(self.backbone, answering, self.method.pools_padding)
-    self.generator = (Generator(config.generator, self.backbone, self.setting, self.codec, self.batcher, self.mesh)
-                      if self.method.wants_pseudo_inputs else None)
+    self.capacity = 1 << (len(self.tasks) - 1).bit_length()
+    self.memory_inputs = max(wanted(config.generator, len(task.train)) for task in self.tasks)
+    built = learner.build(config, self.codec, backbone, self.capacity, self.memory_inputs)
+    self.built, self.method, self.answerer, self.pooler = built, built.method, built.answerer, built.pooler
+    self.trainer = Trainer(built.backbone, built.method, config.fit, built.batcher, built.mesh)
+    self.generator = (Generator(config.generator, built.backbone, built.setting, self.codec, built.batcher, built.mesh)
+                      if built.method.wants_pseudo_inputs else None)
     self.metric = BENCHMARKS[config.data.benchmark].metric if config.evaluation.metric == "benchmark" else config.evaluation.metric
 
   def run(self) -> dict[str, Any]:
     """Learns the whole stream, from where an earlier start of the same run stopped; returns what scores.json holds."""
-    start = jax.device_put(self.method.start(jax.random.key(self.config.seed)), sharding.replicated(self.mesh))
-    learned, records = self.folder.restore(self.names, start)
+    learned, records = self.folder.restore(self.names, self.built.start(self.config.seed))
     self.folder.trim_log(len(records))
     for index, task in list(enumerate(self.tasks))[len(records):]:
       began, log = time.monotonic(), self.logger(index, task)
@@ -77,8 +63,8 @@ class Continual:
       learned = self.learn(learned, index, task, log)
       learned, pseudo = self.reflect(learned, index, task, inputs, log)
       record, answers = self.evaluate(learned, index)
-      record |= {"task": task.name, "steps": self.steps(task), "wall_s": round(time.monotonic() - began, 1),
-                 "training_mixture": self.training_mixture(learned, index, inputs)}
+      record |= {"task": task.name, "steps": self.steps(task), "training_mixture": self.training_mixture(learned, index, inputs),
+                 "capacity": self.capacity, "memory_inputs": self.memory_inputs, "wall_s": round(time.monotonic() - began, 1)}
       self.snapshot(learned, index, task, record, answers, pseudo)
       records.append(record)
       print(score_table(self.names, [r["scores"] for r in records]))

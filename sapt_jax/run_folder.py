@@ -124,3 +124,15 @@ class RunFolder:
     """Adds one line to metrics.jsonl."""
     with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
       file.write(json.dumps(row) + "\n")
+
+
+def finished_snapshots(run: pathlib.Path) -> list[pathlib.Path]:
+  """The finished snapshots of a run, in order of the stream.
+
+  Raises:
+    InputError: there is none.
+  """
+  finished = [folder for folder in sorted((run / "snapshots").glob("*_*")) if checkpoint.is_finished(folder)]
+  if not finished:
+    raise InputError(f"{run}: no finished snapshot; the run has not learned a task yet")
+  return finished

@@ -1,0 +1,63 @@
+"""A finished (or half finished) run, ready to answer: its newest sound snapshot on its backbone."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sapt_jax import config, learner
+from sapt_jax.backbones import hf
+from sapt_jax.data.batches import Row
+from sapt_jax.data.prompts import cut_to_fit
+from sapt_jax.errors import InputError
+from sapt_jax.run_folder import finished_snapshots, write_lines
+from sapt_jax.training import checkpoint
+
+
+class Answering:
+  """Restores a run.
+
+  Raises:
+    InputError: the folder is no run's, has no snapshot yet, its method needs the task's identity, or its backbone has changed.
+  """
+
+  def __init__(self, run: pathlib.Path, batch_size: int = 0):
+    try:
+      values = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+      raise InputError(f"--run {run}: no config.json of a run there") from None
+    options = config.from_dict(config.Config, values)
+    if batch_size:
+      options = dataclasses.replace(options, evaluation=dataclasses.replace(options.evaluation, batch_size=batch_size))
+    snapshots = finished_snapshots(run)
+    folder = learner.backbone_folder(options)
+    if hf.fingerprint(folder) != values["backbone.weights"]:
+      raise InputError(f"--run {run}: {folder} does not hold the weights that it was trained on")
+    record = json.loads((snapshots[-1] / checkpoint.RECORD).read_text(encoding="utf-8"))
+    self.tasks = [snapshot.name.split("_", 1)[1] for snapshot in snapshots]
+    self.codec = learner.make_codec(options, folder)
+    self.built = learner.build(options, self.codec, folder, record["capacity"], record["memory_inputs"])
+    if self.built.method.knows_task:
+      raise InputError(f"--run {run}: method {options.method.name} needs to know the task of an input, which is not given here")
+    self.learned, _ = checkpoint.load(snapshots[-1], self.built.start(options.seed))
+    self.max_new = options.data.max_target_length
+
+  def __call__(self, pairs: Sequence[tuple[str | None, str]]) -> Iterator[tuple[str, dict[str, float]]]:
+    """(definition, input) -> (answer, {task: weight}), in order; without a definition the input is the whole prompt."""
+    answers = self.built.answerer.answer(self.learned, [Row(self.source(*pair), [self.codec.eos_id], 0) for pair in pairs], self.max_new)
+    for ids, mixture in zip(answers.tokens, answers.mixtures, strict=True):
+      weights = {task: round(float(weight), 6) for task, weight in zip(self.tasks, mixture, strict=False)}
+      yield self.codec.text(ids), weights
+
+  def source(self, definition: str | None, text: str) -> list[int]:
+    """Token ids of one prompt."""
+    if definition is not None:
+      return self.codec.source(definition, text)
+    return cut_to_fit(self.codec.tokenizer, text, lambda part: part, self.codec.max_source)
+
+  @staticmethod
+  def write(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes JSON lines."""
+    write_lines(file, rows)

@@ -1,0 +1,68 @@
+"""A backbone, a method and a tokenizer put together, as learning and answering both need them."""
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+
+from sapt_jax import methods, sharding
+from sapt_jax.backbones import hf
+from sapt_jax.config import Config
+from sapt_jax.data.batches import Batcher
+from sapt_jax.data.benchmarks import BENCHMARKS
+from sapt_jax.data.prompts import Codec, load_tokenizer
+from sapt_jax.evaluation.evaluate import Answerer, Pooler
+from sapt_jax.methods.base import Learned, Method, Setting
+from sapt_jax.mini import T5_MINI
+
+
+def backbone_folder(config: Config) -> pathlib.Path:
+  """Where the backbone's files are: the model that comes with the library, a folder, or the hub's snapshot."""
+  return hf.find_folder(str(T5_MINI) if config.backbone.path == "t5-mini" else config.backbone.path)
+
+
+def make_codec(config: Config, folder: pathlib.Path) -> Codec:
+  """The tokenizer of a model folder with the benchmark's frame and the run's lengths; needs no weights."""
+  eos_id = hf.build_model(hf.read_config(folder), where=str(folder / "config.json")).config.eos_id
+  frame = BENCHMARKS[config.data.benchmark].frame
+  return Codec(load_tokenizer(folder), frame, config.data.max_source_length, config.data.max_target_length, eos_id)
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+  """mesh: the devices; batcher: for training; answerer and pooler: compiled answering and pooled embeddings."""
+
+  mesh: jax.sharding.Mesh
+  backbone: hf.Backbone
+  codec: Codec
+  setting: Setting
+  method: Method
+  batcher: Batcher
+  answerer: Answerer
+  pooler: Pooler
+
+  def start(self, seed: int) -> Learned:
+    """What the method knows before the first task, on every device."""
+    return jax.device_put(self.method.start(jax.random.key(seed)), sharding.replicated(self.mesh))
+
+
+def build(config: Config, codec: Codec, folder: pathlib.Path, capacity: int, memory_inputs: int) -> Learner:
+  """Loads the backbone onto the mesh and builds the method on it.
+
+  Args:
+    capacity, memory_inputs: see methods.base.Setting.
+
+  Raises:
+    InputError: the folder's weights do not fit, or there are too few devices.
+  """
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+  jax.set_mesh(mesh)
+  backbone = hf.load_backbone(str(folder), config.backbone.dtype, mesh, config.backbone.remat, config.backbone.unroll)
+  setting = Setting(config.pet, backbone.config.lora_sites(), backbone.params["embedding"]["table"], capacity, memory_inputs)
+  method = methods.build(config.method, setting)
+  batcher = Batcher(backbone.config.is_decoder_only, backbone.config.pad_id, config.fit.batch_size, config.seed,
+                    divisor=config.mesh.data * config.mesh.fsdp)
+  answering = dataclasses.replace(batcher, size=config.evaluation.batch_size)
+  return Learner(mesh, backbone, codec, setting, method, batcher, Answerer(backbone, method, answering, mesh),
+                 Pooler(backbone, answering, method.pools_padding))

@@ -1,0 +1,77 @@
+"""Answers new inputs with all that a run has learned; no task is given.
+
+    python -m sapt_jax.predict --run runs/mini --input questions.jsonl --output answers.jsonl
+
+Each line of the input is {"input": TEXT}: the whole prompt, as the model reads it; or {"definition": TEXT, "input": TEXT}, which is put into
+the frame of the run's benchmark. Each line of the output adds "output" and "mixture", {task: weight}.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from sapt_jax import cli
+from sapt_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictOptions:
+  """Which run answers what."""
+
+  run: str
+  """The run's folder."""
+  input: str
+  """JSON lines with "input" (and, if wanted, "definition")."""
+  output: str
+  """Where the answers go; a file there is replaced."""
+  batch_size: int = 0
+  """Inputs answered at once; 0: as in the run."""
+
+
+def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
+  """The lines of a file, each an object with a text "input".
+
+  Raises:
+    InputError: no such file, or a line that is not that; the message names it.
+  """
+  try:
+    lines = file.read_bytes().decode("utf-8-sig").splitlines()
+  except FileNotFoundError:
+    raise InputError(f"--input {file}: no such file") from None
+  except UnicodeDecodeError as error:
+    raise InputError(f"--input {file}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+  questions = []
+  for number, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    try:
+      question = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise InputError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno})") from None
+    for field in ("input", "definition"):
+      value = question.get(field, "" if field == "definition" else None) if isinstance(question, dict) else None
+      if not isinstance(value, str):
+        raise InputError(f"{file}:{number}: field {field!r} must be text")
+    questions.append(question)
+  if not questions:
+    raise InputError(f"--input {file}: no line in it; give one {{\"input\": TEXT}} per line")
+  return questions
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Parses, restores, answers, writes."""
+  options = cli.parse(PredictOptions, arguments, "sapt_jax.predict", (__doc__ or "").split("\n")[0])
+  questions = read_questions(pathlib.Path(options.input))
+  from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
+  answering = Answering(pathlib.Path(options.run), options.batch_size)
+  pairs = [(question.get("definition"), question["input"]) for question in questions]
+  rows = (question | {"output": text, "mixture": mixture} for question, (text, mixture) in zip(questions, answering(pairs), strict=True))
+  answering.write(pathlib.Path(options.output), rows)
+  print(f"{len(questions)} answers in {options.output}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

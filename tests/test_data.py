@@ -1,0 +1,159 @@
+"""Reading tasks, cutting prompts, making batches."""
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from sapt_jax import config
+from sapt_jax.data.batches import Batcher, Row, bucket
+from sapt_jax.data.benchmarks import BENCHMARKS
+from sapt_jax.data.prompts import Codec, load_tokenizer
+from sapt_jax.data.sources import load_stream
+from sapt_jax.errors import InputError
+
+
+@pytest.fixture
+def root(tmp_path):
+  return tiny.benchmark_folder(tmp_path, tiny.TASKS)
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory):
+  folder = tiny.model_folder(tmp_path_factory.mktemp("t5"), tiny.T5)
+  return Codec(load_tokenizer(folder), BENCHMARKS["superni"].frame, max_source=120, max_target=6, eos_id=1)
+
+
+def stream(root, **options):
+  return load_stream(config.Data(benchmark="superni", root=str(root), **options), config.Stream(), seed=0)
+
+
+def test_published_protocol_takes_the_files_as_they_are(root):
+  task = stream(root, protocol="published")[0]
+  assert (len(task.train), task.dev, task.definition) == (12, task.test[:4], "Name the colour.")
+
+
+def test_clean_protocol_carves_dev_out_of_train(root):
+  published, clean = stream(root, protocol="published")[0], stream(root, protocol="clean")[0]
+  assert set(clean.dev) | set(clean.train) == set(published.train)
+  assert not set(clean.dev) & set(clean.train)
+  assert clean.test == published.test
+
+
+def test_order_comes_from_the_configuration_and_names_may_be_cut(root):
+  options = config.Data(benchmark="superni", root=str(root))
+  tasks = load_stream(options, config.Stream(("task002", "task001")), seed=0)
+  assert [task.name for task in tasks] == ["task002_count", "task001_colour"]
+  with pytest.raises(InputError, match=r"'task00' is ambiguous: task001_colour, task002_count"):
+    load_stream(options, config.Stream(("task00",)), seed=0)
+
+
+@pytest.mark.parametrize(("content", "message"), [
+  (b'{"Definition": "d", "Instances": []}', r"train\.json: field 'Instances' is empty"),
+  (b'{"Definition": "d", "Instances": [{"input": "a", "output": "b"}, {"output": "b"}]}', r"train\.json: Instances\[1\]: field 'input'"),
+  (b'{"Definition": "d", "Instances": [{"input": 3, "output": "b"}]}', r"Instances\[0\]: field 'input' must be text, not int"),
+  (b'{"Definition": "d", "Instances": [{"input": "a", "output": []}]}', r"Instances\[0\]: field 'output' must be text or a list"),
+  (b'{"Definition": 3, "Instances": [{"input": "a", "output": "b"}]}', r"train\.json: field 'Definition' must be text"),
+  (b'{"Instances": [{"input": "a", "output": "b"}]}', r"train\.json: field 'Definition' is missing"),
+  (b'{"Definition": "d",\n"Instances": [}', r"train\.json:2: not JSON"),
+  (b'{"Definition": "d",\n"Instances": [{"input": "\xe9", "output": "b"}]}', r"train\.json:2: not UTF-8 \(byte 0xe9\)"),
+  (b"[]", r"train\.json: must hold an object"),
+])
+def test_wrong_data_is_named_with_file_place_and_field(root, content, message):
+  (root / "SuperNI" / "task001_colour" / "train.json").write_bytes(content)
+  with pytest.raises(InputError, match=message):
+    stream(root)
+
+
+def test_a_byte_order_mark_is_no_error(root):
+  file = root / "SuperNI" / "task001_colour" / "train.json"
+  file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+  assert len(stream(root, protocol="published")[0].train) == 12
+
+
+def test_missing_file_and_folder_are_named(root):
+  (root / "SuperNI" / "task002_count" / "dev.json").unlink()
+  with pytest.raises(InputError, match=r"task002_count/dev\.json: no such file"):
+    stream(root)
+  with pytest.raises(InputError, match="is not a folder"):
+    stream(root / "elsewhere")
+
+
+def test_long_inputs_are_cut_and_the_frame_survives(codec):
+  before, after = (part.replace("{d}", "Do it.") for part in codec.frame)
+  text = "words without end " * 40
+  ids = codec.source("Do it.", text)
+  whole = codec.tokenizer.decode(ids, skip_special_tokens=True)
+  assert len(ids) == codec.max_source
+  assert whole.startswith(before) and whole.endswith(after)
+  assert text.startswith(whole[len(before): -len(after)])
+
+
+def test_short_inputs_are_left_whole(codec):
+  assert codec.tokenizer.decode(codec.source("Do it.", "é 漢"), skip_special_tokens=True) == codec.prompt("Do it.", "é 漢")
+
+
+def test_a_frame_that_is_too_long_is_an_error(codec):
+  with pytest.raises(InputError, match="the frame alone takes"):
+    codec.source("Do it. " * 30, "input")
+
+
+def test_answers_end_and_come_back(codec):
+  assert codec.text(codec.target("red")) == "red"
+  assert codec.target("much too long")[-1] == codec.eos_id
+  assert len(codec.target("much too long")) == codec.max_target
+
+
+ROWS = [Row(list(range(2, 3 + i % 20)), [5, 1], 0) for i in range(37)]
+
+
+def rows_of(batches):
+  return sorted(tuple(ids[mask]) for batch in batches for ids, mask in zip(batch.source, batch.source_mask, strict=True))
+
+
+def test_every_row_is_seen_in_every_pass():
+  batcher = Batcher(left=False, pad_id=0, size=8, seed=3)
+  seen = rows_of(batcher.training(ROWS, 5, 10))  # the second pass
+  assert len(seen) == 40
+  assert set(seen) == {tuple(row.source) for row in ROWS}
+
+
+def test_a_batch_depends_on_its_step_and_the_seed_alone():
+  batcher = Batcher(left=False, pad_id=0, size=8, seed=3)
+  through, resumed = list(batcher.training(ROWS, 0, 12)), list(batcher.training(ROWS, 7, 12))
+  for one, other in zip(through[7:], resumed, strict=True):
+    assert np.array_equal(one.source, other.source)
+  other_seed = list(Batcher(left=False, pad_id=0, size=8, seed=4).training(ROWS, 0, 12))
+  assert any(not np.array_equal(one.source, other.source) for one, other in zip(through, other_seed, strict=True))
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_padding_stands_on_its_side_and_masks_say_so(left):
+  batch = Batcher(left, pad_id=0, size=2).collate([Row([7, 8, 9], [5, 1], 0), Row([6], [4, 3, 1], 1)])
+  assert batch.source.shape[1] == bucket(3)
+  assert batch.source[1][batch.source_mask[1]].tolist() == [6]
+  assert bool(batch.source_mask[1, -1 if left else 0])
+  assert batch.target[0, :3].tolist() == [5, 1, 0]
+  assert batch.task.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 11])
+def test_answering_goes_over_every_row_once(count):
+  batcher = Batcher(left=False, pad_id=0, size=8)
+  parts = list(batcher.answering(ROWS[:count]))
+  assert sorted(np.concatenate([numbers for numbers, _ in parts])) == list(range(count))
+  for numbers, batch in parts:
+    assert len(numbers) <= len(batch.source) <= 8
+    for number, ids, mask in zip(numbers, batch.source, batch.source_mask, strict=False):
+      assert ids[mask].tolist() == ROWS[number].source
+
+
+def test_real_benchmark_files_are_read_and_lists_of_references_kept(shared):
+  options = config.Data(benchmark="superni", root=str(shared / "data" / "CL_Benchmark"), protocol="published")
+  tasks = load_stream(options, config.Stream(), seed=0)
+  published = {task.name: json.loads((shared / "data/CL_Benchmark/SuperNI" / task.name / "test.json").read_text()) for task in tasks}
+  assert len(tasks) == 15
+  for task in tasks:
+    for example, row in zip(task.test, published[task.name]["Instances"], strict=True):
+      assert list(example.references) == (row["output"] if isinstance(row["output"], list) else [row["output"]])
+  assert sum(len(example.references) > 1 for task in tasks for example in task.test) == 40
