@@ -61,7 +61,7 @@ def batch_gradient(model: Model, method: Method, accumulation: int, params: Any,
     gradient, loss, own = jax.lax.scan(add_part, nothing, parts)[0]
   (penalty, figures), penalty_gradient = jax.value_and_grad(lambda t: method.penalty(method.merge(learned, t)), has_aux=True)(trainable)
   gradient = jax.tree.map(jnp.add, gradient, penalty_gradient)
-  norm = optax.global_norm(gradient)
+  norm = optax.tree.norm(gradient)
   return gradient, {"loss": loss + penalty, "cross_entropy": loss, "own_weight": own, "gradient_norm": norm} | figures
 
 
