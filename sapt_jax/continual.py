@@ -20,6 +20,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.config import Config
 from sapt_jax.data.batches import Row
 from sapt_jax.data.benchmarks import BENCHMARKS
+from sapt_jax.data.prompts import Codec
 from sapt_jax.data.sources import load_stream
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
@@ -32,23 +33,36 @@ from sapt_jax.training.checkpoint import write_json
 from sapt_jax.training.fit import Log, Plan, Trainer
 
 
-class Continual:
-  """One run: everything that stays the same from task to task, built and checked before any compute is spent."""
+def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
+  """Learns the stream that a configuration describes, or goes on learning it; returns what scores.json holds.
 
-  def __init__(self, config: Config, output: pathlib.Path):
-    self.config = config
-    self.tasks = load_stream(config.data, config.stream, config.seed)
-    self.names = [task.name for task in self.tasks]
-    backbone = learner.backbone_folder(config)
-    self.codec = learner.make_codec(config, backbone)
-    self.folder = RunFolder(output, config, hf.fingerprint(backbone))
-    self.single = self.single_scores(output)
-    self.capacity = 1 << (len(self.tasks) - 1).bit_length()
-    self.memory_inputs = max(wanted(config.generator, len(task.train)) for task in self.tasks)
-    built = learner.build(config, self.codec, backbone, self.capacity, self.memory_inputs)
-    self.built, self.method, self.answerer, self.pooler = built, built.method, built.answerer, built.pooler
+  Raises:
+    InputError: something in the configuration, the data, the model folder or the output folder is not as it must be; nothing has been
+      computed then.
+    DivergedError: see Trainer.fit.
+  """
+  tasks = load_stream(config.data, config.stream, config.seed)
+  backbone = learner.backbone_folder(config)
+  codec = learner.make_codec(config, backbone)
+  fingerprint = hf.fingerprint(backbone)
+  single = single_scores(config, [task.name for task in tasks], output)
+  with RunFolder(output, config, fingerprint) as folder:
+    return Continual(config, tasks, codec, backbone, single, folder).run()
+
+
+class Continual:
+  """One run: what stays the same from task to task, and the order of things within one."""
+
+  def __init__(self, config: Config, tasks: list[Task], codec: Codec, backbone: pathlib.Path, single: list[float] | None,
+               folder: RunFolder):
+    self.config, self.tasks, self.codec, self.single, self.folder = config, tasks, codec, single, folder
+    self.names = [task.name for task in tasks]
+    self.capacity = 1 << (len(tasks) - 1).bit_length()
+    self.memory_inputs = max(wanted(config.generator, len(task.train)) for task in tasks)
+    self.built = built = learner.build(config, codec, backbone, self.capacity, self.memory_inputs)
+    self.method, self.answerer, self.pooler = built.method, built.answerer, built.pooler
     self.trainer = Trainer(built.backbone, built.method, config.fit, built.batcher, built.mesh)
-    self.generator = (Generator(config.generator, built.backbone, built.setting, self.codec, built.batcher, built.mesh)
+    self.generator = (Generator(config.generator, built.backbone, built.setting, codec, built.batcher, built.mesh)
                       if built.method.wants_pseudo_inputs else None)
     self.metric = BENCHMARKS[config.data.benchmark].metric if config.evaluation.metric == "benchmark" else config.evaluation.metric
 
@@ -76,7 +90,7 @@ class Continual:
     validate = None
     if self.config.fit.validate_every:
       validate = lambda current: self.score(current, index, task, task.dev)[0]
-    plan = Plan(f"{index + 1}/{len(self.tasks)} {task.name}", self.steps(task), self.folder.progress, log, validate)
+    plan = Plan(f"{index + 1}/{len(self.tasks)} {task.name}", self.steps(task), self.folder.progress(index), log, validate)
     return self.trainer.fit(learned, rows, plan)
 
   def steps(self, task: Task) -> int:
@@ -146,25 +160,6 @@ class Continual:
     """Writes figures to the log with the task they belong to."""
     return lambda figures: self.folder.log({"index": index, "task": task.name, **figures})
 
-  def single_scores(self, output: pathlib.Path) -> list[float] | None:
-    """Scores of blocks trained alone on each task (a0 of FWT), from another run or one made now inside this run's folder."""
-    if not self.config.single:
-      return None
-    place = output / "single" if self.config.single == "train" else pathlib.Path(self.config.single)
-    if self.config.single == "train":
-      method = dataclasses.replace(self.config.method, name="per_task")
-      evaluation = dataclasses.replace(self.config.evaluation, every_task=False)
-      Continual(dataclasses.replace(self.config, method=method, evaluation=evaluation, single=""), place).run()
-    try:
-      finished = json.loads((place / "scores.json").read_text(encoding="utf-8"))
-    except OSError:
-      raise InputError(f"single {self.config.single!r}: {place / 'scores.json'} is not there; name a finished per_task run") from None
-    alone = {name: finished["scores"][j][j] for j, name in enumerate(finished["tasks"])}
-    missing = [name for name in self.names if name not in alone]
-    if finished["method"] != "per_task" or missing:
-      raise InputError(f"single {self.config.single!r}: a per_task run of all tasks is needed, not {finished['method']} without {missing}")
-    return [alone[name] for name in self.names]
-
   def finish(self, records: list[dict[str, Any]]) -> dict[str, Any]:
     """Writes scores.json, predictions.jsonl and the heatmaps."""
     count, path = len(self.tasks), self.folder.path
@@ -182,6 +177,26 @@ class Continual:
     write_lines(path / "predictions.jsonl", (row for part in parts for row in read_lines(part)))
     write_json(path / "scores.json", result)
     return result
+
+
+def single_scores(config: Config, names: list[str], output: pathlib.Path) -> list[float] | None:
+  """Scores of blocks trained alone on each task (a0 of FWT), from another run, or from one made now inside this run's folder."""
+  if not config.single:
+    return None
+  place = output / "single" if config.single == "train" else pathlib.Path(config.single)
+  if config.single == "train":
+    method = dataclasses.replace(config.method, name="per_task")
+    evaluation = dataclasses.replace(config.evaluation, every_task=False)
+    run(dataclasses.replace(config, method=method, evaluation=evaluation, single=""), place)
+  try:
+    finished = json.loads((place / "scores.json").read_text(encoding="utf-8"))
+  except OSError:
+    raise InputError(f"single {config.single!r}: {place / 'scores.json'} is not there; name a finished per_task run") from None
+  alone = {name: finished["scores"][j][j] for j, name in enumerate(finished["tasks"])}
+  missing = [name for name in names if name not in alone]
+  if finished["method"] != "per_task" or missing:
+    raise InputError(f"single {config.single!r}: a per_task run of all tasks is needed, not {finished['method']} without {missing}")
+  return [alone[name] for name in names]
 
 
 def versions() -> dict[str, str]:

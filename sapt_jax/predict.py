@@ -2,8 +2,8 @@
 
     python -m sapt_jax.predict --run runs/mini --input questions.jsonl --output answers.jsonl
 
-Each line of the input is {"input": TEXT}: the whole prompt, as the model reads it; or {"definition": TEXT, "input": TEXT}, which is put into
-the frame of the run's benchmark. Each line of the output adds "output" and "mixture", {task: weight}.
+Each line of the input is {"input": TEXT}: the whole prompt, as the model reads it; or {"definition": TEXT, "input": TEXT}, which is put
+into the frame of the run's benchmark. Each line of the output adds "output" and "mixture", {task: weight}.
 """
 from __future__ import annotations
 

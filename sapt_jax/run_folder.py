@@ -47,22 +47,32 @@ def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class RunFolder:
-  """Opens a run's folder, new or to be continued, and keeps others out of it while it is open.
+  """A run's folder, new or to be continued; a context that keeps other processes out of it.
 
-  Raises:
+  Raises (on entering):
     InputError: another process is at work in it; it was begun with another configuration; it is a folder of something else.
   """
 
   def __init__(self, path: pathlib.Path, config: Config, fingerprint: str):
-    self.path, self.snapshots, self.progress = path, path / "snapshots", path / "progress"
-    path.mkdir(parents=True, exist_ok=True)
-    self._take_lock()
-    asked = json.loads(json.dumps(dataclasses.asdict(config))) | {"backbone.weights": fingerprint}
-    self._check_config(path / "config.json", asked)
+    self.path, self.snapshots = path, path / "snapshots"
+    self.asked = json.loads(json.dumps(dataclasses.asdict(config))) | {"backbone.weights": fingerprint}
+
+  def __enter__(self) -> RunFolder:
+    self.path.mkdir(parents=True, exist_ok=True)
+    self._lock = (self.path / "lock").open("a+")
+    try:
+      self._take_lock()
+      self._check_config(self.path / "config.json")
+    except InputError:
+      self._lock.close()
+      raise
     self.snapshots.mkdir(exist_ok=True)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._lock.close()  # which frees the lock, as the end of the process would
 
   def _take_lock(self) -> None:
-    self._lock = (self.path / "lock").open("a+")
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -73,14 +83,15 @@ class RunFolder:
     self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     self._lock.flush()
 
-  def _check_config(self, file: pathlib.Path, asked: dict[str, Any]) -> None:
+  def _check_config(self, file: pathlib.Path) -> None:
     if not file.exists():
       strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ("lock", "single"))
       if strangers:
         raise InputError(f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose another --output")
-      checkpoint.write_json(file, asked)
+    if not file.exists() or not any(checkpoint.is_finished(place) for place in self.path.glob("*/*")):
+      checkpoint.write_json(file, self.asked)  # nothing has been learned yet that another configuration could spoil
       return
-    begun, now = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(asked)
+    begun, now = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(self.asked)
     changed = [f"{key}: {begun.get(key)} -> {now.get(key)}" for key in sorted(begun | now) if begun.get(key) != now.get(key)]
     if changed:
       raise InputError(f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same one, or another --output")
@@ -89,10 +100,14 @@ class RunFolder:
     """The folder of the snapshot after a task."""
     return self.snapshots / f"{index:02d}_{task}"
 
+  def progress(self, index: int) -> pathlib.Path:
+    """The folder of checkpoints while a task is being learned."""
+    return self.path / "progress" / f"{index:02d}"
+
   def save(self, index: int, task: str, learned: Learned, record: dict[str, Any]) -> None:
     """Writes the snapshot after a task; from then on a restart begins with the next one."""
     checkpoint.save(self.snapshot(index, task), learned, record)
-    shutil.rmtree(self.progress, ignore_errors=True)
+    shutil.rmtree(self.progress(index), ignore_errors=True)
 
   def restore(self, tasks: list[str], abstract: Learned) -> tuple[Learned, list[dict[str, Any]]]:
     """The newest sound snapshot and the records of all tasks up to it; the `abstract` tree itself when there is none.
@@ -108,7 +123,7 @@ class RunFolder:
         records = [json.loads((self.snapshot(i, tasks[i]) / checkpoint.RECORD).read_text(encoding="utf-8")) for i in range(index + 1)]
       except (checkpoint.DamagedError, OSError) as error:
         print(f"warning: {error}; going back to the snapshot before", file=sys.stderr)
-        shutil.rmtree(self.progress, ignore_errors=True)
+        shutil.rmtree(self.path / "progress", ignore_errors=True)
         continue
       return learned, records
     return abstract, []
@@ -116,7 +131,7 @@ class RunFolder:
   def trim_log(self, done: int) -> None:
     """Drops log lines of tasks that will be learned again, so that no step stands in the log twice."""
     file = self.path / "metrics.jsonl"
-    if file.exists() and not checkpoint.is_finished(self.progress):
+    if file.exists() and not checkpoint.is_finished(self.progress(done)):
       complete = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
       write_lines(file, (row for row in map(json.loads, complete) if row["index"] < done))
 

@@ -43,8 +43,8 @@ def main(arguments: Sequence[str]) -> None:
   """Parses, builds, runs, prints."""
   chosen = options(arguments)
   config = Config(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(Config)})
-  from sapt_jax.continual import Continual  # here, so that --help and wrong options answer at once
-  result = Continual(config, pathlib.Path(chosen.output)).run()
+  from sapt_jax.continual import run  # here, so that --help and wrong options answer at once
+  result = run(config, pathlib.Path(chosen.output))
   figures = "   ".join(f"{name} {'-' if value is None else format(value, '.2f')}" for name, value in result["metrics"].items())
   print(f"{figures}   ({result['metric']}, {result['wall_s']:.0f} s)\n{chosen.output}/scores.json")
 

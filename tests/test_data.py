@@ -85,7 +85,8 @@ def test_long_inputs_are_cut_and_the_frame_survives(codec):
   ids = codec.source("Do it.", text)
   whole = codec.tokenizer.decode(ids, skip_special_tokens=True)
   assert len(ids) == codec.max_source
-  assert whole.startswith(before) and whole.endswith(after)
+  assert whole.startswith(before)
+  assert whole.endswith(after)
   assert text.startswith(whole[len(before): -len(after)])
 
 

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # entry or from lines below.
 HOUSE = """
   train predict report plan
-  continual
-  generator run_folder interop
+  continual answering
+  generator learner run_folder interop
   evaluation
   training
   methods

@@ -27,10 +27,11 @@ def byte_tokenizer(ends: bool) -> Tokenizer:
   return tokenizer
 
 
-def model_folder(folder: Path, raw: dict, seed: int = 0) -> Path:
-  """Writes a random model with its tokenizer, as a Hugging Face folder."""
+def model_folder(folder: Path, raw: dict, seed: int = 0, scale: float = 1.0) -> Path:
+  """Writes a random model, its weights times scale, with its tokenizer, as a Hugging Face folder."""
   model = hf.build_model(raw)
-  hf.save_backbone(folder, model, raw, nn.meta.unbox(hf.init_params(model, jax.random.key(seed))))
+  params = nn.meta.unbox(hf.init_params(model, jax.random.key(seed)))
+  hf.save_backbone(folder, model, raw, jax.tree.map(lambda x: x * scale, params))
   byte_tokenizer(raw["model_type"] == "t5").save(str(folder / "tokenizer.json"))
   settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "</s>"}
   (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -1,0 +1,274 @@
+"""Whole runs on tiny models: what they leave, how they go on after being stopped, what they refuse."""
+import fcntl
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from orbax.checkpoint import v1 as ocp
+
+from sapt_jax import cli, predict, train
+from sapt_jax.training import checkpoint, fit
+
+OPTIONS = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 6 "
+           "--fit.batch-size 4 --fit.checkpoint-every 2 --fit.log-every 1 --evaluation.batch-size 8 --method.attention routed "
+           "--method.routing-steps 20 --pet.rank 2 --generator.steps 2 --generator.batch-size 4 --generator.rank 2 "
+           "--generator.max-length 48 --generator.keep 0.2 --generator.oversample 2").split()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  """The options that every run here shares, with a model and data to run on."""
+  root = tmp_path_factory.mktemp("world")
+  model = tiny.model_folder(root / "t5", tiny.T5)
+  tiny.benchmark_folder(root / "data", tiny.TASKS)
+  return [*OPTIONS, "--backbone.path", str(model), "--data.root", str(root / "data")]
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+  """A run that went through without a stop."""
+  folder = tmp_path_factory.mktemp("finished") / "run"
+  train.main([*world, "--output", str(folder)])
+  return folder
+
+
+def scores(folder):
+  return json.loads((folder / "scores.json").read_text())
+
+
+def saved_arrays(folder):
+  """Every array of the last snapshot, by name."""
+  return ocp.load(str(max((folder / "snapshots").iterdir()) / checkpoint.TREE))
+
+
+def log_steps(folder):
+  rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+  return [(row["index"], row["step"]) for row in rows if "own_weight" in row and "reflection" in row]
+
+
+def test_a_run_leaves_scores_predictions_pseudo_inputs_pictures_and_snapshots(finished):
+  result = scores(finished)
+  assert result["tasks"] == list(tiny.TASKS)
+  assert result["scores"][0][1] is None
+  assert all(0 <= value <= 100 for value in result["scores"][1])
+  assert result["metrics"]["AP"] == pytest.approx(np.mean(result["scores"][1]))
+  assert result["metrics"]["FWT"] is result["single"] is None
+  assert (result["steps"], result["protocol"], result["seed"]) == ([6, 6], "published", 0)
+  predictions = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+  assert len(predictions) == 5 + 10
+  assert {"after", "task", "input", "prediction", "references"} <= predictions[0].keys()
+  for name in ("mixture_training.png", "mixture_testing.png"):
+    assert (finished / name).read_bytes().startswith(b"\x89PNG")
+  assert len(list((finished / "pseudo_inputs").iterdir())) == 2
+  assert log_steps(finished) == [(task, step) for task in range(2) for step in range(1, 7)]
+
+
+def stop_at_save(monkeypatch, number):
+  """Has the process die (as by ctrl-C) right after its number-th save of anything."""
+  saves = []
+
+  def save(folder, tree, record, original=checkpoint.save):
+    original(folder, tree, record)
+    saves.append(folder)
+    if len(saves) == number:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(checkpoint, "save", save)
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 2), (3, 1, 1)], ids=["in task 1", "in both tasks", "between tasks"])
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_a_stopped_run_ends_where_an_unstopped_one_does_bit_for_bit(world, finished, tmp_path, monkeypatch, stops):
+  for number in stops:
+    with monkeypatch.context() as patch:
+      stop_at_save(patch, number)
+      with pytest.raises(KeyboardInterrupt):
+        train.main([*world, "--output", str(tmp_path / "run")])
+  train.main([*world, "--output", str(tmp_path / "run")])
+  assert scores(tmp_path / "run")["scores"] == scores(finished)["scores"]
+  assert (tmp_path / "run" / "predictions.jsonl").read_text() == (finished / "predictions.jsonl").read_text()
+  assert log_steps(tmp_path / "run") == log_steps(finished)
+  one, other = saved_arrays(finished), saved_arrays(tmp_path / "run")
+  assert one.keys() == other.keys()
+  for name, value in one.items():
+    assert np.array_equal(value, other[name]), name
+
+
+def test_a_finished_run_is_not_learned_again(world, finished, monkeypatch):
+  def learned_again(*_):
+    raise AssertionError
+  monkeypatch.setattr(fit.Trainer, "fit", learned_again)
+  before = scores(finished)
+  train.main([*world, "--output", str(finished)])
+  assert scores(finished) == before
+
+
+def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(world, finished, tmp_path, monkeypatch, capsys):
+  shutil.copytree(finished, tmp_path / "run")
+  last = max((tmp_path / "run" / "snapshots").iterdir())
+  harmed = next(path for path in (last / "tree").rglob("d/*") if path.is_file())
+  harmed.write_bytes(harmed.read_bytes()[:-1])
+  learned = []
+  original = fit.Trainer.fit
+  monkeypatch.setattr(fit.Trainer, "fit", lambda self, start, rows, plan: learned.append(plan.label) or original(self, start, rows, plan))
+  train.main([*world, "--output", str(tmp_path / "run")])
+  assert str(harmed) in capsys.readouterr().err
+  assert [label for label in learned if "inputs" not in label] == ["2/2 task002_count"]
+  assert scores(tmp_path / "run")["scores"] == scores(finished)["scores"]
+
+
+def ask(folder, tmp_path, questions):
+  (tmp_path / "in.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+  predict.main(["--run", str(folder), "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")])
+  return [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+
+
+def test_predict_answers_as_the_run_did_and_says_its_mixture(finished, tmp_path):
+  asked = [{"definition": definition, "input": text, "id": i}
+           for i, (definition, rows) in enumerate(tiny.TASKS.values()) for text, _ in rows[:5]]
+  answers = ask(finished, tmp_path, [*asked, {"input": "free text " * 40}])
+  predictions = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+  assert [answer["output"] for answer in answers[:-1]] == [row["prediction"] for row in predictions[5:]]
+  for answer in answers:
+    assert list(answer["mixture"]) == list(tiny.TASKS)
+    assert sum(answer["mixture"].values()) == pytest.approx(1, abs=1e-5)
+  assert answers[3]["id"] == 0
+
+
+@pytest.mark.parametrize("method", ["sequential", "per_task"])
+def test_the_methods_to_compare_with_run_from_the_same_options(world, tmp_path, method):
+  train.main([*world, "--output", str(tmp_path / "run"), "--method.name", method, "--fit.steps", "2"])
+  result = scores(tmp_path / "run")
+  assert result["method"] == method
+  if method == "per_task":
+    assert result["metrics"]["F.Ra"] == 0
+
+
+def test_forward_transfer_is_measured_against_blocks_learned_alone(world, tmp_path, capsys):
+  train.main([*world, "--output", str(tmp_path / "run"), "--fit.steps", "2", "--single", "train"])
+  result, alone = scores(tmp_path / "run"), scores(tmp_path / "run" / "single")
+  assert alone["method"] == "per_task"
+  assert result["single"] == [alone["scores"][j][j] for j in range(2)]
+  assert result["metrics"]["FWT"] == pytest.approx(np.mean([result["scores"][j][j] - result["single"][j] for j in range(2)]))
+  assert "FWT" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_decoder_only_backbone_runs_with_soft_prompts(world, tmp_path):
+  model = tiny.model_folder(tmp_path / "llama", tiny.LLAMA)
+  train.main([*world, "--output", str(tmp_path / "run"), "--backbone.path", str(model), "--pet.kind", "prompt", "--fit.steps", "2"])
+  assert scores(tmp_path / "run")["metrics"]["AP"] is not None
+
+
+@pytest.mark.slow
+def test_one_device_and_four_give_the_same_scores(world, finished, tmp_path):
+  train.main([*world, "--output", str(tmp_path / "run"), "--mesh.data", "2", "--mesh.fsdp", "2"])
+  assert scores(tmp_path / "run")["scores"] == scores(finished)["scores"]
+  losses = [[json.loads(line).get("cross_entropy", 0) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+            for folder in (finished, tmp_path / "run")]
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+
+
+def run_program(program, arguments, monkeypatch, capsys):
+  """Exit code and stderr of a program."""
+  monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+  with pytest.raises(SystemExit) as stop:
+    cli.run(program.main)
+  return stop.value.code, capsys.readouterr().err
+
+
+# What is wrong -> extra arguments, what is done to the data and model folders, what the one line must name. {} is the folder of both.
+WRONG = {
+  "no data folder": ("--data.root {}/nowhere", None, ["data.root", "nowhere"]),
+  "no model folder": ("--backbone.path {}/nowhere", None, ["backbone.path", "nowhere"]),
+  "unknown option": ("--fit.stepz 3", None, ["--fit.stepz"]),
+  "wrong value": ("--fit.batch-size 0", None, ["fit.batch_size 0"]),
+  "wrong choice": ("--method.name magic", None, ["magic", "sequential"]),
+  "unknown task": ("--stream.tasks task009", None, ["task009", "task001_colour"]),
+  "empty task file": ("", ("train.json", ""), ["train.json"]),
+  "no input": ("", ("train.json", '{"Definition": "d", "Instances": [{"output": "x"}]}'), ["train.json", "Instances[0]", "'input'"]),
+  "not utf-8": ("", ("train.json", b'{"Definition": "\xe9"}'), ["train.json:1", "UTF-8"]),
+  "no weights": ("", ("model.safetensors", None), ["model.safetensors"]),
+  "no config": ("", ("config.json", None), ["config.json"]),
+  "other architecture": ("", ("config.json", json.dumps(tiny.T5 | {"model_type": "gpt2"})), ["config.json", "'gpt2'", "t5, llama"]),
+  "other shape": ("", ("config.json", json.dumps(tiny.T5 | {"d_model": 40})), ["config.json asks for"]),
+  "fewer layers": ("", ("config.json", json.dumps(tiny.T5 | {"num_layers": 1})), ["not used: encoder.block.1"]),
+  "no tokenizer": ("", ("tokenizer.json", None), ["tokenizer"]),
+  "too few devices": ("--mesh.data 4 --mesh.fsdp 2 --fit.batch-size 8 --generator.batch-size 8", None, ["needs 8 devices"]),
+  "broken config file": ("--config {}/model/config.json", None, ["--config", "config.json"]),
+}
+
+
+@pytest.mark.parametrize(("extra", "harm", "named"), WRONG.values(), ids=WRONG)
+def test_wrong_input_ends_with_code_2_and_one_line_that_names_it(world, tmp_path, monkeypatch, capsys, extra, harm, named):
+  tiny.benchmark_folder(tmp_path / "data", tiny.TASKS)
+  model = tiny.model_folder(tmp_path / "model", tiny.T5)
+  if harm is not None:
+    name, content = harm
+    file = tmp_path / "data/SuperNI/task001_colour" / name if name == "train.json" else model / name
+    file.unlink()
+    if content is not None:
+      file.write_bytes(content if isinstance(content, bytes) else content.encode())
+  arguments = [*world, "--output", tmp_path / "run", "--data.root", tmp_path / "data", "--backbone.path", model]
+  code, complaint = run_program(train, [*arguments, *extra.format(tmp_path).split()], monkeypatch, capsys)
+  assert code == 2
+  assert complaint.startswith("error: ")
+  assert complaint.count("\n") == 1
+  for words in named:
+    assert words in complaint
+
+
+def test_other_options_in_the_same_folder_are_refused_and_listed(world, finished, monkeypatch, capsys):
+  code, complaint = run_program(train, [*world, "--output", finished, "--fit.steps", "7"], monkeypatch, capsys)
+  assert (code, "fit.steps: 6 -> 7" in complaint) == (2, True)
+
+
+def test_other_weights_of_the_same_shape_are_refused(world, finished, tmp_path, monkeypatch, capsys):
+  model = tiny.model_folder(tmp_path / "t5", tiny.T5, seed=1)
+  monkeypatch.setattr("sapt_jax.learner.backbone_folder", lambda _: model)
+  code, complaint = run_program(train, [*world, "--output", finished], monkeypatch, capsys)
+  assert (code, "backbone.weights" in complaint) == (2, True)
+
+
+def test_a_second_process_in_the_same_folder_is_refused(world, tmp_path, monkeypatch, capsys):
+  (tmp_path / "run").mkdir()
+  with (tmp_path / "run" / "lock").open("a+") as lock:
+    lock.write("process 7 on elsewhere\n")
+    lock.flush()
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    code, complaint = run_program(train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys)
+  assert (code, "process 7 on elsewhere is at work here" in complaint) == (2, True)
+
+
+def test_a_folder_of_something_else_is_left_alone(world, tmp_path, monkeypatch, capsys):
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "thesis.tex").write_text("precious")
+  code, complaint = run_program(train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys)
+  assert (code, "thesis.tex" in complaint) == (2, True)
+  assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["lock", "thesis.tex"]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(world, tmp_path):
+  model = tiny.model_folder(tmp_path / "broken", tiny.T5, scale=float("nan"))
+  with pytest.raises(fit.DivergedError, match="step 1: loss nan"):
+    train.main([*world, "--output", str(tmp_path / "run"), "--backbone.path", str(model)])
+  assert not list((tmp_path / "run" / "snapshots").iterdir())
+
+
+def test_predict_refuses_what_is_no_run_or_no_question(finished, tmp_path, monkeypatch, capsys):
+  (tmp_path / "q.jsonl").write_text('{"input": "a"}\n{"inptu": "b"}\n')
+  run = lambda *extra: run_program(predict, ["--output", tmp_path / "o", "--input", tmp_path / "q.jsonl", *extra], monkeypatch, capsys)
+  assert "q.jsonl:2: field 'input'" in run("--run", finished)[1]
+  (tmp_path / "q.jsonl").write_text('{"input": "a"}\n')
+  assert run("--run", tmp_path)[0] == 2
+  assert not (tmp_path / "o").exists()
+
+
+def test_answers_do_not_depend_on_how_many_are_asked_at_once(finished, tmp_path):
+  rows = [{"input": f"question number {i}"} for i in range(5)]
+  together = ask(finished, tmp_path, rows)
+  assert ask(finished, tmp_path, rows[3:4])[0]["output"] == together[3]["output"]
