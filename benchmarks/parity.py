@@ -9,17 +9,15 @@ difference, the same over the array's largest entry, tolerance, ok. The exit cod
 file that is no golden.
 
 Sizes are read off the arrays. What they do not show comes from the golden's entry in an index*.json beside it; without
-one from the public code's defaults: alpha 32, epsilon 1e-6, relu or gated gelu, T5's ids 0, 1, 0 for padding, end and
-start, LLaMA's 1, 2. LLaMA's number of heads is then the one whose logits come closest, unless --heads gives it.
+one from the public code's defaults: alpha 32, epsilon 1e-6, relu or gated gelu, ids 0, 1 and 0 for T5's padding, end and
+start, 2 for LLaMA's end. LLaMA's number of heads is then the one whose logits come closest, unless --heads gives it.
 """
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import sys
-import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -28,19 +26,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
-from sapt_jax import arm, config, sals
-from sapt_jax.backbones import hf
+from sapt_jax import arm, sals
 from sapt_jax.data.batches import Batch
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.decode import generate
 from sapt_jax.interop import public
-from sapt_jax.methods.base import Learned, Setting
-from sapt_jax.methods.sapt import Sapt
-from sapt_jax.training.step import batch_gradient, pooled_inputs
-
-Arrays = dict[str, np.ndarray]
+from sapt_jax.interop.golden import Arrays, Golden, batch_names, candidates
+from sapt_jax.training.step import answer_loss, batch_gradient, pooled_inputs
 
 # Part of an array's name -> how far it may be off: absolutely, or relative to its largest entry. The first that fits.
 TOLERANCES = (("/grad/", "rel", 5e-5), ("/kl", "abs", 1e-5), ("/loss", "rel", 1e-5), ("/generated_ids", "ids", 0.0),
@@ -49,151 +42,14 @@ CLEAR_MARGIN = 1e-3  # where the two best logits are closer than this, either ma
 NO_GRADIENT = 1e-6  # a gradient array smaller than this is zero but for rounding
 
 
-@dataclasses.dataclass(frozen=True)
-class Golden:
-  """A golden file and the library's side of it.
-
-  Attributes:
-    arrays: all of the file.
-    tasks: T, blocks in the pool.
-    prefix: of the attention's parameters, "encoder" or "model".
-    learned: the pool, in a method with room for one task more, so that an empty slot is always there.
-  """
-
-  arrays: Arrays
-  tasks: int
-  prefix: str
-  model: hf.Model
-  params: Any
-  method: Sapt
-  learned: Learned
-
-  def newest_first(self, x: jax.Array) -> jax.Array:
-    """(..., capacity) in the order of the pool -> (..., T) in that of goldens."""
-    return x[..., : self.tasks][..., ::-1]
-
-  def oldest_first(self, x: np.ndarray) -> np.ndarray:
-    """(..., T) in the order of goldens -> (..., capacity) in that of the pool."""
-    return np.pad(x[..., ::-1], [(0, 0)] * (x.ndim - 1) + [(0, self.method.setting.capacity - self.tasks)])
-
-
-def read_arrays(path: Path) -> Arrays:
-  """All arrays of an .npz file."""
-  try:
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files}
-  except (OSError, ValueError, zipfile.BadZipFile) as error:
-    raise InputError(f"{path}: not an .npz file of arrays ({error})") from None
-  if not any(name.startswith("param/") for name in arrays):
-    raise InputError(f"{path}: not a golden: no arrays param/...")
-  return arrays
-
-
-def index_entry(path: Path) -> dict[str, Any]:
-  """What an index*.json beside a golden says of it; nothing if there is none."""
-  for index in sorted(path.parent.glob("index*.json")):
-    entry = json.loads(index.read_text(encoding="utf-8")).get(path.name)
-    if entry is not None:
-      return entry
-  return {}
-
-
-def layer_count(arrays: Arrays, stack: str) -> int:
-  """1 + the largest layer number of the parameters param/{stack}.{number}..."""
-  start = f"param/{stack}."
-  return 1 + max(int(name.removeprefix(start).split(".")[0]) for name in arrays if name.startswith(start))
-
-
-def t5_config(arrays: Arrays) -> dict[str, Any]:
-  """config.json of the T5 that these parameters belong to."""
-  attention = "param/encoder.block.0.layer.0.SelfAttention"
-  buckets, heads = arrays[f"{attention}.relative_attention_bias.weight"].shape
-  vocabulary, width = arrays["param/shared.weight"].shape
-  feed_forward = "param/encoder.block.0.layer.1.DenseReluDense"
-  return {
-    "model_type": "t5", "vocab_size": vocabulary, "d_model": width, "num_heads": heads,
-    "d_kv": arrays[f"{attention}.q.weight"].shape[0] // heads, "d_ff": arrays[f"{feed_forward}.wo.weight"].shape[1],
-    "num_layers": layer_count(arrays, "encoder.block"), "num_decoder_layers": layer_count(arrays, "decoder.block"),
-    "feed_forward_proj": "gated-gelu" if f"{feed_forward}.wi_0.weight" in arrays else "relu",
-    "tie_word_embeddings": "param/lm_head.weight" not in arrays, "relative_attention_num_buckets": buckets}
-
-
-def llama_config(arrays: Arrays) -> dict[str, Any]:
-  """config.json of the LLaMA that these parameters belong to, but for num_attention_heads."""
-  vocabulary, width = arrays["param/model.embed_tokens.weight"].shape
-  return {
-    "model_type": "llama", "vocab_size": vocabulary, "hidden_size": width, "pad_token_id": 1, "eos_token_id": 2,
-    "intermediate_size": arrays["param/model.layers.0.mlp.up_proj.weight"].shape[0],
-    "num_hidden_layers": layer_count(arrays, "model.layers"),
-    "tie_word_embeddings": "param/lm_head.weight" not in arrays}
-
-
-def with_heads(raw: dict[str, Any], arrays: Arrays, heads: int) -> dict[str, Any]:
-  """A LLaMA's config.json with this number of heads, and what follows from it."""
-  width, key_width = (arrays[f"param/model.layers.0.self_attn.{x}_proj.weight"].shape[0] for x in "qk")
-  if width % (2 * heads) or key_width % (width // heads):
-    raise InputError(f"{heads} heads do not fit q_proj and k_proj of {width} and {key_width} rows")
-  head_width = width // heads
-  return raw | {"num_attention_heads": heads, "head_dim": head_width, "num_key_value_heads": key_width // head_width}
-
-
-def all_heads(raw: dict[str, Any], arrays: Arrays) -> Iterator[dict[str, Any]]:
-  """A LLaMA's config.json with every number of heads that its shapes allow."""
-  for heads in range(1, arrays["param/model.layers.0.self_attn.q_proj.weight"].shape[0] // 2 + 1):
-    try:
-      yield with_heads(raw, arrays, heads)
-    except InputError:
-      continue
-
-
-def make_golden(arrays: Arrays, raw: dict[str, Any], alpha: float, quirks: bool) -> Golden:
-  """The model, pool and method that a golden's parameters make up."""
-  given = {name.removeprefix("param/"): value for name, value in arrays.items() if name.startswith("param/")}
-  model = hf.build_model(raw)
-  params = {}
-  for weight in hf.ARCHITECTURES[raw["model_type"]].weights(model.config):
-    parts = [given[name].T if weight.transpose else given[name] for name in weight.names()]
-    params[weight.path] = jnp.asarray(parts[0] if weight.layers is None else np.stack(parts))
-  prefix = "model" if model.config.is_decoder_only else "encoder"
-  keys = given[f"{prefix}.prompt_key"]
-  if f"{prefix}.previous_prompts_keys" in given:
-    keys = np.concatenate([keys, given[f"{prefix}.previous_prompts_keys"]])
-  tasks = len(keys)
-  pool = [public.block_from(given, model.config, age) for age in public.ages(tasks)]
-  pet = config.Pet(rank=min(given[name].shape[0] for name in given if name.endswith("lora_A")), alpha=alpha)
-  setting = Setting(pet, model.config.lora_sites(), params["embedding/table"], tasks + 1, 0)
-  method = Sapt(config.Method(reference_quirks=quirks), setting)
-  learned = public.make_learned(method, pool, keys[::-1], public.query_from(given, f"{prefix}.trans_input."))
-  return Golden(arrays, tasks, prefix, model, traverse_util.unflatten_dict(params, sep="/"), method, learned)
-
-
 def load_golden(path: Path, heads: int | None = None, quirks: bool = True) -> Golden:
-  """Reads a golden and builds the library's side of it.
+  """A golden; where the number of heads is not known, with the one whose logits come closest.
 
   Raises:
     InputError: not a golden, or one of a form that is not known.
   """
-  arrays, entry = read_arrays(path), index_entry(path)
-  if entry.get("attn_temperature", 1) != 1:
-    raise InputError(f"{path}: attn_temperature {entry['attn_temperature']}: only 1, scores / sqrt(d_model), is known")
-  known, alpha = entry.get("config", {}), entry.get("lora_alpha", 32)
-  try:
-    if "param/shared.weight" in arrays:
-      return make_golden(arrays, t5_config(arrays) | known | {"model_type": "t5"}, alpha, quirks)
-    raw, heads = llama_config(arrays) | known, heads or known.get("num_attention_heads")
-    if heads:
-      return make_golden(arrays, with_heads(raw, arrays, heads), alpha, quirks)
-    return min((make_golden(arrays, one, alpha, quirks) for one in all_heads(raw, arrays)), key=logit_error)
-  except KeyError as error:
-    raise InputError(f"{path}: no array {error.args[0]}") from None
-
-
-# What is computed anew
-
-
-def batch_names(arrays: Arrays) -> list[str]:
-  """The batches of a golden: "eq", "pad", ..."""
-  return sorted({name.split("/")[0] for name in arrays if name.endswith("/in/labels")})
+  fitting = list(candidates(path, heads, quirks))
+  return fitting[0] if len(fitting) == 1 else min(fitting, key=logit_error)
 
 
 def make_batch(golden: Golden, name: str) -> Batch:
@@ -206,9 +62,10 @@ def make_batch(golden: Golden, name: str) -> Batch:
     order = np.argsort(target == -100, axis=1, kind="stable")[:, :longest]
     target, ending = np.take_along_axis(target, order, axis=1), "_wo_label"
   real = target != -100
+  target = np.where(real, target, golden.model.config.pad_id)
   return Batch(
-    given(f"input_ids{ending}").astype(np.int32), given(f"attention_mask{ending}") == 1,
-    np.where(real, target, golden.model.config.pad_id).astype(np.int32), real, np.zeros(len(target), np.int32))
+    source=jnp.asarray(given(f"input_ids{ending}"), jnp.int32), source_mask=jnp.asarray(given(f"attention_mask{ending}") == 1),
+    target=jnp.asarray(target, jnp.int32), target_mask=jnp.asarray(real), task=jnp.zeros(len(target), jnp.int32))
 
 
 def attention(golden: Golden, batch: Batch) -> tuple[dict[str, jax.Array], Any]:
@@ -292,6 +149,13 @@ def learning(golden: Golden, name: str) -> Arrays:
   return arrays | {"out/loss": np.asarray(metrics["cross_entropy"])}
 
 
+def loss(golden: Golden, name: str) -> np.ndarray:
+  """The loss of a batch alone."""
+  batch = make_batch(golden, name)
+  total = jax.jit(partial(answer_loss, golden.model, golden.method))(golden.params, golden.learned, batch)[0]
+  return np.asarray(total / np.sum(batch.target_mask))
+
+
 def replay(golden: Golden, name: str) -> Arrays:
   """The reflection loss of one earlier task ("replay/0", ...) and its gradient."""
   method, capacity = golden.method, golden.method.setting.capacity
@@ -300,7 +164,7 @@ def replay(golden: Golden, name: str) -> Arrays:
   def reflection(trainable: dict[str, Any], tokens: np.ndarray) -> jax.Array:
     embedded = golden.model.apply({"params": golden.params}, tokens.astype(np.int32), method="embed")
     memory = arm.empty_memory(capacity, len(tokens), golden.method.setting.width)
-    pooled = sals.pool_embeddings(embedded, np.ones(tokens.shape, bool))  # quirk: padding and, in a LLaMA, the answer
+    pooled = sals.pool_embeddings(embedded, jnp.ones(tokens.shape, bool))  # quirk: padding and, in a LLaMA, the answer
     memory = arm.remember(memory, 0, pooled, jnp.asarray(golden.oldest_first(given("replay_labels"))))
     return method.reflection(dataclasses.replace(method.merge(golden.learned, trainable), memory=memory))
 
@@ -378,8 +242,7 @@ def computed(golden: Golden, name: str, forward_only: bool) -> Arrays:
   else:
     outputs = forward(golden, name) | decoded(golden, name)
     arrays = {f"out/{x}": np.asarray(value) for x, value in outputs.items()}
-    found = learning(golden, name)
-    arrays |= {"out/loss": found["out/loss"]} if forward_only else found
+    arrays |= {"out/loss": loss(golden, name)} if forward_only else learning(golden, name)
   return {f"{name}/{x}": value for x, value in arrays.items()}
 
 
