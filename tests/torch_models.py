@@ -30,7 +30,7 @@ def make(name: str, seed: int = 0) -> Any:
                              "num_heads": 4, "decoder_start_token_id": 0}
     model: Any = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **T5[name]))
     if not T5[name]["tie_word_embeddings"]:  # transformers 5 ties every T5's head when it is made
-      model.lm_head.weight = torch.nn.Parameter(torch.randn(96, 32))
+      model.lm_head.weight = torch.nn.Parameter(0.3 * torch.randn(96, 32))
     scale = 1.0
   else:
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(

@@ -13,8 +13,8 @@ import safetensors.numpy
 from sapt_jax.errors import InputError
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".bin", ".pkl")
-# What a pickled numpy array is put together from, in the old and the new place of numpy's core.
-PICKLED = frozenset({"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer"})
+# What a pickled numpy array is put together from (package.name), whichever the module inside the package.
+PICKLED = frozenset({"numpy._reconstruct", "numpy.ndarray", "numpy.dtype", "numpy.scalar", "numpy._frombuffer", "_codecs.encode"})
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile,
               safetensors.SafetensorError)
 
@@ -23,7 +23,7 @@ class ArrayUnpickler(pickle.Unpickler):
   """Reads a pickled numpy array and nothing else: any other pickle could run code."""
 
   def find_class(self, module: str, name: str) -> Any:
-    if module.split(".")[0] != "numpy" or name not in PICKLED:
+    if f"{module.split('.')[0]}.{name}" not in PICKLED:
       raise pickle.UnpicklingError(f"{module}.{name} is no part of a numpy array")
     return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 

@@ -1,0 +1,231 @@
+"""Pools to and from the public code's files, and out to peft: the same numbers on the other side."""
+import json
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sapt_jax import arm, config, sals
+from sapt_jax.backbones import hf
+from sapt_jax.errors import InputError
+from sapt_jax.interop import files, peft, public
+from sapt_jax.methods.base import Setting
+from sapt_jax.methods.sapt import Sapt
+from sapt_jax.pet import blocks
+from tests import torch_models
+
+CAPACITY, TASKS = 4, 3
+PET = config.Pet()
+
+RAW = {
+  "t5": {"model_type": "t5", "vocab_size": 96, "d_model": 32, "d_kv": 12, "d_ff": 64, "num_layers": 2,
+         "num_decoder_layers": 3, "num_heads": 4},
+  "llama": {"model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2},
+}
+
+
+def random_like(tree, seed, scale=1.0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: jnp.asarray(scale * rng.normal(size=x.shape), jnp.float32), tree)
+
+
+def make_method(backbone, pet=PET, **options):
+  table = jnp.asarray(np.random.default_rng(9).normal(size=(96, 32)), jnp.float32)
+  return Sapt(config.Method(**options), Setting(pet, backbone.lora_sites(), table, CAPACITY, memory_inputs=2))
+
+
+def make_learned(method, tasks=TASKS):
+  """A pool of random blocks with a remembered mean mixture for each."""
+  learned = method.start(jax.random.key(0))
+  block = method.new_block(jax.random.key(1))
+  for task in range(tasks):
+    pool = blocks.write(learned.blocks, random_like(block, task, 0.1), task)
+    target = jnp.where(jnp.arange(CAPACITY) <= task, 1 / (task + 1), 0.0) * (1 + 0.1 * jnp.arange(CAPACITY))
+    learned = learned.replace(blocks=pool, memory=arm.remember(learned.memory, task, jnp.ones((1, 32)), target))
+  keys = jnp.asarray(np.random.default_rng(7).normal(size=(CAPACITY, 32)), jnp.float32) * (jnp.arange(CAPACITY) < tasks)[:, None]
+  return learned.replace(keys=keys, query=random_like(learned.query, 8), count=jnp.asarray(tasks, jnp.int32))
+
+
+@pytest.fixture(scope="module", params=list(RAW))
+def backbone(request):
+  return hf.build_model(RAW[request.param]).config
+
+
+def assert_same(tree, other):
+  jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+# The public code's files
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt"])
+def test_a_pool_comes_back_as_it_was(backbone, suffix, tmp_path, request):
+  if suffix == ".pt":
+    request.getfixturevalue("torch")
+  method = make_method(backbone)
+  learned, folders = make_learned(method), [tmp_path / f"{task + 1}-task/saved_weights" for task in range(TASKS)]
+  public.write_pool(learned, backbone, folders, suffix)
+  again = public.read_pool(folders, method, backbone)
+  assert_same((again.blocks, again.keys, again.query, again.count, again.centre),
+              (learned.blocks, learned.keys, learned.query, learned.count, learned.centre))
+  assert_same(again.memory.target, learned.memory.target)
+  assert not np.any(again.memory.valid)  # pseudo inputs are not in those files
+
+
+def test_the_last_folder_alone_holds_the_pool_but_not_the_mean_mixtures(backbone, tmp_path):
+  method = make_method(backbone)
+  learned, folders = make_learned(method), [tmp_path / str(task) for task in range(TASKS)]
+  public.write_pool(learned, backbone, folders, ".npz")
+  again = public.read_pool(folders[-1:], method, backbone)
+  assert_same((again.blocks, again.keys, again.query, again.count), (learned.blocks, learned.keys, learned.query, learned.count))
+  assert not np.any(again.memory.target)
+
+
+def test_files_have_the_public_codes_names_shapes_and_order(tmp_path):
+  backbone = hf.build_model(RAW["t5"]).config
+  learned, folders = make_learned(make_method(backbone)), [tmp_path / str(task) for task in range(TASKS)]
+  public.write_pool(learned, backbone, folders, ".npz")
+  a, b = (files.read_arrays(folders[1], f"lora_weights_{x}") for x in "AB")
+  stacks = [f"encoder.block.{i}.layer.0.SelfAttention" for i in range(2)] + [
+    f"decoder.block.{i}.layer.{place}" for i in range(3) for place in ("0.SelfAttention", "1.EncDecAttention")]
+  owners = ["lora_q", "lora_v", "previous_lora_weights_q.0", "previous_lora_weights_v.0"]
+  assert set(a) == {f"{stack}.{owner}.lora_A" for stack in stacks for owner in owners}
+  assert set(b) == {f"{stack}.{owner}.lora_B" for stack in stacks for owner in owners}
+  newest, before = (learned.blocks["lora"]["decoder"]["cross"]["v"]["b"][2, slot] for slot in (1, 0))
+  np.testing.assert_array_equal(b["decoder.block.2.layer.1.EncDecAttention.lora_v.lora_B"], newest.T)
+  np.testing.assert_array_equal(b["decoder.block.2.layer.1.EncDecAttention.previous_lora_weights_v.0.lora_B"], before.T)
+  keys = files.read_arrays(folders[2], "prompts_keys_till_now")["prompts_keys_till_now"]
+  np.testing.assert_array_equal(keys, learned.keys[:3][::-1])
+  query = files.read_arrays(folders[2], "trans_input")
+  assert {name: x.shape for name, x in query.items()} == {
+    "0.weight": (sals.BOTTLENECK, 32), "1.weight": (32, sals.BOTTLENECK), "3.weight": (32,), "3.bias": (32,)}
+  mixture = files.read_arrays(folders[1], "attention_weights")["attention_weights"]
+  np.testing.assert_array_equal(mixture, learned.memory.target[1, :2][::-1])
+
+
+def test_files_that_torch_and_pickle_wrote(torch, backbone, tmp_path):
+  """bfloat16 tensors, and a numpy array in the pickle format of old numpy versions."""
+  method = make_method(backbone)
+  learned, folders = make_learned(method, 1), [tmp_path]
+  public.write_pool(learned, backbone, folders, ".pt")
+  for name in ("lora_weights_A", "prompts_keys_till_now"):
+    value = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+    as_half = {k: x.bfloat16() for k, x in value.items()} if isinstance(value, dict) else value.bfloat16()
+    torch.save(as_half, tmp_path / f"{name}.pt")
+  old = pickle.dumps(np.array([1.0], np.float32), protocol=2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+  (tmp_path / "attention_weights.pkl").write_bytes(old)
+  again = public.read_pool(folders, method, backbone)
+  np.testing.assert_allclose(again.keys, learned.keys, rtol=2**-8)
+  assert again.memory.target[0, 0] == 1.0
+
+
+class Trap:
+  def __reduce__(self):
+    return print, ("a pickle ran code",)
+
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+  ("attention_weights.pkl", pickle.dumps(Trap()), "no part of a numpy array"),
+  ("trans_input.npz", b"nothing", "cannot be read"),
+  ("trans_input.safetensors", b"", "wanted one file"),
+  ("prompts_keys_till_now.npz", None, "no file prompts_keys_till_now"),
+  ("lora_weights_A.npz", None, "lora_weights_A"),
+])
+def test_files_that_cannot_be_read_are_named(name, content, message, tmp_path, capsys):
+  backbone = hf.build_model(RAW["llama"]).config
+  method = make_method(backbone)
+  public.write_pool(make_learned(method, 1), backbone, [tmp_path], ".npz")
+  if name.startswith("attention"):
+    (tmp_path / "attention_weights.npz").unlink()
+  if content is None:
+    (tmp_path / name).unlink()
+  else:
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(InputError, match=message):
+    public.read_pool([tmp_path], method, backbone)
+  assert capsys.readouterr().out == ""
+
+
+def test_what_does_not_fit_is_refused(backbone, tmp_path):
+  method = make_method(backbone)
+  learned, folders = make_learned(method), [tmp_path / str(task) for task in range(TASKS)]
+  public.write_pool(learned, backbone, folders, ".npz")
+  with pytest.raises(InputError, match="block 1 has shapes"):
+    public.read_pool(folders, make_method(backbone, config.Pet(rank=2)), backbone)
+  with pytest.raises(InputError, match="3 tasks, 2 folders"):
+    public.read_pool(folders[1:], method, backbone)
+  other = hf.build_model(RAW["llama" if not backbone.is_decoder_only else "t5"]).config
+  with pytest.raises(InputError, match="not a pool of this backbone"):
+    public.read_pool(folders, make_method(other), other)
+  with pytest.raises(InputError, match="3 tasks"):
+    public.write_pool(learned, backbone, folders[:2], ".npz")
+  with pytest.raises(InputError, match="no centre"):
+    public.write_pool(learned.replace(centre=sals.Centre(jnp.ones(32), jnp.ones(()))), backbone, folders, ".npz")
+  prompts = make_method(backbone, config.Pet(kind="prompt"))
+  with pytest.raises(InputError, match="not soft prompts"):
+    public.write_pool(make_learned(prompts), backbone, folders, ".npz")
+
+
+# peft
+
+
+@pytest.fixture(scope="module", params=["t5-v1.1", "llama-gqa"])
+def pair(request, torch, tmp_path_factory):
+  pytest.importorskip("peft", reason="compares with peft, not installed here: pip install -e '.[torch]'")
+  folder = torch_models.save(torch_models.make(request.param), tmp_path_factory.mktemp(request.param))
+  return request.param, folder, hf.load_backbone(folder)
+
+
+def both_logits(name, folder, ours, adapters, adapter_folder):
+  """Logits of unpadded inputs, theirs with the adapter folder that peft loads."""
+  import peft as their_peft
+  import torch
+  import transformers
+  kind = transformers.T5ForConditionalGeneration if name.startswith("t5") else transformers.LlamaForCausalLM
+  base = kind.from_pretrained(folder)
+  model = their_peft.PeftModel.from_pretrained(base, adapter_folder).eval()
+  source, target = (np.random.default_rng(3).integers(4, 96, (3, n)) for n in (8, 5))
+  with torch.no_grad():
+    if name.startswith("t5"):
+      logits = model(input_ids=torch.from_numpy(source), attention_mask=torch.ones(3, 8, dtype=torch.long),
+                     labels=torch.from_numpy(target)).logits.numpy()
+    else:
+      both = torch.from_numpy(np.concatenate([source, target], axis=1))
+      logits = model(input_ids=both, attention_mask=torch.ones_like(both)).logits.numpy()[:, -6:-1]
+  ones = [np.ones(x.shape, bool) for x in (source, target)]
+  run = jax.jit(lambda adapters: ours.model.apply({"params": ours.params}, source, ones[0], target, ones[1], adapters))
+  without = np.asarray(run(None))
+  return np.asarray(run(adapters)), logits, without
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft and transformers, among themselves
+@pytest.mark.parametrize("pet", [PET, config.Pet(rank=3, alpha=5), config.Pet(kind="prompt", prompt_length=4)],
+                         ids=["lora", "odd scale", "prompt"])
+def test_a_block_and_a_fixed_mixture_do_the_same_in_peft(pair, pet, tmp_path):
+  name, folder, ours = pair
+  method = make_method(ours.config, pet)
+  learned = make_learned(method)
+  mixture = jnp.array([0.5, 0.2, 0.3, 0.0])
+  block = blocks.read(learned.blocks, 1)
+  peft.export_block(tmp_path / "block", block, pet, ours.config, folder)
+  peft.export_mixture(tmp_path / "mixture", learned.blocks, mixture, pet, ours.config, folder)
+  for export, weights in (("block", jnp.array([0.0, 1.0, 0.0, 0.0])), ("mixture", mixture)):
+    adapters = blocks.mixed(learned.blocks, jnp.tile(weights, (3, 1)), pet)
+    our_logits, their_logits, without = both_logits(name, folder, ours, adapters, tmp_path / export)
+    np.testing.assert_allclose(our_logits, their_logits, atol=1e-5)
+    assert np.max(np.abs(our_logits - without)) > 0.1  # the adapter does something
+
+
+def test_an_export_names_its_base_and_scale_and_never_overwrites(backbone, tmp_path):
+  learned = make_learned(make_method(backbone))
+  peft.export_mixture(tmp_path, learned.blocks, jnp.array([0.5, 0.5, 0.0, 0.0]), PET, backbone, "some/base")
+  written = json.loads((tmp_path / "adapter_config.json").read_text())
+  assert (written["r"], written["lora_alpha"], written["base_model_name_or_path"]) == (8, 64, "some/base")
+  assert "0.5000 of block 2" in (tmp_path / "README.md").read_text()
+  with pytest.raises(InputError, match="holds an adapter"):
+    peft.export_block(tmp_path, blocks.read(learned.blocks, 0), PET, backbone, "some/base")
+  with pytest.raises(InputError, match="nothing to export"):
+    peft.export_mixture(tmp_path / "b", learned.blocks, jnp.zeros(CAPACITY), PET, backbone, "some/base")
