@@ -1,0 +1,151 @@
+"""What reference_quirks changes: the correct mode has the true gradient and looks past padding, the quirky one does neither."""
+import dataclasses
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from sapt_jax import arm, config
+from sapt_jax.backbones import hf
+from sapt_jax.data.batches import Batch
+from sapt_jax.evaluation.decode import greedy
+from sapt_jax.evaluation.evaluate import answer_batch
+from sapt_jax.methods.base import Setting
+from sapt_jax.methods.sapt import Sapt
+from sapt_jax.pet import blocks
+from sapt_jax.training.step import batch_gradient
+
+TASKS, CAPACITY, SOURCE, TARGET = 3, 4, 7, 4
+EACH = pytest.mark.parametrize("raw", [tiny.T5, tiny.LLAMA], ids=["t5", "llama"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+  jax.config.update("jax_disable_most_optimizations", True)
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+
+
+@dataclasses.dataclass
+class Case:
+  """A random model with a pool of three random blocks that remembers two tasks, with quirks or without."""
+
+  model: hf.Model
+  params: dict
+  learned: object
+  setting: Setting
+
+  def method(self, quirks):
+    return Sapt(config.Method(reference_quirks=quirks, reflection_weight=0.7), self.setting)
+
+
+def make_case(raw, dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+  noise = lambda x, scale: jnp.asarray(scale * rng.normal(size=x.shape), dtype)
+  model = hf.build_model(raw, dtype)
+  params = nn.meta.unbox(hf.init_params(model, jax.random.key(0)))
+  if model.config.is_decoder_only:  # its initial weights are too small for anything to depend on anything
+    params = jax.tree.map(lambda x: x if x.ndim == 1 else 6 * x, params)
+  setting = Setting(config.Pet(rank=2), model.config.lora_sites(), params["embedding"]["table"], CAPACITY, memory_inputs=2)
+  learned = Sapt(config.Method(), setting).start(jax.random.key(1))
+  there = jnp.arange(CAPACITY) < TASKS
+  pool = jax.tree_util.tree_map_with_path(
+    lambda path, x: noise(x, 0.1) * there.reshape([-1 if axis == blocks.task_axis(path) else 1 for axis in range(x.ndim)]),
+    learned.blocks)
+  memory = learned.memory
+  for task in range(TASKS - 1):
+    target = jax.nn.softmax(noise(jnp.zeros(task + 1), 1.0))
+    memory = arm.remember(memory, task, noise(jnp.zeros((2, setting.width)), 1.0), jnp.pad(target, (0, CAPACITY - task - 1)))
+  learned = dataclasses.replace(
+    learned, blocks=pool, count=jnp.asarray(TASKS, jnp.int32), keys=noise(learned.keys, 1.0) * there[:, None], memory=memory,
+    query=jax.tree.map(lambda x: x.astype(dtype), learned.query))
+  return Case(model, params, learned, setting)
+
+
+def make_batch(case):
+  """Two rows, of 7 and 4 source tokens, and 4 and 2 target tokens."""
+  rng, places = np.random.default_rng(1), np.arange(SOURCE)
+  source_mask = (places[::-1] if case.model.config.is_decoder_only else places) < np.array([[SOURCE], [4]])
+  target_mask = np.arange(TARGET) < np.array([[TARGET], [2]])
+  fill = lambda mask: jnp.asarray(np.where(mask, rng.integers(2, 270, mask.shape), case.model.config.pad_id), jnp.int32)
+  return Batch(fill(source_mask), jnp.asarray(source_mask), fill(target_mask), jnp.asarray(target_mask), jnp.zeros(2, jnp.int32))
+
+
+def compiled_step(case, quirks):
+  """batch -> (gradient, metrics)"""
+  method = case.method(quirks)
+  return jax.jit(partial(batch_gradient, case.model, method, 1, case.params, case.learned, method.trainable(case.learned)))
+
+
+def distance(tree, other):
+  """Norm of the difference, relative to the norm of `tree`."""
+  norm = lambda x: np.sqrt(sum(float(jnp.vdot(leaf, leaf)) for leaf in jax.tree.leaves(x)))
+  return norm(jax.tree.map(jnp.subtract, tree, other)) / norm(tree)
+
+
+@EACH
+def test_what_stands_at_masked_places_changes_neither_loss_nor_gradient(raw):
+  case, batch = make_case(raw), make_batch(make_case(raw))
+  other = batch.replace(source=jnp.where(batch.source_mask, batch.source, 99), target=jnp.where(batch.target_mask, batch.target, 99))
+  assert np.any(other.source != batch.source)
+  assert np.any(other.target != batch.target)
+  step = compiled_step(case, quirks=False)
+  (gradient, metrics), (other_gradient, other_metrics) = step(batch), step(other)
+  np.testing.assert_allclose(other_metrics["loss"], metrics["loss"], rtol=1e-6)
+  assert distance(gradient, other_gradient) < 1e-6
+
+
+def answers(case, batch, quirks):
+  answer = jax.jit(partial(answer_batch, case.model, case.method(quirks), 5, greedy))
+  ids, mixture = answer(case.params, case.learned, batch, jax.random.key(0))
+  return np.asarray(ids), np.asarray(mixture)
+
+
+@EACH
+def test_an_answer_alone_is_the_answer_in_a_batch_unless_quirks_are_asked_for(raw):
+  case, batch = make_case(raw), make_batch(make_case(raw))
+  keep = np.asarray(batch.source_mask[1])
+  alone = jax.tree.map(lambda x: x[1:2], batch).replace(source=batch.source[1:2, keep], source_mask=batch.source_mask[1:2, keep])
+  for quirks in (False, True):
+    ids, mixture = answers(case, batch, quirks)
+    ids_alone, mixture_alone = answers(case, alone, quirks)
+    if quirks:
+      assert np.max(np.abs(mixture_alone[0] - mixture[1])) > 1e-3
+    else:
+      np.testing.assert_allclose(mixture_alone[0], mixture[1], atol=1e-6)
+      np.testing.assert_array_equal(ids_alone[0], ids[1])
+
+
+@pytest.fixture
+def double_precision(monkeypatch):
+  """float64 everywhere: also where the library asks for float32 by name, since it means "not bfloat16" by that."""
+  with jax.enable_x64(True):
+    monkeypatch.setattr(jnp, "float32", jnp.float64)
+    yield
+
+
+@EACH
+def test_the_gradient_is_the_true_one_and_with_quirks_another(double_precision, raw):
+  case = make_case(raw, jnp.float64)
+  batch, method = make_batch(case), case.method(quirks=False)
+  gradient, quirky = (compiled_step(case, quirks)(batch)[0] for quirks in (False, True))
+  trainable = method.trainable(case.learned)
+
+  @jax.jit
+  def loss_along(step, direction):
+    moved = jax.tree.map(lambda x, d: x + step * d, trainable, direction)
+    return batch_gradient(case.model, method, 1, case.params, case.learned, moved, batch)[1]["loss"]
+
+  rng = np.random.default_rng(2)
+  for part in ("block", "attention"):  # each alone: the block's gradient is far larger
+    direction = jax.tree.map(jnp.zeros_like, trainable) | {
+      part: jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), trainable[part])}
+    along = lambda g, d=direction: sum(float(jnp.vdot(x, y)) for x, y in zip(jax.tree.leaves(g), jax.tree.leaves(d), strict=True))
+    step = 1e-6
+    numeric = float(loss_along(step, direction) - loss_along(-step, direction)) / (2 * step)
+    np.testing.assert_allclose(along(gradient), numeric, rtol=1e-6)
+  assert distance(gradient, quirky) > 0.01
