@@ -28,3 +28,33 @@ def mixture_heatmap(file: pathlib.Path, mixtures: np.ndarray, tasks: Sequence[st
   figure.colorbar(image, shrink=0.8)
   figure.savefig(file, dpi=130)
   plt.close(figure)
+
+
+def learning_curves(file: pathlib.Path, groups: dict[str, list[list[list[float | None]]]]) -> None:
+  """Mean score on all tasks seen so far, after each task: one line per method, its seeds averaged."""
+  figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+  for label, matrices in groups.items():
+    scores = np.array(matrices, float)  # (seeds, tasks learned, tasks); None becomes nan
+    seen = [scores[:, learned, : learned + 1].mean() for learned in range(scores.shape[1])]
+    axes.plot(range(1, len(seen) + 1), seen, marker="o", markersize=3, label=label)
+  axes.set_xlabel("tasks learned")
+  axes.set_ylabel("mean score on tasks seen")
+  axes.set_ylim(0, 100)
+  axes.grid(alpha=0.3)
+  axes.legend(fontsize=8)
+  figure.savefig(file, dpi=130)
+  plt.close(figure)
+
+
+def final_scores(file: pathlib.Path, groups: dict[str, list[list[float]]], tasks: Sequence[str]) -> None:
+  """Score on every task at the end of the stream: one bar per method and task, its seeds averaged."""
+  figure, axes = plt.subplots(figsize=(2 + 0.8 * len(tasks), 4), layout="constrained")
+  width = 0.8 / len(groups)
+  for place, (label, rows) in enumerate(groups.items()):
+    axes.bar(np.arange(len(tasks)) + place * width, np.mean(rows, axis=0), width, label=label)
+  axes.set_xticks(np.arange(len(tasks)) + 0.4 - width / 2, [task[:20] for task in tasks], rotation=40, ha="right", fontsize=7)
+  axes.set_ylabel("score at the end")
+  axes.set_ylim(0, 100)
+  axes.legend(fontsize=8)
+  figure.savefig(file, dpi=130)
+  plt.close(figure)

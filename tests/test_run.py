@@ -3,13 +3,14 @@ import fcntl
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 from orbax.checkpoint import v1 as ocp
 
-from sapt_jax import cli, predict, train
+from sapt_jax import cli, predict, report, train
 from sapt_jax.training import checkpoint, fit
 
 OPTIONS = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 6 "
@@ -272,3 +273,25 @@ def test_answers_do_not_depend_on_how_many_are_asked_at_once(finished, tmp_path)
   rows = [{"input": f"question number {i}"} for i in range(5)]
   together = ask(finished, tmp_path, rows)
   assert ask(finished, tmp_path, rows[3:4])[0]["output"] == together[3]["output"]
+
+
+def test_a_report_compares_finished_runs(finished, tmp_path, monkeypatch, capsys):
+  other = tmp_path / "other"
+  other.mkdir()
+  changed = scores(finished) | {"label": "better"}
+  changed["metrics"] = changed["metrics"] | {"AP": 99.0}
+  (other / "scores.json").write_text(json.dumps(changed))
+  report.main([str(finished), str(other), "--output", str(tmp_path / "report")])
+  table = capsys.readouterr().out.splitlines()
+  assert [line.split(" | ")[0] for line in table[2:]] == ["| better", "| sapt, routed"]
+  assert "99.0" in (tmp_path / "report" / "index.html").read_text()
+  assert len((tmp_path / "report" / "comparison.csv").read_text().splitlines()) == 3
+  (other / "scores.json").write_text(json.dumps(changed | {"tasks": ["another"]}))
+  code, complaint = run_program(report, [finished, other, "--output", tmp_path / "report"], monkeypatch, capsys)
+  assert (code, "different streams" in complaint) == (2, True)
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.parent.joinpath("configs").glob("*.py")), ids=lambda file: file.stem)
+def test_every_committed_configuration_is_one(file):
+  assert cli.load_config(str(file)).stream is not None
+  assert f"--config configs/{file.name}" in file.read_text()

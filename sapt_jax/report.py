@@ -1,0 +1,143 @@
+"""Compares finished runs: figures, mean and spread over seeds, and pictures.
+
+    python -m sapt_jax.report runs/mini-* --output runs/report
+
+Leaves comparison.csv (a row per run), PNG plots and index.html, and prints the table of means as Markdown.
+"""
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import html
+import json
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from sapt_jax import cli
+from sapt_jax.errors import InputError
+
+FIGURES = ("AP", "F.Ra", "BWT", "FWT")
+NEEDED = ("method", "backbone", "tasks", "scores", "metrics", "protocol", "seed", "wall_s")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+  """Which runs, and where the report goes."""
+
+  runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+  """Folders of finished runs."""
+  output: str
+  """Folder of the report."""
+
+
+def read_run(folder: pathlib.Path) -> dict[str, Any]:
+  """scores.json of a run, with the folder's name and the label its method goes by.
+
+  Raises:
+    InputError: the folder is not that of a finished run.
+  """
+  file = folder / "scores.json"
+  try:
+    result = json.loads(file.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise InputError(f"{file}: no such file; the run is not finished") from None
+  except ValueError as error:
+    raise InputError(f"{file}: not JSON ({error})") from None
+  missing = [key for key in NEEDED if key not in result]
+  if missing:
+    raise InputError(f"{file}: {', '.join(missing)} missing; not the scores of a run")
+  return result | {"run": folder.name, "label": result.get("label", result["method"])}
+
+
+def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+  """Runs of the same method on the same stream and backbone together: seeds of one experiment. Best mean AP first."""
+  groups: dict[str, list[dict[str, Any]]] = {}
+  for run in runs:
+    groups.setdefault(run["label"], []).append(run)
+  return dict(sorted(groups.items(), key=lambda item: -statistics.mean(run["metrics"]["AP"] for run in item[1])))
+
+
+def spread(values: Sequence[float | None]) -> str:
+  """Mean and, of several, standard deviation (n - 1)."""
+  known = [value for value in values if value is not None]
+  if not known:
+    return "-"
+  mean = f"{statistics.mean(known):.1f}"
+  return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.1f}"
+
+
+def table(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
+  """Rows of text, the heading first."""
+  rows = [["method", "runs", *FIGURES, "minutes"]]
+  for label, runs in groups.items():
+    figures = [spread([run["metrics"][figure] for run in runs]) for figure in FIGURES]
+    rows.append([label, str(len(runs)), *figures, spread([run["wall_s"] / 60 for run in runs])])
+  return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+  """The rows as a Markdown table."""
+  lines = ["| " + " | ".join(row) + " |" for row in rows]
+  return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def write_csv(file: pathlib.Path, runs: Sequence[dict[str, Any]]) -> None:
+  """A row per run: what it was, its four figures, its final score on each task."""
+  with file.open("w", newline="", encoding="utf-8") as out:
+    writer = csv.writer(out)
+    last = [f"{task} at the end" for task in runs[0]["tasks"]]
+    writer.writerow(["run", "method", "backbone", "protocol", "seed", *FIGURES, "wall_s", *last])
+    for run in runs:
+      writer.writerow([run["run"], run["label"], run["backbone"], run["protocol"], run["seed"], *(run["metrics"][name] for name in FIGURES),
+                       run["wall_s"], *run["scores"][-1]])
+
+
+PAGE = """<!doctype html><meta charset="utf-8"><title>Comparison of runs</title>
+<style>body{{font:15px/1.5 sans-serif;margin:2em auto;max-width:60em}} td,th{{padding:.2em .8em;text-align:right}}
+td:first-child,th:first-child{{text-align:left}} tr:nth-child(even){{background:#f4f4f4}} img{{max-width:100%}}</style>
+<h1>Comparison of runs</h1><p>{stream}</p>{table}{pictures}
+"""
+
+
+def write_page(file: pathlib.Path, runs: Sequence[dict[str, Any]], rows: Sequence[Sequence[str]],
+               pictures: Sequence[pathlib.Path]) -> None:
+  """index.html with everything in it, so that it can be sent on as one file."""
+  cells = lambda row, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+  body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows[1:])
+  encoded = {picture.stem: base64.b64encode(picture.read_bytes()).decode() for picture in pictures}
+  images = "".join(f'<p><img alt="{name}" src="data:image/png;base64,{content}">' for name, content in encoded.items())
+  first = runs[0]
+  stream = html.escape(f"Backbone {first['backbone']}, protocol {first['protocol']}, tasks in order: {', '.join(first['tasks'])}.")
+  intro = f"Backbone {first['backbone']}, protocol {first['protocol']}, tasks in order: {', '.join(first['tasks'])}."
+  stream = html.escape(intro)
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Parses, reads, compares, writes."""
+  options = cli.parse(ReportOptions, arguments, "sapt_jax.report", (__doc__ or "").split("\n")[0])
+  runs = [read_run(pathlib.Path(folder)) for folder in options.runs]
+  if not runs:
+    raise InputError("no run given: name the folders of finished runs")
+  for run in runs[1:]:
+    if run["tasks"] != runs[0]["tasks"]:
+      raise InputError(f"{run['run']} and {runs[0]['run']} are runs on different streams of tasks, which cannot be compared")
+  from sapt_jax import plots  # here, so that --help and wrong input answer at once
+  output = pathlib.Path(options.output)
+  output.mkdir(parents=True, exist_ok=True)
+  groups = grouped(runs)
+  scores = {label: [run["scores"] for run in group] for label, group in groups.items()}
+  plots.learning_curves(output / "average_so_far.png", scores)
+  last = {label: [rows[-1] for rows in group] for label, group in scores.items()}
+  plots.final_scores(output / "final_scores.png", last, runs[0]["tasks"])
+  write_csv(output / "comparison.csv", runs)
+  write_page(output / "index.html", runs, table(groups), [output / "average_so_far.png", output / "final_scores.png"])
+  print(markdown(table(groups)))
+
+
+if __name__ == "__main__":
+  cli.run(main)
