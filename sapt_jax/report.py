@@ -112,9 +112,9 @@ def write_page(file: pathlib.Path, runs: Sequence[dict[str, Any]], rows: Sequenc
   encoded = {picture.stem: base64.b64encode(picture.read_bytes()).decode() for picture in pictures}
   images = "".join(f'<p><img alt="{name}" src="data:image/png;base64,{content}">' for name, content in encoded.items())
   first = runs[0]
-  stream = html.escape(f"Backbone {first['backbone']}, protocol {first['protocol']}, tasks in order: {', '.join(first['tasks'])}.")
   intro = f"Backbone {first['backbone']}, protocol {first['protocol']}, tasks in order: {', '.join(first['tasks'])}."
-  stream = html.escape(intro)
+  comparison = f"<table><tr>{cells(rows[0], 'th')}</tr>{body}</table>"
+  file.write_text(PAGE.format(stream=html.escape(intro), table=comparison, pictures=images), encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> None:
