@@ -1,0 +1,169 @@
+"""PET blocks: the mixed product against the sum it stands for, and what must hold of pools of either kind."""
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sapt_jax import config
+from sapt_jax.interop.peft import fixed_mixture
+from sapt_jax.pet import blocks, lora
+
+SITES = {"encoder": {"self": {"q": (2, 12, 10), "v": (2, 12, 6)}}, "decoder": {"cross": {"q": (3, 12, 10)}}}
+T = 5
+KINDS = [config.Pet(rank=3, alpha=12.0), config.Pet(kind="prompt", prompt_length=4)]
+EACH = pytest.mark.parametrize("pet", KINDS, ids=lambda pet: pet.kind)
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def random_block(pet, seed):
+  block = blocks.init_block(jax.random.key(0), pet, SITES, normal(0, 20, 12))
+  leaves, structure = jax.tree.flatten(block)
+  return jax.tree.unflatten(structure, [normal(100 * seed + i, *x.shape) for i, x in enumerate(leaves)])
+
+
+def random_pool(pet, taken=T):
+  pool = blocks.empty_pool(random_block(pet, 0), T)
+  for slot in range(taken):
+    pool = blocks.write(pool, random_block(pet, slot), slot)
+  return pool
+
+
+def random_mixture(rows=4):
+  return jax.nn.softmax(normal(7, rows, T), axis=1)
+
+
+def product_site(seed=0, d_in=12, d_out=10, rank=3):
+  return {"a": normal(seed, d_in, T, rank), "b": normal(seed + 1, T, rank, d_out)}
+
+
+def naive_product(x, factors, gates):
+  """sum_i gate_i B_i A_i x, block by block, in float64."""
+  x, a, b, gates = (np.asarray(y, np.float64) for y in (x, factors["a"], factors["b"], gates))
+  return sum(gates[:, i, None, None] * (x @ a[:, i] @ b[i]) for i in range(a.shape[1]))
+
+
+def test_the_mixed_product_is_the_sum_over_blocks():
+  x, factors, gates = normal(3, 4, 7, 12), product_site(), normal(5, 4, T)
+  np.testing.assert_allclose(lora.mixed_product(x, factors, gates), naive_product(x, factors, gates), rtol=1e-4, atol=1e-4)
+
+
+def test_the_mixed_product_keeps_the_type_of_its_input_and_never_widens_over_tasks():
+  x, factors, gates = normal(3, 4, 7, 12).astype(jnp.bfloat16), product_site(d_out=50), normal(5, 4, T)
+  assert lora.mixed_product(x, factors, gates).dtype == jnp.bfloat16
+  shapes = [out.aval.shape for equation in jax.make_jaxpr(lora.mixed_product)(x, factors, gates).eqns for out in equation.outvars]
+  assert max(math.prod(shape) for shape in shapes) <= 4 * 7 * 50  # a task axis beside a full width would be T times that
+
+
+def test_detached_blocks_pass_their_value_and_no_gradient_to_the_input():
+  x, factors, gates, weight = normal(3, 2, 4, 12), product_site(), normal(5, 2, T), normal(6, 2, 4, 10)
+  detached = jnp.arange(T) != 2
+  total = lambda x, factors, gates, detached=None: jnp.sum(weight * lora.mixed_product(x, factors, gates, detached))
+  np.testing.assert_array_equal(lora.mixed_product(x, factors, gates, detached), lora.mixed_product(x, factors, gates))
+  alone = jax.grad(total)(x, factors, gates * (jnp.arange(T) == 2))
+  np.testing.assert_allclose(jax.grad(total)(x, factors, gates, detached), alone, rtol=1e-4, atol=1e-4)
+  through_gates = [jax.grad(total, argnums=2)(x, factors, gates, d) for d in (detached, None)]
+  np.testing.assert_allclose(*through_gates, rtol=1e-6)
+  own = [jax.grad(total, argnums=1)(x, factors, gates, d)["a"][:, 2] for d in (detached, None)]
+  np.testing.assert_allclose(*own, rtol=1e-6)
+
+
+def test_a_fresh_lora_block_adds_nothing_and_is_drawn_as_kaiming_uniform():
+  block = lora.init_block(jax.random.key(0), {"q": (2, 400, 30)}, 8)
+  assert not np.any(block["q"]["b"])
+  assert block["q"]["b"].shape == (2, 8, 30)
+  assert 0.99 / 20 < np.max(np.abs(block["q"]["a"])) <= 1 / 20  # 1 / sqrt(D_in)
+  assert not np.array_equal(block["q"]["a"][0], block["q"]["a"][1])
+
+
+def test_a_fresh_prompt_is_made_of_token_embeddings():
+  table = normal(0, 20, 12)
+  prompt = blocks.init_block(jax.random.key(0), KINDS[1], SITES, table.astype(jnp.bfloat16))["prompt"]
+  assert prompt.dtype == jnp.float32
+  rows = np.asarray(table.astype(jnp.bfloat16), np.float32)
+  assert all(np.any(np.all(rows == row, axis=1)) for row in np.asarray(prompt))
+
+
+@EACH
+def test_a_block_written_is_read_back_and_the_others_stay(pet):
+  pool, block = random_pool(pet), random_block(pet, 9)
+  changed = blocks.write(pool, block, 3)
+  for slot in range(T):
+    jax.tree.map(np.testing.assert_array_equal, blocks.read(changed, slot), block if slot == 3 else blocks.read(pool, slot))
+
+
+@EACH
+def test_gradients_reach_the_written_slot_and_no_other(pet):
+  pool, block = random_pool(pet), random_block(pet, 9)
+  loss = lambda pool, block: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(blocks.write(pool, block, jnp.asarray(1))))
+  pool_gradient, block_gradient = jax.grad(loss, argnums=(0, 1))(pool, block)
+  jax.tree.map(lambda g, x: np.testing.assert_allclose(g, 2 * x), block_gradient, block)
+  for slot in range(T):
+    jax.tree.map(lambda g, x, s=slot: np.testing.assert_allclose(g, 0 * x if s == 1 else 2 * x),
+                 blocks.read(pool_gradient, slot), blocks.read(pool, slot))
+
+
+@EACH
+def test_a_pool_grows_without_changing_what_it_holds(pet):
+  pool = random_pool(pet)
+  grown = blocks.grow(pool, 8)
+  assert (blocks.capacity(pool), blocks.capacity(grown)) == (T, 8)
+  for slot in range(T):
+    jax.tree.map(np.testing.assert_array_equal, blocks.read(grown, slot), blocks.read(pool, slot))
+  assert all(not np.any(leaf) for slot in range(T, 8) for leaf in jax.tree.leaves(blocks.read(grown, slot)))
+
+
+@EACH
+def test_a_stack_is_a_pool_of_one(pet):
+  block = random_block(pet, 2)
+  assert blocks.capacity(blocks.stack(block)) == 1
+  jax.tree.map(np.testing.assert_array_equal, blocks.read(blocks.stack(block), 0), block)
+
+
+def effect(pool, mixture, pet):
+  """What a pool does under a mixture: the added output at one site, or the prompts."""
+  adapters = blocks.mixed(pool, mixture, pet)
+  if pet.kind == "prompt":
+    return adapters.prompts
+  factors = jax.tree.map(lambda x: x[1], adapters.lora["encoder"]["self"]["q"])
+  return lora.mixed_product(normal(11, mixture.shape[0], 6, 12), factors, adapters.gates, adapters.detached)
+
+
+@EACH
+def test_the_order_of_the_slots_does_not_matter(pet):
+  pool, mixture, order = random_pool(pet), random_mixture(), jnp.array([2, 0, 4, 3, 1])
+  shuffled = jax.tree_util.tree_map_with_path(lambda path, x: jnp.take(x, order, blocks.task_axis(path)), pool)
+  np.testing.assert_allclose(effect(shuffled, mixture[:, order], pet), effect(pool, mixture, pet), rtol=1e-4, atol=1e-4)
+
+
+@EACH
+def test_empty_slots_add_nothing(pet):
+  pool, mixture = random_pool(pet, taken=3), random_mixture()
+  without = mixture * (jnp.arange(T) < 3)
+  np.testing.assert_allclose(effect(pool, mixture, pet), effect(pool, without, pet), rtol=1e-6)
+
+
+@EACH
+def test_one_block_alone_is_a_mixture_with_all_weight_on_it(pet):
+  pool = random_pool(pet)
+  chosen = effect(pool, jnp.tile(jax.nn.one_hot(3, T), (4, 1)), pet)
+  alone = effect(blocks.stack(blocks.read(pool, 3)), jnp.ones((4, 1)), pet)
+  np.testing.assert_allclose(chosen, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_lora_is_scaled_by_alpha_over_rank():
+  np.testing.assert_allclose(blocks.mixed(random_pool(KINDS[0]), random_mixture(), KINDS[0]).gates, random_mixture() * 12 / 3, rtol=1e-6)
+
+
+@EACH
+def test_a_fixed_mixture_is_one_block(pet):
+  pool, mixture = random_pool(pet), random_mixture(1)[0]
+  merged = fixed_mixture(pool, mixture)
+  if pet.kind == "lora":
+    assert merged["lora"]["encoder"]["self"]["q"]["a"].shape == (2, 12, T * pet.rank)
+  one = effect(blocks.stack(merged), jnp.ones((4, 1)), pet)
+  np.testing.assert_allclose(one, effect(pool, jnp.tile(mixture, (4, 1)), pet), rtol=1e-4, atol=1e-4)
