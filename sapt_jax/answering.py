@@ -45,10 +45,11 @@ class Answering:
     self.max_new = options.data.max_target_length
 
   def __call__(self, pairs: Sequence[tuple[str | None, str]]) -> Iterator[tuple[str, dict[str, float]]]:
-    """(definition, input) -> (answer, {task: weight}), in order; without a definition the input is the whole prompt."""
+    """(definition, input) -> (answer, {task (or block): weight}), in order; without a definition the input is the whole prompt."""
     answers = self.built.answerer.answer(self.learned, [Row(self.source(*pair), [self.codec.eos_id], 0) for pair in pairs], self.max_new)
     for ids, mixture in zip(answers.tokens, answers.mixtures, strict=True):
-      weights = {task: round(float(weight), 6) for task, weight in zip(self.tasks, mixture, strict=False)}
+      blocks = self.tasks if self.built.method.block_per_task else [f"block {number}" for number in range(1, len(mixture) + 1)]
+      weights = {block: round(float(weight), 6) for block, weight in zip(blocks, mixture, strict=False)}
       yield self.codec.text(ids), weights
 
   def source(self, definition: str | None, text: str) -> list[int]:

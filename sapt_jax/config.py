@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sapt_jax.errors import InputError
 
-MethodName = Literal["sapt", "sequential", "per_task"]
+MethodName = Literal["sapt", "sequential", "per_task", "multi_task", "replay", "o_lora", "n_lora", "l2p", "prog_prompt", "epi"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -38,7 +38,8 @@ class Method:
   """How the stream is learned and how blocks are chosen when answering."""
 
   name: MethodName = "sapt"
-  """sapt; sequential (one block trained on and on); per_task (one block each, task known: the upper reference)."""
+  """sapt; sequential (one block trained on and on); per_task (one block each, task known: the upper reference); multi_task (one block, all
+  tasks at once); the others are published methods, one file each in sapt_jax/methods."""
   attention: Literal["published", "routed"] = "published"
   """sapt: published trains query and keys with the blocks alone; routed centres the pooled embeddings and first fits query and new key on
   pooled embeddings, which short budgets need (docs/short_budgets.md)."""
@@ -53,10 +54,32 @@ class Method:
   reference_quirks: bool = False
   """Reproduce the public code's quirks: no gradient through earlier blocks to the hidden states, max-pooling over padding, and, for a
   decoder-only backbone, over the answer of replayed inputs. For parity only."""
+  replay_share: float = 0.02
+  """replay: share of every earlier task's training rows that is kept and learned from again."""
+  orthogonality_weight: float = 0.5
+  """o_lora: weight of the overlap between the new block's A and the earlier ones; the authors give up to 5 for fifteen tasks."""
+  sparsity_weight: float = 0.4
+  """n_lora: weight of the L1 norm of the new block's update; the authors give 0.4 to 1.8."""
+  pool_prompts: int = 10
+  """l2p: soft prompts in the pool, each of pet.prompt_length."""
+  chosen_prompts: int = 4
+  """l2p: prompts that are put before an input."""
+  key_weight: float = 1.0
+  """l2p: weight of the cosines that draw chosen keys towards the inputs; text ports give 0.5."""
+  task_known: bool = False
+  """prog_prompt: tell it the task when answering, as its paper does: task k then reads the prompts of tasks 1 to k alone."""
+  lookup_shrinkage: float = 0.1
+  """epi: how far the covariance of the look-up is drawn towards a multiple of the identity, from 0 to 1."""
 
   def __post_init__(self) -> None:
     _check(self.reflection_weight >= 0, f"method.reflection_weight {self.reflection_weight}: must not be negative")
     _check(self.routing_steps >= 0, f"method.routing_steps {self.routing_steps}: must not be negative")
+    _check(0 < self.replay_share <= 1, f"method.replay_share {self.replay_share}: must be in (0, 1]")
+    _check(0 <= self.lookup_shrinkage <= 1, f"method.lookup_shrinkage {self.lookup_shrinkage}: must be in [0, 1]")
+    _check(0 < self.chosen_prompts <= self.pool_prompts,
+           f"method.chosen_prompts {self.chosen_prompts}: must be at least 1 and at most method.pool_prompts {self.pool_prompts}")
+    for name in ("orthogonality_weight", "sparsity_weight", "key_weight"):
+      _check(getattr(self, name) >= 0, f"method.{name} {getattr(self, name)}: must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)

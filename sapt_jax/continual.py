@@ -21,6 +21,7 @@ from sapt_jax.config import Config
 from sapt_jax.data.batches import Row
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prompts import Codec
+from sapt_jax.data.rehearsal import kept
 from sapt_jax.data.sources import load_stream
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
@@ -77,7 +78,7 @@ class Continual:
       learned = self.learn(learned, index, task, log)
       learned, pseudo = self.reflect(learned, index, task, inputs, log)
       record, answers = self.evaluate(learned, index)
-      record |= {"task": task.name, "steps": self.steps(task), "training_mixture": self.training_mixture(learned, index, inputs),
+      record |= {"task": task.name, "steps": self.steps(index), "training_mixture": self.training_mixture(learned, index, inputs),
                  "capacity": self.capacity, "memory_inputs": self.memory_inputs, "wall_s": round(time.monotonic() - began, 1)}
       self.snapshot(learned, index, task, record, answers, pseudo)
       records.append(record)
@@ -86,16 +87,24 @@ class Continual:
 
   def learn(self, learned: Learned, index: int, task: Task, log: Log) -> Learned:
     """Trains the newest block (and what goes with it) on the task."""
-    rows = self.rows(index, task.definition, task.train)
+    rows = [row for j, examples in self.lesson(index) for row in self.rows(j, self.tasks[j].definition, examples)]
     validate = None
     if self.config.fit.validate_every:
-      validate = lambda current: self.score(current, index, task, task.dev)[0]
-    plan = Plan(f"{index + 1}/{len(self.tasks)} {task.name}", self.steps(task), self.folder.progress(index), log, validate)
+      judged = range(index + 1) if self.method.waits else [index]
+      validate = lambda current: float(np.mean([self.score(current, j, self.tasks[j], self.tasks[j].dev)[0] for j in judged]))
+    plan = Plan(f"{index + 1}/{len(self.tasks)} {task.name}", self.steps(index), self.folder.progress(index), log, validate)
     return self.trainer.fit(learned, rows, plan)
 
-  def steps(self, task: Task) -> int:
-    """Updates that learning the task takes."""
-    return self.trainer.steps(len(task.train))
+  def lesson(self, index: int) -> list[tuple[int, Sequence[Example]]]:
+    """What the index-th task is learned from, by place in the stream: what the method rehearses of earlier tasks, and its own examples."""
+    earlier = [(j, kept(self.tasks[j].train, self.method.rehearsal, self.config.seed)) for j in range(index)]
+    return [*earlier, (index, self.tasks[index].train)]
+
+  def steps(self, index: int) -> int:
+    """Updates that learning the index-th task takes."""
+    if self.method.waits:
+      return sum(self.trainer.steps(len(task.train)) for task in self.tasks) if index + 1 == len(self.tasks) else 0
+    return self.trainer.steps(sum(len(examples) for _, examples in self.lesson(index)))
 
   def reflect(self, learned: Learned, index: int, task: Task, inputs: TaskInputs, log: Log) -> tuple[Learned, PseudoInputs | None]:
     """Has pseudo inputs written if the method wants them, and lets it remember the task."""
@@ -110,9 +119,10 @@ class Continual:
     scores: list[float | None] = []
     mixtures: list[list[float]] = []
     answers: list[dict[str, Any]] = []
-    wanted_now = self.config.evaluation.every_task or index + 1 == len(self.tasks)
+    last = index + 1 == len(self.tasks)
+    wanted = lambda j: last or (not self.method.waits and (self.config.evaluation.every_task or j == index))
     for j, task in enumerate(self.tasks[: index + 1]):
-      if not wanted_now and j < index:
+      if not wanted(j):
         scores.append(None)
         continue
       value, texts, weights = self.score(learned, j, task, task.test)
@@ -143,8 +153,9 @@ class Continual:
     return self.mean_mixture(np.asarray(mixture))
 
   def mean_mixture(self, mixtures: np.ndarray) -> list[float]:
-    """Mean weight of each task's block over inputs (n, T); a method with a single block has just that."""
-    return [round(float(weight), 6) for weight in mixtures.mean(axis=0)[: len(self.tasks)]]
+    """Mean weight of each block over inputs (n, T); where blocks belong to tasks, of those that the stream will fill."""
+    blocks = len(self.tasks) if self.method.block_per_task else None
+    return [round(float(weight), 6) for weight in mixtures.mean(axis=0)[:blocks]]
 
   def snapshot(self, learned: Learned, index: int, task: Task, record: dict[str, Any], answers: list[dict[str, Any]],
                pseudo: PseudoInputs | None) -> None:
@@ -165,13 +176,13 @@ class Continual:
     count, path = len(self.tasks), self.folder.path
     rows = [r["scores"] for r in records]
     result = {
-      "method": self.config.method.name, "backbone": self.config.backbone.path, "tasks": self.names,
+      "method": self.config.method.name, "label": self.method.label, "backbone": self.config.backbone.path, "tasks": self.names,
       "scores": [row + [None] * (count - len(row)) for row in rows], "single": self.single,
       "metrics": continual_metrics(rows, self.single), "metric": self.metric, "protocol": self.config.data.protocol,
       "seed": self.config.seed, "steps": [r["steps"] for r in records],
       "wall_s": round(sum(r["wall_s"] for r in records), 1), "versions": versions()}
     for when, mixtures in (("training", [r["training_mixture"] for r in records]), ("testing", records[-1]["testing_mixture"])):
-      if len(mixtures[0]) == count:
+      if self.method.block_per_task:
         plots.mixture_heatmap(path / f"mixture_{when}.png", np.array(mixtures), self.names, f"mean mixture in {when}")
     parts = [path / "predictions" / f"{index:02d}_{name}.jsonl" for index, name in enumerate(self.names)]
     write_lines(path / "predictions.jsonl", (row for part in parts for row in read_lines(part)))

@@ -99,6 +99,16 @@ def mask_bias(mask: jax.Array) -> jax.Array:
   return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
 
 
+def put_prompts_before(x: jax.Array, mask: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
+  """Input embeddings x (B, L, D) and their mask (B, L), with the adapters' soft prompts, if any, before them: (B, P + L, D), (B, P + L)."""
+  if adapters is None or adapters.prompts is None:
+    return x, mask
+  x = jnp.concatenate([adapters.prompts.astype(x.dtype), x], axis=1)
+  if adapters.prompts_mask is not None:
+    return x, jnp.concatenate([adapters.prompts_mask, mask], axis=1)
+  return x, jnp.pad(mask, ((0, 0), (adapters.prompts.shape[1], 0)), constant_values=True)
+
+
 def causal_mask(length: int) -> jax.Array:
   """(1, 1, length, length) bool: position l sees positions up to l."""
   return jnp.tril(jnp.ones((length, length), bool))[None, None]

@@ -152,11 +152,7 @@ class Llama(nn.Module):
     return self.embedding(tokens)
 
   def with_prompt(self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
-    x = self.embedding(tokens)
-    if adapters is None or adapters.prompts is None:
-      return x, mask
-    x = jnp.concatenate([adapters.prompts.astype(x.dtype), x], axis=1)
-    return x, jnp.pad(mask, ((0, 0), (adapters.prompts.shape[1], 0)), constant_values=True)
+    return layers.put_prompts_before(self.embedding(tokens), mask, adapters)
 
   def states(self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None = None) -> jax.Array:
     """tokens (B, L) int32, mask (B, L) bool -> final states (B, prompt length + L, D); values at masked places mean nothing."""

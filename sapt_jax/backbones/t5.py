@@ -229,10 +229,7 @@ class T5(nn.Module):
 
   def encode(self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None) -> tuple[jax.Array, jax.Array]:
     """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and their bias (B, 1, 1, S); S = prompt length + L."""
-    x = self.embedding(source)
-    if adapters is not None and adapters.prompts is not None:
-      x = jnp.concatenate([adapters.prompts.astype(x.dtype), x], axis=1)
-      source_mask = jnp.pad(source_mask, ((0, 0), (adapters.prompts.shape[1], 0)), constant_values=True)
+    x, source_mask = layers.put_prompts_before(self.embedding(source), source_mask, adapters)
     source_bias = layers.mask_bias(source_mask)[:, None, None, :]
     positions = jnp.arange(x.shape[1])
     bias = self.encoder_bias(positions, positions) + source_bias

@@ -2,14 +2,32 @@
 from __future__ import annotations
 
 from sapt_jax import config
+from sapt_jax.errors import InputError
 from sapt_jax.methods.base import Method, Setting
+from sapt_jax.methods.epi import Epi
+from sapt_jax.methods.l2p import L2p
+from sapt_jax.methods.multi_task import MultiTask
+from sapt_jax.methods.n_lora import NLora
+from sapt_jax.methods.o_lora import OLora
 from sapt_jax.methods.per_task import PerTask
+from sapt_jax.methods.prog_prompt import ProgPrompt
+from sapt_jax.methods.replay import Replay
 from sapt_jax.methods.sapt import Sapt
 from sapt_jax.methods.sequential import Sequential
 
-METHODS: dict[str, type[Method]] = {"sapt": Sapt, "sequential": Sequential, "per_task": PerTask}
+METHODS: dict[str, type[Method]] = {
+  "sapt": Sapt, "sequential": Sequential, "per_task": PerTask, "multi_task": MultiTask, "replay": Replay, "o_lora": OLora, "n_lora": NLora,
+  "l2p": L2p, "prog_prompt": ProgPrompt, "epi": Epi,
+}
 
 
 def build(options: config.Method, setting: Setting) -> Method:
-  """The method that the options name."""
-  return METHODS[options.name](options, setting)
+  """The method that the options name.
+
+  Raises:
+    InputError: it cannot use blocks of the setting's kind.
+  """
+  method = METHODS[options.name]
+  if setting.pet.kind not in method.kinds:
+    raise InputError(f"method.name {options.name}: cannot use pet.kind {setting.pet.kind}; give --pet.kind {' or '.join(method.kinds)}")
+  return method(options, setting)

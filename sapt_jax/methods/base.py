@@ -72,13 +72,29 @@ class Method:
   Attributes:
     knows_task: whether it may look at the task's identity when answering.
     wants_pseudo_inputs: whether the loop should train a generator for it.
+    waits: whether nothing is learned before the last task is there; its training then makes the steps of all tasks.
+    block_per_task: whether block t is task t's, so that a mixture says which tasks an input takes from.
+    kinds: the kinds of block (config.Pet.kind) that it can use.
   """
 
   knows_task = False
   wants_pseudo_inputs = False
+  waits = False
+  block_per_task = True
+  kinds: tuple[str, ...] = ("lora", "prompt")
 
   def __init__(self, options: config.Method, setting: Setting):
     self.options, self.setting = options, setting
+
+  @property
+  def label(self) -> str:
+    """What tables call it: the name, and the form where there are several."""
+    return self.options.name
+
+  @property
+  def rehearsal(self) -> float:
+    """Share of every earlier task's training rows that stand among a task's own (data/rehearsal.py)."""
+    return 0.0
 
   @property
   def pools_padding(self) -> bool:
@@ -114,9 +130,9 @@ class Method:
     """What the backbone applies, given the mixture."""
     return blocks.mixed(learned.blocks, mixture, self.setting.pet)
 
-  def penalty(self, learned: Learned) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What is added to the cross-entropy, and figures for the log."""
-    del learned
+  def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What is added to the cross-entropy of a batch with these pooled embeddings (B, D), and figures for the log."""
+    del learned, pooled
     return jnp.zeros(()), {}
 
   def close(self, learned: Learned, inputs: TaskInputs) -> Learned:

@@ -37,6 +37,10 @@ class Sapt(Method):
 
   wants_pseudo_inputs = True
 
+  @property
+  def label(self) -> str:
+    return f"{self.options.name}, {self.options.attention}"
+
   def start(self, rng: jax.Array) -> SaptLearned:
     pool, width, capacity = super().start(rng), self.setting.width, self.setting.capacity
     return SaptLearned(
@@ -76,7 +80,7 @@ class Sapt(Method):
     """The reflection loss of all remembered tasks, before its weight."""
     return arm.reflection_loss(learned.memory, self.log_mixture(learned, learned.memory.pooled))
 
-  def penalty(self, learned: SaptLearned) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def penalty(self, learned: SaptLearned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     loss = self.reflection(learned)
     return self.options.reflection_weight * loss, {"reflection": loss}
 

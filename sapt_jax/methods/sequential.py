@@ -11,6 +11,8 @@ from sapt_jax.pet import blocks
 class Sequential(Method):
   """One block for everything; stores nothing else."""
 
+  block_per_task = False
+
   def start(self, rng: jax.Array) -> Learned:
     learned = super().start(rng)
     return learned.replace(blocks=blocks.stack(self.new_block(rng)), count=jnp.ones((), jnp.int32))

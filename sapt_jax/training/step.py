@@ -59,7 +59,9 @@ def batch_gradient(model: Model, method: Method, accumulation: int, params: Any,
     gradient, loss, own = add_part(nothing, batch)[0]
   else:
     gradient, loss, own = jax.lax.scan(add_part, nothing, parts)[0]
-  (penalty, figures), penalty_gradient = jax.value_and_grad(lambda t: method.penalty(method.merge(learned, t)), has_aux=True)(trainable)
+  pooled = pooled_inputs(model, params, batch, method.pools_padding)
+  penalty_of = lambda trainable: method.penalty(method.merge(learned, trainable), pooled)
+  (penalty, figures), penalty_gradient = jax.value_and_grad(penalty_of, has_aux=True)(trainable)
   gradient = jax.tree.map(jnp.add, gradient, penalty_gradient)
   norm = optax.tree.norm(gradient)
   return gradient, {"loss": loss + penalty, "cross_entropy": loss, "own_weight": own, "gradient_norm": norm} | figures

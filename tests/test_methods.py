@@ -1,0 +1,345 @@
+"""The methods to compare with: that what is peculiar to each is at work."""
+import json
+import shutil
+from functools import cache, partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from orbax.checkpoint import v1 as ocp
+
+from sapt_jax import config, methods, train
+from sapt_jax.backbones import hf
+from sapt_jax.data.batches import Batch
+from sapt_jax.data.rehearsal import kept
+from sapt_jax.errors import InputError
+from sapt_jax.evaluation.decode import generate
+from sapt_jax.methods import epi
+from sapt_jax.methods.base import Setting, TaskInputs
+from sapt_jax.pet import blocks
+from sapt_jax.pet.adapters import Adapters
+from sapt_jax.training import checkpoint, fit
+from sapt_jax.training.state import TrainState, make_optimizer
+from sapt_jax.training.step import train_step
+
+WIDTH = 32
+
+
+@cache
+def backbone(name="t5"):
+  model = hf.build_model({"t5": tiny.T5, "llama": tiny.LLAMA}[name])
+  return model, nn.meta.unbox(jax.jit(partial(hf.init_params, model))(jax.random.key(0)))
+
+
+def build(name, on="t5", kind="lora", **options):
+  """A method with room for four blocks of rank 2 or two soft tokens."""
+  model, params = backbone(on)
+  setting = Setting(config.Pet(kind=kind, rank=2, prompt_length=2), model.config.lora_sites(), params["embedding"]["table"], 4, 3)
+  return methods.build(config.Method(name=name, **options), setting)
+
+
+def noisy(tree, seed):
+  leaves, structure = jax.tree.flatten(tree)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  return jax.tree.unflatten(structure, [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)])
+
+
+def through(method, tasks):
+  """What the method has learned when it is at the last of these tasks (pooled embeddings each); every block is moved by noise."""
+  learned = method.start(jax.random.key(0))
+  for index, pooled in enumerate(tasks):
+    inputs = TaskInputs(pooled, pooled, pooled[:0])
+    learned = method.open(learned, jax.random.key(index), inputs)
+    trainable = method.trainable(learned)
+    learned = method.merge(learned, trainable | {"block": noisy(trainable["block"], index)})
+    if index < len(tasks) - 1:
+      learned = method.close(learned, inputs)
+  return learned
+
+
+def clusters(tasks, seed=0, rows=24):
+  """Pooled embeddings that are nearly one vector, with a small part of their own per task: what real prompts look like."""
+  rng = np.random.default_rng(seed)
+  common, own = 3 * rng.normal(size=WIDTH), 0.3 * rng.normal(size=(tasks, WIDTH))
+  return [jnp.asarray(common + own[t] + 0.05 * rng.normal(size=(rows, WIDTH)), jnp.float32) for t in range(tasks)]
+
+
+def some_batch(on="t5", task=0):
+  rng = np.random.default_rng(0)
+  source, target = rng.integers(2, 270, (4, 8)), rng.integers(2, 270, (4, 4))
+  places = np.arange(8)[::-1] if on == "llama" else np.arange(8)
+  mask = places < np.array([8, 5, 7, 3])[:, None]
+  return Batch(*map(jnp.asarray, (np.where(mask, source, 0), mask, target, np.ones((4, 4), bool), np.full(4, task, np.int32))))
+
+
+def teach(method, learned, on="t5", steps=5, rate=1e-2):
+  """`learned` after a few steps on one batch, and the figures of the first and the last step."""
+  model, params = backbone(on)
+  optimizer = make_optimizer(config.Fit(learning_rate=rate))
+  state = TrainState(jnp.zeros((), jnp.int32), method.trainable(learned), optimizer.init(method.trainable(learned)))
+  step = jax.jit(partial(train_step, model, method, optimizer, 1))
+  figures = []
+  for _ in range(steps):
+    state, metrics = step(state, params, learned, some_batch(on))
+    figures.append(metrics)
+  return method.merge(learned, state.trainable), figures[0], figures[-1]
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(model, params, batch, adapters):
+  return model.apply({"params": params}, batch.source, batch.source_mask, batch.target, batch.target_mask, adapters)
+
+
+def logits(adapters, on="t5"):
+  model, params = backbone(on)
+  return _logits(model, params, some_batch(on), adapters)
+
+
+def same(left, right):
+  return jax.tree.all(jax.tree.map(np.array_equal, left, right))
+
+
+NOWHERE = jnp.zeros((4, WIDTH))  # pooled embeddings for methods that do not look at them
+FIRST = jnp.zeros(4, jnp.int32)  # four inputs of the first task
+
+
+# --- rehearsal: replay and multi-task ------------------------------------------------------------------------------------
+
+
+def test_kept_rows_are_a_fixed_share_in_their_own_order():
+  rows = list(range(150))
+  assert kept(rows, 0.02, 1) == kept(rows, 0.02, 1) == sorted(kept(rows, 0.02, 1))
+  assert kept(rows, 0.02, 1) != kept(rows, 0.02, 2)
+  assert [len(kept(rows[:n], 0.02, 0)) for n in (150, 149, 20)] == [3, 2, 1]
+  assert kept(rows, 0, 0) == []
+  assert kept(rows, 1.0, 0) == rows
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  root = tmp_path_factory.mktemp("world")
+  model = tiny.model_folder(root / "t5", tiny.T5)
+  tiny.benchmark_folder(root / "data", tiny.TASKS)
+  options = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 4 --fit.steps 2 "
+             "--fit.batch-size 4 --evaluation.batch-size 8 --pet.rank 2 --pet.prompt-length 2 --method.replay-share 0.3")
+  return [*options.split(), "--backbone.path", str(model), "--data.root", str(root / "data")]
+
+
+@pytest.mark.parametrize(("method", "rows", "steps"), [
+  ("sequential", [{0: 12}, {1: 12}], [2, 2]), ("replay", [{0: 12}, {0: 3, 1: 12}], [2, 2]),
+  ("multi_task", [{0: 12}, {0: 12, 1: 12}], [0, 4])])
+def test_what_the_tasks_are_learned_from(world, tmp_path, monkeypatch, method, rows, steps):
+  lessons = []
+
+  def look(_, learned, rows, plan):
+    lessons.append((rows, plan.steps))
+    return learned
+
+  monkeypatch.setattr(fit.Trainer, "fit", look)
+  train.main([*world, "--output", str(tmp_path / "run"), "--method.name", method])
+  count = lambda lesson: {task: [row.task for row in lesson].count(task) for task in {row.task for row in lesson}}
+  assert [count(lesson) for lesson, _ in lessons] == rows
+  assert [steps for _, steps in lessons] == steps
+  result = json.loads((tmp_path / "run" / "scores.json").read_text())
+  assert result["metrics"]["AP"] is not None
+  assert (result["metrics"]["F.Ra"] is None) == (method == "multi_task")
+
+
+# --- all blocks added up: O-LoRA and N-LoRA ------------------------------------------------------------------------------
+
+
+def test_added_blocks_are_one_block_of_their_joint_rank():
+  method = build("o_lora")
+  learned = through(method, clusters(2))
+  pair = [blocks.read(learned.blocks, slot) for slot in range(2)]
+  axis = lambda path: {"a": 2, "b": 1}[path[-1].key]
+  joint = jax.tree_util.tree_map_with_path(lambda path, *both: jnp.concatenate(both, axis(path)), *pair)
+  gates = jnp.full((4, 1), method.setting.pet.alpha / 2)
+  added = logits(method.adapters(learned, method.mixture(learned, NOWHERE, FIRST)))
+  np.testing.assert_allclose(added, logits(Adapters(lora=blocks.stack(joint)["lora"], gates=gates)), atol=1e-4)
+  assert not np.allclose(added, logits(Adapters(lora=blocks.stack(pair[1])["lora"], gates=gates)), atol=1e-2)
+
+
+def sites(block):
+  """Factors of every site and layer, as NumPy arrays (a, b)."""
+  pairs = [(block["lora"][s][m][p]["a"], block["lora"][s][m][p]["b"]) for s, m, p in
+           (("encoder", "self", "q"), ("encoder", "self", "v"), ("decoder", "self", "q"), ("decoder", "self", "v"),
+            ("decoder", "cross", "q"), ("decoder", "cross", "v"))]
+  return [(np.asarray(a[layer], np.float64), np.asarray(b[layer], np.float64)) for a, b in pairs for layer in range(2)]
+
+
+def test_o_lora_keeps_the_new_block_orthogonal_to_the_earlier_ones():
+  learned = through(build("o_lora"), clusters(3))
+  earlier, other, new = (sites(blocks.read(learned.blocks, slot)) for slot in range(3))
+  expected = sum(np.abs(np.concatenate([e, o], axis=1).T @ n).sum() for (e, _), (o, _), (n, _) in zip(earlier, other, new, strict=True))
+  taught, first, last = teach(build("o_lora", orthogonality_weight=0.5), learned)
+  np.testing.assert_allclose(first["overlap"], expected, rtol=1e-5)
+  np.testing.assert_allclose(first["loss"], first["cross_entropy"] + 0.5 * expected, rtol=1e-5)
+  assert last["overlap"] < 0.7 * first["overlap"]
+  assert [same(blocks.read(learned.blocks, slot), blocks.read(taught.blocks, slot)) for slot in range(4)] == [True, True, False, True]
+
+
+def test_n_lora_keeps_the_new_update_sparse():
+  learned = through(build("n_lora"), clusters(2))
+  norm = lambda tree: sum(np.abs(a @ b).sum() / WIDTH for a, b in sites(blocks.read(tree.blocks, 1)))
+  taught, first, _ = teach(build("n_lora", sparsity_weight=4.0), learned)
+  np.testing.assert_allclose(first["update_norm"], norm(learned), rtol=1e-5)
+  np.testing.assert_allclose(first["loss"], first["cross_entropy"] + 4.0 * norm(learned), rtol=1e-5)
+  assert norm(taught) < 0.8 * norm(learned)
+  assert [same(blocks.read(learned.blocks, slot), blocks.read(taught.blocks, slot)) for slot in range(4)] == [True, False, True, True]
+
+
+def test_the_penalties_exist_where_a_projection_is_not_square():
+  learned = through(build("n_lora", on="llama"), clusters(2))
+  for name in ("n_lora", "o_lora"):
+    loss, _ = build(name, on="llama").penalty(learned, NOWHERE)
+    assert np.isfinite(loss)
+    assert loss > 0
+
+
+# --- soft prompts: L2P and ProgPrompt ------------------------------------------------------------------------------------
+
+L2P = {"kind": "prompt", "pool_prompts": 6, "chosen_prompts": 2}
+
+
+def test_l2p_chooses_the_nearest_keys_for_each_input_by_itself():
+  method = build("l2p", **L2P)
+  first, second = clusters(2)
+  learned = through(method, [first, second])
+  feature, keys = np.asarray(second - first.mean(0)), np.asarray(learned.keys)
+  cosines = feature @ keys.T / np.linalg.norm(feature, axis=1, keepdims=True) / np.linalg.norm(keys, axis=1)
+  chosen = np.sort(np.argsort(-cosines, axis=1)[:, :2], axis=1)
+  mixture = np.asarray(method.mixture(learned, second, None))
+  assert np.array_equal(np.stack([np.flatnonzero(row) for row in mixture]), chosen)
+  assert np.allclose(mixture.sum(1), 1)
+  given = method.adapters(learned, jnp.asarray(mixture)).prompts
+  for row in range(3):
+    np.testing.assert_allclose(given[row], np.asarray(learned.blocks["prompt"])[chosen[row]].reshape(4, WIDTH), rtol=1e-6)
+  _, figures = method.penalty(learned, second)
+  np.testing.assert_allclose(figures["key_cosine"], np.take_along_axis(cosines, chosen, 1).mean(), rtol=1e-4)
+  assert figures["prompts_used"] == len(np.unique(chosen))
+
+
+def test_l2p_draws_the_chosen_keys_to_the_inputs_and_trains_the_chosen_prompts_alone():
+  method = build("l2p", **L2P)
+  learned = through(method, clusters(1))
+  taught, first, _ = teach(method, learned, steps=1)
+  moved = lambda name, tree: np.any(np.asarray(tree(taught)) != np.asarray(tree(learned)), axis=name)
+  prompts, keys = moved((1, 2), lambda tree: tree.blocks["prompt"]), moved(1, lambda tree: tree.keys)
+  assert np.array_equal(prompts, keys)
+  assert prompts.sum() == first["prompts_used"] < 6
+  _, second, _ = teach(method, taught, steps=1)
+  assert second["key_cosine"] > first["key_cosine"]
+
+
+def test_l2p_gives_different_prompts_to_tasks_that_are_nearly_one_vector():
+  method = build("l2p", kind="prompt", pool_prompts=20, chosen_prompts=2)
+  tasks = clusters(5)
+  learned = through(method, tasks)
+  favourites = lambda tree: {frozenset(np.argsort(-np.asarray(method.mixture(tree, pooled, None)).mean(0))[:2]) for pooled in tasks}
+  assert len(favourites(learned.replace(centre=jnp.zeros(WIDTH)))) <= 2
+  assert len(favourites(learned)) >= 4
+
+
+@pytest.mark.parametrize("on", ["t5", "llama"])
+def test_prog_prompt_reads_the_newest_prompt_first_and_no_empty_slot(on):
+  method = build("prog_prompt", on=on, kind="prompt")
+  learned = through(method, clusters(2))
+  adapters = method.adapters(learned, method.mixture(learned, NOWHERE, FIRST))
+  first, second = (jnp.broadcast_to(learned.blocks["prompt"][slot], (4, 2, WIDTH)) for slot in range(2))
+  alone = Adapters(prompts=jnp.concatenate([second, first], axis=1))
+  assert adapters.prompts.shape[1] == 8
+  np.testing.assert_allclose(logits(adapters, on), logits(alone, on), atol=2e-5)
+  swapped = Adapters(prompts=jnp.concatenate([first, second], axis=1))
+  assert not np.allclose(logits(swapped, on), logits(alone, on), atol=1e-3)
+  model, params = backbone(on)
+  write = jax.jit(partial(generate, model, max_new=4))
+  batch = some_batch(on)
+  assert same(*(write(params, batch.source, batch.source_mask, given) for given in (adapters, alone)))
+
+
+def test_prog_prompt_forgets_nothing_when_it_knows_the_task_and_trains_one_prompt():
+  tasks = clusters(2)
+  for known in (True, False):
+    method = build("prog_prompt", kind="prompt", task_known=known)
+    before, after = through(method, tasks[:1]), through(method, tasks)
+    given = [method.adapters(learned, method.mixture(learned, NOWHERE, FIRST)) for learned in (before, after)]
+    assert np.allclose(*map(logits, given), atol=1e-5) == known
+  taught, _, _ = teach(method, after, steps=1)
+  moved = np.any(np.asarray(taught.blocks["prompt"]) != np.asarray(after.blocks["prompt"]), axis=(1, 2))
+  assert moved.tolist() == [False, True, False, False]
+
+
+# --- EPI -----------------------------------------------------------------------------------------------------------------
+
+
+def long_clouds(tasks, rows=200):
+  """Inputs that vary a hundred times more along one direction than tasks differ: the nearest mean says nothing, a cloud's shape does."""
+  rng = np.random.default_rng(0)
+  direction = rng.normal(size=WIDTH)
+  spread = [30 * rng.normal(size=(rows, 1)) * direction for _ in range(tasks)]
+  return [pooled + jnp.asarray(wide, jnp.float32) for pooled, wide in zip(clusters(tasks, rows=rows), spread, strict=True)]
+
+
+def test_epi_finds_the_task_by_mahalanobis_distance_where_the_nearest_mean_does_not():
+  method = build("epi", lookup_shrinkage=1e-6)
+  tasks = long_clouds(3)
+  learned = through(method, [pooled[:150] for pooled in tasks])
+  learned = method.close(learned, TaskInputs(tasks[2][:150], tasks[2], tasks[2]))
+  held_out = jnp.concatenate([pooled[150:] for pooled in tasks])
+  right = lambda slots: np.mean(np.asarray(slots) == np.repeat(np.arange(3), 50))
+  mixture = method.mixture(learned, held_out, None)
+  assert np.array_equal(np.asarray(mixture).max(1), np.ones(150))
+  assert right(jnp.argmax(mixture, 1)) > 0.95
+  assert right(jnp.argmin(jnp.linalg.norm(held_out[:, None] - learned.means[:3], axis=-1), 1)) < 0.6
+
+
+def test_epi_measures_distances_as_the_formula_does_and_stands_a_task_of_one_input():
+  method = build("epi", lookup_shrinkage=0.1)
+  tasks = [*clusters(2), jnp.ones((1, WIDTH))]
+  learned = method.close(through(method, tasks), TaskInputs(tasks[2], tasks[2], tasks[2]))
+  pooled = clusters(1, seed=5)[0]
+  sigma = sum(np.cov(np.asarray(task, np.float64).T, bias=True) for task in tasks[:2]) / 3
+  sigma = 0.9 * sigma + 0.1 * np.trace(sigma) / WIDTH * np.eye(WIDTH)
+  away = np.asarray(pooled, np.float64)[:, None] - np.stack([np.asarray(task, np.float64).mean(0) for task in tasks])
+  expected = np.einsum("btd,de,bte->bt", away, np.linalg.inv(sigma), away)
+  distances = np.asarray(epi.distances(learned, pooled))
+  np.testing.assert_allclose(distances[:, :3], expected, rtol=5e-3)
+  assert np.isinf(distances[:, 3]).all()
+
+
+def test_epi_learns_a_task_with_its_own_block_whatever_the_look_up_would_say():
+  method = build("epi")
+  first, second = clusters(2)
+  learned = through(method, [first, second])
+  assert np.asarray(method.mixture(learned, first, None))[:, 1].all()
+  learned = method.close(learned, TaskInputs(second, second, second))
+  assert np.asarray(method.mixture(learned, first, None))[:, 0].mean() > 0.95
+
+
+# --- all of them ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "kind"), [("o_lora", "prompt"), ("n_lora", "prompt"), ("l2p", "lora"), ("prog_prompt", "lora")])
+def test_a_kind_of_block_that_a_method_cannot_use_is_refused(name, kind):
+  with pytest.raises(InputError, match=rf"{name}: cannot use pet.kind {kind}"):
+    build(name, kind=kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["multi_task", "replay", "o_lora", "n_lora", "l2p", "prog_prompt", "epi"])
+def test_all_that_a_method_has_learned_is_in_its_snapshot(world, tmp_path, name):
+  kind = "prompt" if name in ("l2p", "prog_prompt") else "lora"
+  run = lambda folder: train.main([*world, "--output", str(folder), "--method.name", name, "--pet.kind", kind])
+  run(tmp_path / "whole")
+  shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+  last = max((tmp_path / "stopped" / "snapshots").iterdir())
+  shutil.rmtree(last)
+  run(tmp_path / "stopped")
+  load = lambda folder: ocp.load(str(folder / "snapshots" / last.name / checkpoint.TREE))
+  assert same(load(tmp_path / "whole"), load(tmp_path / "stopped"))
+  answers = [(tmp_path / folder / "predictions.jsonl").read_text() for folder in ("whole", "stopped")]
+  assert answers[0] == answers[1]
