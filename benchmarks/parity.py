@@ -156,23 +156,26 @@ def loss(golden: Golden, name: str) -> np.ndarray:
   return np.asarray(total / np.sum(batch.target_mask))
 
 
+@partial(jax.jit, static_argnums=0)
+def reflection(golden: Golden, trainable: dict[str, Any], tokens: jax.Array, target: jax.Array) -> tuple[jax.Array, Any]:
+  """The reflection loss on pseudo inputs (B, L) of one task with its target (capacity,), and its gradient."""
+  method = golden.method
+  embedded = golden.model.apply({"params": golden.params}, tokens.astype(jnp.int32), method="embed")
+  pooled = sals.pool_embeddings(embedded, jnp.ones(tokens.shape, bool))  # quirk: padding and, in a LLaMA, the answer
+  memory = arm.remember(arm.empty_memory(len(target), *pooled.shape), 0, pooled, target)
+  value = lambda t: method.reflection(dataclasses.replace(method.merge(golden.learned, t), memory=memory))
+  return jax.value_and_grad(value)(trainable)
+
+
 def replay(golden: Golden, name: str) -> Arrays:
   """The reflection loss of one earlier task ("replay/0", ...) and its gradient."""
-  method, capacity = golden.method, golden.method.setting.capacity
   given = lambda x: golden.arrays[f"{name}/in/{x}"]
-
-  def reflection(trainable: dict[str, Any], tokens: np.ndarray) -> jax.Array:
-    embedded = golden.model.apply({"params": golden.params}, tokens.astype(np.int32), method="embed")
-    memory = arm.empty_memory(capacity, len(tokens), golden.method.setting.width)
-    pooled = sals.pool_embeddings(embedded, jnp.ones(tokens.shape, bool))  # quirk: padding and, in a LLaMA, the answer
-    memory = arm.remember(memory, 0, pooled, jnp.asarray(golden.oldest_first(given("replay_labels"))))
-    return method.reflection(dataclasses.replace(method.merge(golden.learned, trainable), memory=memory))
-
-  trainable = method.trainable(golden.learned)
-  loss, gradient = jax.jit(jax.value_and_grad(reflection))(trainable, given("input_ids"))
+  trainable = golden.method.trainable(golden.learned)
+  labels = jnp.asarray(golden.oldest_first(given("replay_labels")))
+  loss, gradient = reflection(golden, trainable, given("input_ids"), labels)
   arrays = {"out/kl": np.asarray(loss)} | {f"grad/{x}": value for x, value in named_gradient(golden, gradient).items()}
   if f"{name}/in/input_ids_wo_label" in golden.arrays:
-    arrays["out/kl_if_prompt_only"] = np.asarray(reflection(trainable, given("input_ids_wo_label")))
+    arrays["out/kl_if_prompt_only"] = np.asarray(reflection(golden, trainable, given("input_ids_wo_label"), labels)[0])
   return arrays
 
 

@@ -17,7 +17,7 @@ from sapt_jax.evaluation.evaluate import answer_batch
 from sapt_jax.methods.base import Setting
 from sapt_jax.methods.sapt import Sapt
 from sapt_jax.pet import blocks
-from sapt_jax.training.step import batch_gradient
+from sapt_jax.training.step import batch_gradient, pooled_inputs
 
 TASKS, CAPACITY, SOURCE, TARGET = 3, 4, 7, 4
 EACH = pytest.mark.parametrize("raw", [tiny.T5, tiny.LLAMA], ids=["t5", "llama"])
@@ -76,9 +76,8 @@ def make_batch(case):
 
 
 def compiled_step(case, quirks):
-  """batch -> (gradient, metrics)"""
-  method = case.method(quirks)
-  return jax.jit(partial(batch_gradient, case.model, method, 1, case.params, case.learned, method.trainable(case.learned)))
+  """(trainable, batch) -> (gradient, metrics)"""
+  return jax.jit(partial(batch_gradient, case.model, case.method(quirks), 1, case.params, case.learned))
 
 
 def distance(tree, other):
@@ -87,37 +86,30 @@ def distance(tree, other):
   return norm(jax.tree.map(jnp.subtract, tree, other)) / norm(tree)
 
 
-@EACH
-def test_what_stands_at_masked_places_changes_neither_loss_nor_gradient(raw):
-  case, batch = make_case(raw), make_batch(make_case(raw))
-  other = batch.replace(source=jnp.where(batch.source_mask, batch.source, 99), target=jnp.where(batch.target_mask, batch.target, 99))
-  assert np.any(other.source != batch.source)
-  assert np.any(other.target != batch.target)
-  step = compiled_step(case, quirks=False)
-  (gradient, metrics), (other_gradient, other_metrics) = step(batch), step(other)
-  np.testing.assert_allclose(other_metrics["loss"], metrics["loss"], rtol=1e-6)
-  assert distance(gradient, other_gradient) < 1e-6
-
-
-def answers(case, batch, quirks):
-  answer = jax.jit(partial(answer_batch, case.model, case.method(quirks), 5, greedy))
-  ids, mixture = answer(case.params, case.learned, batch, jax.random.key(0))
-  return np.asarray(ids), np.asarray(mixture)
+def alone(batch, row):
+  """One row of a batch without its padding."""
+  keep, one = np.asarray(batch.source_mask[row]), jax.tree.map(lambda x: x[row: row + 1], batch)
+  return one.replace(source=one.source[:, keep], source_mask=one.source_mask[:, keep])
 
 
 @EACH
-def test_an_answer_alone_is_the_answer_in_a_batch_unless_quirks_are_asked_for(raw):
+def test_an_answer_alone_is_the_answer_in_a_batch(raw):
   case, batch = make_case(raw), make_batch(make_case(raw))
-  keep = np.asarray(batch.source_mask[1])
-  alone = jax.tree.map(lambda x: x[1:2], batch).replace(source=batch.source[1:2, keep], source_mask=batch.source_mask[1:2, keep])
+  answer = jax.jit(partial(answer_batch, case.model, case.method(quirks=False), 5, greedy, case.params, case.learned))
+  (ids, mixture), (ids_alone, mixture_alone) = (answer(part, jax.random.key(0)) for part in (batch, alone(batch, 1)))
+  np.testing.assert_allclose(mixture_alone[0], mixture[1], atol=1e-6)
+  np.testing.assert_array_equal(ids_alone[0], ids[1])
+
+
+@EACH
+def test_with_quirks_the_mixture_depends_on_padding(raw):
+  case, batch = make_case(raw), make_batch(make_case(raw))
   for quirks in (False, True):
-    ids, mixture = answers(case, batch, quirks)
-    ids_alone, mixture_alone = answers(case, alone, quirks)
-    if quirks:
-      assert np.max(np.abs(mixture_alone[0] - mixture[1])) > 1e-3
-    else:
-      np.testing.assert_allclose(mixture_alone[0], mixture[1], atol=1e-6)
-      np.testing.assert_array_equal(ids_alone[0], ids[1])
+    method = case.method(quirks)
+    mixture, mixture_alone = (
+      method.mixture(case.learned, pooled_inputs(case.model, case.params, part, method.pools_padding), part.task)
+      for part in (batch, alone(batch, 1)))
+    assert bool(np.max(np.abs(mixture[1] - mixture_alone[0])) > 1e-3) == quirks
 
 
 @pytest.fixture
@@ -129,23 +121,26 @@ def double_precision(monkeypatch):
 
 
 @EACH
-def test_the_gradient_is_the_true_one_and_with_quirks_another(double_precision, raw):
+def test_the_gradient_is_the_true_one_whatever_stands_at_masked_places_and_with_quirks_another(double_precision, raw):
   case = make_case(raw, jnp.float64)
-  batch, method = make_batch(case), case.method(quirks=False)
-  gradient, quirky = (compiled_step(case, quirks)(batch)[0] for quirks in (False, True))
-  trainable = method.trainable(case.learned)
+  batch, trainable = make_batch(case), case.method(quirks=False).trainable(case.learned)
+  correct, quirky = (compiled_step(case, quirks) for quirks in (False, True))
+  gradient, metrics = correct(trainable, batch)
 
-  @jax.jit
-  def loss_along(step, direction):
-    moved = jax.tree.map(lambda x, d: x + step * d, trainable, direction)
-    return batch_gradient(case.model, method, 1, case.params, case.learned, moved, batch)[1]["loss"]
-
-  rng = np.random.default_rng(2)
-  for part in ("block", "attention"):  # each alone: the block's gradient is far larger
+  rng, step = np.random.default_rng(2), 1e-6
+  for part in ("block", "attention"):  # each by itself: the block's gradient is far larger
     direction = jax.tree.map(jnp.zeros_like, trainable) | {
       part: jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), trainable[part])}
-    along = lambda g, d=direction: sum(float(jnp.vdot(x, y)) for x, y in zip(jax.tree.leaves(g), jax.tree.leaves(d), strict=True))
-    step = 1e-6
-    numeric = float(loss_along(step, direction) - loss_along(-step, direction)) / (2 * step)
-    np.testing.assert_allclose(along(gradient), numeric, rtol=1e-6)
-  assert distance(gradient, quirky) > 0.01
+    moved = [jax.tree.map(lambda x, y, size=size: x + size * y, trainable, direction) for size in (step, -step)]
+    numeric = np.subtract(*(correct(each, batch)[1]["loss"] for each in moved)) / (2 * step)
+    along = sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    np.testing.assert_allclose(along, numeric, rtol=1e-6)
+
+  other = batch.replace(source=jnp.where(batch.source_mask, batch.source, 99), target=jnp.where(batch.target_mask, batch.target, 99))
+  assert np.any(other.source != batch.source)
+  assert np.any(other.target != batch.target)
+  other_gradient, other_metrics = correct(trainable, other)
+  np.testing.assert_allclose(other_metrics["loss"], metrics["loss"], rtol=1e-12)
+  assert distance(gradient, other_gradient) < 1e-10
+
+  assert distance(gradient, quirky(trainable, batch)[0]) > 0.05

@@ -31,7 +31,7 @@ from sapt_jax.methods.sapt import Sapt
 Arrays = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # itself alone, so that compiled functions can tell it from others
 class Golden:
   """A golden file and the library's side of it.
 
