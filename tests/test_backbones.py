@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sapt_jax.backbones import hf
+from sapt_jax.backbones.t5 import relative_buckets
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.beam import beam_search
 from sapt_jax.evaluation.decode import generate
@@ -88,6 +89,17 @@ def test_logits_and_loss(pair):
   losses = token_losses(jnp.asarray(ours), jnp.asarray(pair.target), jnp.asarray(pair.target_mask))
   np.testing.assert_allclose(jnp.sum(losses) / pair.target_mask.sum(), their_loss, rtol=1e-5)
   assert not np.any(np.asarray(losses)[~pair.target_mask])
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (32, 256), (64, 128), (12, 20)])
+def test_relative_distances_fall_in_torchs_buckets_at_any_precision(torch, bidirectional, buckets, max_distance):
+  from transformers.models.t5.modeling_t5 import T5Attention
+  distance = np.arange(-600, 601)
+  theirs = T5Attention._relative_position_bucket(torch.from_numpy(distance), bidirectional, buckets, max_distance).numpy()
+  for doubled in (False, True):
+    with jax.enable_x64(doubled):
+      np.testing.assert_array_equal(relative_buckets(jnp.asarray(distance), bidirectional, buckets, max_distance), theirs)
 
 
 def torch_answers(pair, rows=slice(None), **options):

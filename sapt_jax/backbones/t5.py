@@ -14,6 +14,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sapt_jax.backbones import layers
 from sapt_jax.backbones.layers import Embedding, Linear, RMSNorm
@@ -83,10 +84,19 @@ def relative_buckets(distance: jax.Array, bidirectional: bool, buckets: int, max
     distance = jnp.abs(distance)
   else:
     distance = jnp.maximum(-distance, 0)
-  exact = buckets // 2
-  ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
-  far = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
-  return offset + jnp.where(distance < exact, distance, far)
+  return offset + jnp.take(bucket_table(buckets, max_distance), jnp.minimum(distance, max_distance))
+
+
+def bucket_table(buckets: int, max_distance: int) -> np.ndarray:
+  """Bucket of each distance 0 ... max_distance, int32.
+
+  Computed on the host, in the float32 that T5 was trained with: many a bucket ends where the logarithm is a whole number,
+  and a device that rounds it the other way would put distances 16, 32 and 64 in the bucket before.
+  """
+  distance, exact = np.arange(max_distance + 1), buckets // 2
+  ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(math.log(max_distance / exact))
+  far = exact + (ratio * np.float32(buckets - exact)).astype(np.int32)
+  return np.where(distance < exact, distance, np.minimum(far, buckets - 1)).astype(np.int32)
 
 
 class PositionBias(nn.Module):
