@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sapt_jax.errors import InputError
 
-MethodName = Literal["sapt", "sequential", "per_task", "multi_task", "replay", "o_lora", "n_lora", "l2p", "prog_prompt", "epi"]
+MethodName = Literal["sapt", "sequential", "per_task", "multi_task", "replay", "o_lora", "n_lora", "inflora", "l2p", "prog_prompt", "epi"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -60,6 +60,8 @@ class Method:
   """o_lora: weight of the overlap between the new block's A and the earlier ones; the authors give up to 5 for fifteen tasks."""
   sparsity_weight: float = 0.4
   """n_lora: weight of the L1 norm of the new block's update; the authors give 0.4 to 1.8."""
+  kept_energy: float = 0.995
+  """inflora: share of the energy of a task's inputs in the directions that later blocks leave alone; it rises to 1 over the stream."""
   pool_prompts: int = 10
   """l2p: soft prompts in the pool, each of pet.prompt_length."""
   chosen_prompts: int = 4
@@ -75,6 +77,7 @@ class Method:
     _check(self.reflection_weight >= 0, f"method.reflection_weight {self.reflection_weight}: must not be negative")
     _check(self.routing_steps >= 0, f"method.routing_steps {self.routing_steps}: must not be negative")
     _check(0 < self.replay_share <= 1, f"method.replay_share {self.replay_share}: must be in (0, 1]")
+    _check(0 < self.kept_energy <= 1, f"method.kept_energy {self.kept_energy}: must be in (0, 1]")
     _check(0 <= self.lookup_shrinkage <= 1, f"method.lookup_shrinkage {self.lookup_shrinkage}: must be in [0, 1]")
     _check(0 < self.chosen_prompts <= self.pool_prompts,
            f"method.chosen_prompts {self.chosen_prompts}: must be at least 1 and at most method.pool_prompts {self.pool_prompts}")

@@ -32,6 +32,7 @@ from sapt_jax.methods.base import Learned, TaskInputs
 from sapt_jax.run_folder import RunFolder, read_lines, write_lines
 from sapt_jax.training.checkpoint import write_json
 from sapt_jax.training.fit import Log, Plan, Trainer
+from sapt_jax.training.site_moments import SiteMoments
 
 
 def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
@@ -65,6 +66,7 @@ class Continual:
     self.trainer = Trainer(built.backbone, built.method, config.fit, built.batcher, built.mesh)
     self.generator = (Generator(config.generator, built.backbone, built.setting, codec, built.batcher, built.mesh)
                       if built.method.wants_pseudo_inputs else None)
+    self.moments = SiteMoments(built.backbone, built.method, built.batcher) if built.method.wants_moments else None
     self.metric = BENCHMARKS[config.data.benchmark].metric if config.evaluation.metric == "benchmark" else config.evaluation.metric
 
   def run(self) -> dict[str, Any]:
@@ -74,7 +76,8 @@ class Continual:
     for index, task in list(enumerate(self.tasks))[len(records):]:
       began, log = time.monotonic(), self.logger(index, task)
       inputs = self.task_inputs(index, task)
-      learned = self.method.open(learned, jax.random.fold_in(jax.random.key(self.config.seed), index + 1), inputs)
+      rng = jax.random.fold_in(jax.random.key(self.config.seed), index + 1)
+      learned = self.method.open(learned, rng, self.measured(learned, index, inputs))
       learned = self.learn(learned, index, task, log)
       learned, pseudo = self.reflect(learned, index, task, inputs, log)
       record, answers = self.evaluate(learned, index)
@@ -112,7 +115,7 @@ class Continual:
     if self.generator is not None:
       pseudo = self.generator.write(task, index, self.config.seed, log)
       inputs = dataclasses.replace(inputs, pseudo=self.pooler(prompt_rows(self.codec, pseudo.pairs)))
-    return self.method.close(learned, inputs), pseudo
+    return self.method.close(learned, self.measured(learned, index, inputs)), pseudo
 
   def evaluate(self, learned: Learned, index: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Scores on all tasks seen so far, their mean mixtures, and every answer."""
@@ -146,6 +149,13 @@ class Continual:
     """Pooled embeddings of the task's training and held-out inputs."""
     train, held_out = (self.pooler(self.rows(index, task.definition, examples)) for examples in (task.train, task.dev))
     return TaskInputs(train, held_out, pseudo=train[:0])
+
+  def measured(self, learned: Learned, index: int, inputs: TaskInputs) -> TaskInputs:
+    """The task's inputs with what enters the LoRA sites now, if the method wants that."""
+    if self.moments is None:
+      return inputs
+    task = self.tasks[index]
+    return dataclasses.replace(inputs, moments=self.moments(learned, self.rows(index, task.definition, task.train)))
 
   def training_mixture(self, learned: Learned, index: int, inputs: TaskInputs) -> list[float]:
     """Mean mixture of the task's training inputs when it has just been learned."""

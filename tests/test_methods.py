@@ -1,9 +1,8 @@
 """The methods to compare with: that what is peculiar to each is at work."""
 import json
 import shutil
-from functools import cache, partial
+from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,100 +10,17 @@ import pytest
 import tiny
 from orbax.checkpoint import v1 as ocp
 
-from sapt_jax import config, methods, train
-from sapt_jax.backbones import hf
-from sapt_jax.data.batches import Batch
+from sapt_jax import train
 from sapt_jax.data.rehearsal import kept
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.decode import generate
-from sapt_jax.methods import epi
-from sapt_jax.methods.base import Setting, TaskInputs
+from sapt_jax.methods import epi, inflora
+from sapt_jax.methods.base import TaskInputs
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.training import checkpoint, fit
-from sapt_jax.training.state import TrainState, make_optimizer
-from sapt_jax.training.step import train_step
-
-WIDTH = 32
-
-
-@cache
-def backbone(name="t5"):
-  model = hf.build_model({"t5": tiny.T5, "llama": tiny.LLAMA}[name])
-  return model, nn.meta.unbox(jax.jit(partial(hf.init_params, model))(jax.random.key(0)))
-
-
-def build(name, on="t5", kind="lora", **options):
-  """A method with room for four blocks of rank 2 or two soft tokens."""
-  model, params = backbone(on)
-  setting = Setting(config.Pet(kind=kind, rank=2, prompt_length=2), model.config.lora_sites(), params["embedding"]["table"], 4, 3)
-  return methods.build(config.Method(name=name, **options), setting)
-
-
-def noisy(tree, seed):
-  leaves, structure = jax.tree.flatten(tree)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  return jax.tree.unflatten(structure, [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)])
-
-
-def through(method, tasks):
-  """What the method has learned when it is at the last of these tasks (pooled embeddings each); every block is moved by noise."""
-  learned = method.start(jax.random.key(0))
-  for index, pooled in enumerate(tasks):
-    inputs = TaskInputs(pooled, pooled, pooled[:0])
-    learned = method.open(learned, jax.random.key(index), inputs)
-    trainable = method.trainable(learned)
-    learned = method.merge(learned, trainable | {"block": noisy(trainable["block"], index)})
-    if index < len(tasks) - 1:
-      learned = method.close(learned, inputs)
-  return learned
-
-
-def clusters(tasks, seed=0, rows=24):
-  """Pooled embeddings that are nearly one vector, with a small part of their own per task: what real prompts look like."""
-  rng = np.random.default_rng(seed)
-  common, own = 3 * rng.normal(size=WIDTH), 0.3 * rng.normal(size=(tasks, WIDTH))
-  return [jnp.asarray(common + own[t] + 0.05 * rng.normal(size=(rows, WIDTH)), jnp.float32) for t in range(tasks)]
-
-
-def some_batch(on="t5", task=0):
-  rng = np.random.default_rng(0)
-  source, target = rng.integers(2, 270, (4, 8)), rng.integers(2, 270, (4, 4))
-  places = np.arange(8)[::-1] if on == "llama" else np.arange(8)
-  mask = places < np.array([8, 5, 7, 3])[:, None]
-  return Batch(*map(jnp.asarray, (np.where(mask, source, 0), mask, target, np.ones((4, 4), bool), np.full(4, task, np.int32))))
-
-
-def teach(method, learned, on="t5", steps=5, rate=1e-2):
-  """`learned` after a few steps on one batch, and the figures of the first and the last step."""
-  model, params = backbone(on)
-  optimizer = make_optimizer(config.Fit(learning_rate=rate))
-  state = TrainState(jnp.zeros((), jnp.int32), method.trainable(learned), optimizer.init(method.trainable(learned)))
-  step = jax.jit(partial(train_step, model, method, optimizer, 1))
-  figures = []
-  for _ in range(steps):
-    state, metrics = step(state, params, learned, some_batch(on))
-    figures.append(metrics)
-  return method.merge(learned, state.trainable), figures[0], figures[-1]
-
-
-@partial(jax.jit, static_argnums=0)
-def _logits(model, params, batch, adapters):
-  return model.apply({"params": params}, batch.source, batch.source_mask, batch.target, batch.target_mask, adapters)
-
-
-def logits(adapters, on="t5"):
-  model, params = backbone(on)
-  return _logits(model, params, some_batch(on), adapters)
-
-
-def same(left, right):
-  return jax.tree.all(jax.tree.map(np.array_equal, left, right))
-
-
-NOWHERE = jnp.zeros((4, WIDTH))  # pooled embeddings for methods that do not look at them
-FIRST = jnp.zeros(4, jnp.int32)  # four inputs of the first task
-
+from sapt_jax.training.site_moments import batch_moments
+from tests.classroom import FIRST, NOWHERE, WIDTH, backbone, build, clusters, logits, logits_of, noisy, same, some_batch, teach, through
 
 # --- rehearsal: replay and multi-task ------------------------------------------------------------------------------------
 
@@ -198,6 +114,74 @@ def test_the_penalties_exist_where_a_projection_is_not_square():
     loss, _ = build(name, on="llama").penalty(learned, NOWHERE)
     assert np.isfinite(loss)
     assert loss > 0
+
+
+# --- InfLoRA -------------------------------------------------------------------------------------------------------------
+
+
+def moments_of(method, learned, on="t5", counted=(True,) * 4, batch=None):
+  model, params = backbone(on)
+  measure = jax.jit(partial(batch_moments, model, method))
+  return measure(params, learned, some_batch(on) if batch is None else batch, jnp.asarray(counted))
+
+
+def squares(x, mask):
+  x = np.asarray(x, np.float64)[np.asarray(mask)]
+  return x.T @ x
+
+
+def test_moments_are_those_of_real_tokens_at_each_site():
+  method = build("o_lora")
+  (model, params), batch = backbone(), some_batch()
+  moments = moments_of(method, method.start(jax.random.key(0)), counted=(True, True, True, False))
+  mask = np.asarray(batch.source_mask) & np.array([True, True, True, False])[:, None]
+  embedded = np.asarray(params["embedding"]["table"])[np.asarray(batch.source)]
+  normed = embedded / np.sqrt(np.mean(embedded**2, -1, keepdims=True) + 1e-6)  # the first layer's norm; fresh scales are 1
+  for name in ("q", "v"):
+    np.testing.assert_allclose(moments["encoder"]["self"][name][0], squares(normed, mask), rtol=1e-4, atol=1e-4)
+  encoded, _ = model.apply({"params": params}, batch.source, batch.source_mask, method="encode")
+  np.testing.assert_allclose(moments["decoder"]["cross"]["v"][1], squares(encoded, mask), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(np.trace(moments["decoder"]["cross"]["q"][0]), 12 * WIDTH, rtol=1e-4)  # 12 answer tokens, each of rms 1
+  on_llama = build("o_lora", on="llama")
+  total = np.trace(moments_of(on_llama, on_llama.start(jax.random.key(0)), "llama")["self"]["q"][0])
+  np.testing.assert_allclose(total, (23 + 12) * WIDTH, rtol=1e-2)
+
+
+def test_inflora_adds_nothing_to_what_earlier_tasks_put_in_whatever_is_learned():
+  method = build("inflora", kept_energy=1.0)
+  batch = some_batch()
+  other = batch.replace(source=jnp.flip(batch.source, 0) % 97 + 2)
+  inputs = lambda learned, of: TaskInputs(NOWHERE, NOWHERE, NOWHERE, moments_of(method, learned, batch=of))
+  start = method.start(jax.random.key(0))
+  first = method.open(start, jax.random.key(1), inputs(start, batch))
+  first = method.merge(first, noisy(method.trainable(first), 1))
+  closed = method.close(first, inputs(first, batch))
+  opened = method.open(closed, jax.random.key(2), inputs(closed, other))
+  second = method.merge(opened, noisy(method.trainable(opened), 2))
+  answer = lambda learned, of: logits_of(*backbone(), of, method.adapters(learned, method.mixture(learned, NOWHERE, FIRST)))
+  np.testing.assert_allclose(answer(second, batch), answer(first, batch), atol=1e-3)
+  assert np.abs(answer(second, other) - answer(first, other)).max() > 0.1
+  taught, _, _ = teach(method, second, steps=1)
+  for (a, b), (old_a, old_b) in zip(sites(blocks.read(taught.blocks, 1)), sites(blocks.read(second.blocks, 1)), strict=True):
+    assert np.array_equal(a, old_a)
+    assert not np.array_equal(b, old_b)
+
+
+def test_the_space_of_earlier_inputs_holds_the_energy_asked_for_and_leaves_room():
+  rng = np.random.default_rng(0)
+  x, y = (rng.normal(size=(1, 60, 8)) * np.logspace(0, -2, 8)[order] for order in (slice(None), slice(None, None, -1)))
+  moment = lambda z: jnp.asarray(np.swapaxes(z, 1, 2) @ z, jnp.float32)
+  one = inflora.grown(moment(x), jnp.zeros((1, 8, 8)), 0.9, 2)
+  two = inflora.grown(moment(y), one, 0.9, 2)
+  share = lambda space, z: float(np.sum((z[0] @ np.asarray(space[0])) ** 2) / np.sum(z**2))
+  size = lambda space: round(float(jnp.trace(space[0])))
+  assert share(one, x) >= 0.9 > share(one, y)
+  assert min(share(two, x), share(two, y)) >= 0.9
+  assert size(one) == np.argmax(np.cumsum(np.linalg.svd(x[0])[1] ** 2) >= 0.9 * np.sum(x**2)) + 1
+  assert size(inflora.grown(moment(x), one, 1.0, 2)) == 6
+  new = inflora.directions(moment(y), one, 2)[0]
+  np.testing.assert_allclose(new.T @ new, np.eye(2), atol=1e-5)
+  np.testing.assert_allclose(one[0] @ new, 0, atol=1e-5)
 
 
 # --- soft prompts: L2P and ProgPrompt ------------------------------------------------------------------------------------
@@ -323,14 +307,16 @@ def test_epi_learns_a_task_with_its_own_block_whatever_the_look_up_would_say():
 # --- all of them ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "kind"), [("o_lora", "prompt"), ("n_lora", "prompt"), ("l2p", "lora"), ("prog_prompt", "lora")])
+@pytest.mark.parametrize(("name", "kind"), [
+  ("o_lora", "prompt"), ("n_lora", "prompt"), ("inflora", "prompt"), ("l2p", "lora"), ("prog_prompt", "lora")])
 def test_a_kind_of_block_that_a_method_cannot_use_is_refused(name, kind):
   with pytest.raises(InputError, match=rf"{name}: cannot use pet.kind {kind}"):
     build(name, kind=kind)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["multi_task", "replay", "o_lora", "n_lora", "l2p", "prog_prompt", "epi"])
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+@pytest.mark.parametrize("name", ["multi_task", "replay", "o_lora", "n_lora", "inflora", "l2p", "prog_prompt", "epi"])
 def test_all_that_a_method_has_learned_is_in_its_snapshot(world, tmp_path, name):
   kind = "prompt" if name in ("l2p", "prog_prompt") else "lora"
   run = lambda folder: train.main([*world, "--output", str(folder), "--method.name", name, "--pet.kind", kind])

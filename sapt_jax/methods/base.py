@@ -52,11 +52,18 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class TaskInputs:
-  """Pooled embeddings (n, D) float32 of one task's inputs: those it trains on, held-out ones, and pseudo inputs (none before close)."""
+  """What a method may see of one task's inputs.
+
+  Attributes:
+    train, held_out, pseudo: pooled embeddings (n, D) float32 of those it trains on, held-out ones, and pseudo inputs (none before close).
+    moments: sum x x' of what enters each LoRA site, nested like the sites, (layers, D_in, D_in) float32 at each (training/site_moments.py),
+      with the blocks as they are at that time; None unless the method wants_moments.
+  """
 
   train: jax.Array
   held_out: jax.Array
   pseudo: jax.Array
+  moments: Any = None
 
 
 class Pool(flax.struct.PyTreeNode):
@@ -72,6 +79,7 @@ class Method:
   Attributes:
     knows_task: whether it may look at the task's identity when answering.
     wants_pseudo_inputs: whether the loop should train a generator for it.
+    wants_moments: whether the loop should measure TaskInputs.moments, before open and before close.
     waits: whether nothing is learned before the last task is there; its training then makes the steps of all tasks.
     block_per_task: whether block t is task t's, so that a mixture says which tasks an input takes from.
     kinds: the kinds of block (config.Pet.kind) that it can use.
@@ -79,6 +87,7 @@ class Method:
 
   knows_task = False
   wants_pseudo_inputs = False
+  wants_moments = False
   waits = False
   block_per_task = True
   kinds: tuple[str, ...] = ("lora", "prompt")

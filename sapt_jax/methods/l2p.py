@@ -19,7 +19,7 @@ class L2pLearned(Pool):
 class L2p(Method):
   """Input: [P_i1; ...; P_ik; embeddings of x] with the k prompts whose keys are nearest to the input's feature in cosine.
 
-  Loss: cross-entropy - key_weight * mean over inputs of the sum of their k cosines (Eq. 5). The choice passes no gradient, so prompts learn
+  Loss: cross-entropy - key_weight * mean over inputs of the sum of their k cosines. The choice passes no gradient, so prompts learn
   from the cross-entropy and keys from their cosines. The chosen prompts stand in the order of the pool, so that a set of prompts is one
   input. The mixture is 1/k at the chosen ones; its mean over inputs is how often each is used.
 

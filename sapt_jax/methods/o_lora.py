@@ -9,11 +9,11 @@ from sapt_jax.methods.summed import Summed, site_factors
 
 
 class OLora(Summed):
-  """Loss: cross-entropy + orthogonality_weight * sum over sites and layers of sum |A_old A_new^T| (the public code; Eq. 8 squares it).
+  """Loss: cross-entropy + orthogonality_weight * sum over sites and layers of sum |A_old A_new^T|.
 
-  The sum is raw, as published: with many tasks it dwarfs the cross-entropy, and making A small satisfies it too. The authors' scripts give
-  0.5 for few tasks and up to 5 for fifteen. Their second term (the norms of A and B), which most of those scripts switch off, and the
-  dropout of 0.1 before A are not here.
+  That is the public code's form; the paper squares the entries. The sum is raw, as published: with many tasks it dwarfs the cross-entropy,
+  and making A small satisfies it too. The authors' scripts give 0.5 for few tasks and up to 5 for fifteen. Their second term (the norms of
+  A and B), which most of those scripts switch off, and the dropout of 0.1 before A are not here.
   """
 
   def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
