@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import tiny
 from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import load_file
 
-from sapt_jax import cli, predict, report, train
+from sapt_jax import cli, export, predict, report, train
+from sapt_jax.answering import Answering
+from sapt_jax.errors import InputError
 from sapt_jax.training import checkpoint, fit
 
 OPTIONS = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 6 "
@@ -295,3 +298,25 @@ def test_a_report_compares_finished_runs(finished, tmp_path, monkeypatch, capsys
 def test_every_committed_configuration_is_one(file):
   assert cli.load_config(str(file)).stream is not None
   assert f"--config configs/{file.name}" in file.read_text()
+
+
+def test_a_block_and_a_mean_mixture_are_exported_for_peft(finished, tmp_path, capsys):
+  for what in ("block", "mixture"):
+    export.main(["--run", str(finished), "--what", what, "--task", "task002", "--output", str(tmp_path / what)])
+    assert "task002_count" in capsys.readouterr().out
+  learned = Answering(finished).learned
+  name = "decoder.block.1.layer.1.EncDecAttention.v.lora"
+  block, mixture = (load_file(tmp_path / what / "adapter_model.safetensors") for what in ("block", "mixture"))
+  pool = learned.blocks["lora"]["decoder"]["cross"]["v"]["b"][1]  # (T, R, D_out) of the second layer
+  np.testing.assert_array_equal(block[f"base_model.model.{name}_B.weight"], np.asarray(pool[1]).T)
+  weights = np.asarray(learned.memory.target)[1]
+  expected = np.concatenate([weights[task] * np.asarray(pool[task]) for task in range(2)]).T
+  np.testing.assert_allclose(mixture[f"base_model.model.{name}_B.weight"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("arguments", "named"), [
+  (["--task", "task0"], "fits several of the run: task001_colour, task002_count"), (["--task", "task9"], "not a task"),
+  (["--what", "pool"], "no centre")])
+def test_what_cannot_be_exported_is_said(finished, tmp_path, arguments, named):
+  with pytest.raises(InputError, match=named):
+    export.main(["--run", str(finished), "--output", str(tmp_path / "out"), *arguments])
