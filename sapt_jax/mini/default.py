@@ -7,8 +7,8 @@ from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator, 
 
 config = Config(
   method=Method(name="sapt", attention="routed"),
-  fit=Fit(steps=120, batch_size=16, learning_rate=3e-3, attention_learning_rate=1e-4),
-  generator=Generator(steps=80, batch_size=16, learning_rate=3e-3, keep=0.08, max_length=96),
+  fit=Fit(steps=100, batch_size=16, learning_rate=3e-3, attention_learning_rate=1e-4),
+  generator=Generator(steps=100, batch_size=16, learning_rate=6e-3, keep=0.08, oversample=2.0, max_length=96, repetition_penalty=1.0),
   data=Data(benchmark="mini", max_source_length=128, max_target_length=16),
   backbone=Backbone(path="t5-mini"),
   evaluation=Evaluation(batch_size=64),
