@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from sapt_jax.errors import InputError
 
-MethodName = Literal["sapt", "sequential", "per_task", "multi_task", "replay", "o_lora", "n_lora", "inflora", "l2p", "prog_prompt", "epi"]
+MethodName = Literal["sapt", "sequential", "per_task", "multi_task", "replay", "o_lora", "n_lora", "inflora", "gainlora", "l2p",
+                     "prog_prompt", "epi"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -61,7 +62,8 @@ class Method:
   sparsity_weight: float = 0.4
   """n_lora: weight of the L1 norm of the new block's update; the authors give 0.4 to 1.8."""
   kept_energy: float = 0.995
-  """inflora: share of the energy of a task's inputs in the directions that later blocks leave alone; it rises to 1 over the stream."""
+  """inflora, gainlora: share of the energy of a task's inputs in the directions that later blocks leave alone; it rises to 1 over the
+  stream."""
   pool_prompts: int = 10
   """l2p: soft prompts in the pool, each of pet.prompt_length."""
   chosen_prompts: int = 4

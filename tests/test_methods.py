@@ -184,6 +184,45 @@ def test_the_space_of_earlier_inputs_holds_the_energy_asked_for_and_leaves_room(
   np.testing.assert_allclose(one[0] @ new, 0, atol=1e-5)
 
 
+# --- GainLoRA ------------------------------------------------------------------------------------------------------------
+
+
+def gated(tasks):
+  """GainLoRA at the second of two tasks, whose gate has been moved at random; and what it was like after the first."""
+  method = build("gainlora", kept_energy=1.0)
+  moments = jax.tree.map(lambda site: jnp.broadcast_to(jnp.eye(site[1]), (site[0], site[1], site[1])), method.setting.sites,
+                         is_leaf=lambda node: isinstance(node, tuple))
+  inputs = [TaskInputs(pooled, pooled, pooled, moments) for pooled in tasks]
+  moved = lambda learned, seed: method.merge(learned, noisy(method.trainable(learned), seed))
+  first = method.close(moved(method.open(method.start(jax.random.key(0)), jax.random.key(1), inputs[0]), 1), inputs[0])
+  return method, first, moved(method.open(first, jax.random.key(2), inputs[1]), 2)
+
+
+def test_gainlora_gates_are_shut_on_earlier_inputs_and_open_on_new_ones():
+  tasks = [pooled[:12] for pooled in clusters(2)]
+  method, first, second = gated(tasks)
+  before, after = (np.asarray(method.mixture(learned, tasks[0], None)) for learned in (first, second))
+  assert np.array_equal(before[:, 0], after[:, 0])
+  assert before[:, 0].min() > 0.5
+  assert after[:, 1].max() < 1e-3
+  assert np.asarray(method.mixture(second, tasks[1], None))[:, 1].min() > 0.1
+  assert not np.any(after[:, 2:])
+
+
+def test_gainlora_gates_are_those_of_the_formula_and_are_trained():
+  tasks = [pooled[:12] for pooled in clusters(2)]
+  method, _, second = gated(tasks)
+  silu = lambda x: x / (1 + np.exp(-x))
+  e = np.asarray(tasks[1], np.float64)
+  z = silu(silu(e @ np.asarray(second.down[1])) @ np.asarray(second.up[1]))
+  cosine = z @ np.asarray(second.keys[1]) / np.linalg.norm(z, axis=1) / np.linalg.norm(second.keys[1])
+  np.testing.assert_allclose(method.mixture(second, tasks[1], None)[:, 1], np.abs(2 / (1 + np.exp(-4 * cosine)) - 1), rtol=1e-3)
+  taught, _, _ = teach(method, second, steps=1)
+  for name in ("down", "up", "keys"):
+    assert np.array_equal(getattr(taught, name)[0], getattr(second, name)[0])
+    assert not np.array_equal(getattr(taught, name)[1], getattr(second, name)[1])
+
+
 # --- soft prompts: L2P and ProgPrompt ------------------------------------------------------------------------------------
 
 L2P = {"kind": "prompt", "pool_prompts": 6, "chosen_prompts": 2}
@@ -316,7 +355,7 @@ def test_a_kind_of_block_that_a_method_cannot_use_is_refused(name, kind):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-@pytest.mark.parametrize("name", ["multi_task", "replay", "o_lora", "n_lora", "inflora", "l2p", "prog_prompt", "epi"])
+@pytest.mark.parametrize("name", ["multi_task", "replay", "o_lora", "n_lora", "inflora", "gainlora", "l2p", "prog_prompt", "epi"])
 def test_all_that_a_method_has_learned_is_in_its_snapshot(world, tmp_path, name):
   kind = "prompt" if name in ("l2p", "prog_prompt") else "lora"
   run = lambda folder: train.main([*world, "--output", str(folder), "--method.name", name, "--pet.kind", kind])

@@ -5,6 +5,7 @@ from sapt_jax import config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.base import Method, Setting
 from sapt_jax.methods.epi import Epi
+from sapt_jax.methods.gainlora import GainLora
 from sapt_jax.methods.inflora import InfLora
 from sapt_jax.methods.l2p import L2p
 from sapt_jax.methods.multi_task import MultiTask
@@ -19,6 +20,7 @@ from sapt_jax.methods.sequential import Sequential
 METHODS: dict[str, type[Method]] = {
   "sapt": Sapt, "sequential": Sequential, "per_task": PerTask, "multi_task": MultiTask, "replay": Replay, "o_lora": OLora, "n_lora": NLora,
   "l2p": L2p, "prog_prompt": ProgPrompt, "epi": Epi, "inflora": InfLora,
+  "gainlora": GainLora,
 }
 
 

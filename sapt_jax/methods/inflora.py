@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.methods.base import Pool, TaskInputs, Trainable
+from sapt_jax.methods.base import Learned, Pool, TaskInputs, Trainable
 from sapt_jax.methods.summed import Summed
 from sapt_jax.pet import blocks
 
@@ -36,29 +36,32 @@ class InfLora(Summed):
     empty = lambda site: jnp.zeros((site[0], site[1], site[1]))
     return InfLoraLearned(pool.blocks, pool.count, spaces=jax.tree.map(empty, self.setting.sites, is_leaf=lambda x: isinstance(x, tuple)))
 
-  def open(self, learned: InfLoraLearned, rng: jax.Array, inputs: TaskInputs) -> InfLoraLearned:
+  def open(self, learned: Learned, rng: jax.Array, inputs: TaskInputs) -> Learned:
     learned = super().open(learned, rng, inputs)
     design = lambda moment, space: directions(moment, space, self.setting.pet.rank) / math.sqrt(3)
     return self.with_factors(learned, "a", jax.tree.map(design, inputs.moments, learned.spaces))
 
-  def trainable(self, learned: InfLoraLearned) -> Trainable:
+  def trainable(self, learned: Learned) -> Trainable:
     newest = blocks.read(learned.blocks, learned.count - 1)["lora"]
     return {"block": jax.tree.map(lambda factors: factors["b"], newest, is_leaf=lambda node: "b" in node)}
 
-  def merge(self, learned: InfLoraLearned, trainable: Trainable) -> InfLoraLearned:
+  def merge(self, learned: Learned, trainable: Trainable) -> Learned:
     return self.with_factors(learned, "b", trainable["block"])
 
-  def with_factors(self, learned: InfLoraLearned, name: str, factors: Any) -> InfLoraLearned:
+  def with_factors(self, learned: Learned, name: str, factors: Any) -> Learned:
     """`learned` with one of the two factors of the newest block, given for every site."""
     newest = blocks.read(learned.blocks, learned.count - 1)["lora"]
     lora = jax.tree.map(lambda new, old: old | {name: new}, factors, newest)
     return learned.replace(blocks=blocks.write(learned.blocks, {"lora": lora}, learned.count - 1))
 
-  def close(self, learned: InfLoraLearned, inputs: TaskInputs) -> InfLoraLearned:
-    kept = self.options.kept_energy
-    energy = kept + (1 - kept) * (learned.count - 1) / self.setting.capacity
-    widen = lambda moment, space: grown(moment, space, energy, self.setting.pet.rank)
+  def close(self, learned: Learned, inputs: TaskInputs) -> Learned:
+    widen = lambda moment, space: grown(moment, space, self.energy(learned), self.setting.pet.rank)
     return learned.replace(spaces=jax.tree.map(widen, inputs.moments, learned.spaces))
+
+  def energy(self, learned: Learned) -> jax.Array:
+    """The share of the newest task's energy that the spaces must hold."""
+    kept = self.options.kept_energy
+    return kept + (1 - kept) * (learned.count - 1) / self.setting.capacity
 
 
 def directions(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array:
