@@ -128,6 +128,7 @@ def our_beams(pair, beams, rows=slice(None), **options):
   return search(pair.ours.params, pair.source[rows], pair.source_mask[rows], None)
 
 
+@pytest.mark.parametrize("pair", ["t5-v1.0", "t5-v1.1", "llama-gqa"], indirect=True)
 def test_beam_ids_and_scores(pair):
   ids, scores = our_beams(pair, 3)
   their_ids, their_scores = torch_answers(pair, num_beams=3)

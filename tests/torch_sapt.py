@@ -162,13 +162,13 @@ def batch(sapt: Sapt, rng: np.random.Generator, padded: bool, pad: int) -> dict[
           "attention_mask_wo_label": pad_rows([ones(x) for x, _ in rows], 0)}
 
 
-def write_golden(path: pathlib.Path, model: Any, tasks: int, eos: int, pad: int, seed: int = 0) -> None:
-  """Writes a golden of a torch model with a random pool of `tasks` blocks."""
-  torch.manual_seed(seed)
-  rng, sapt = np.random.default_rng(seed), Sapt(model, tasks)
+def write_golden(path: pathlib.Path, model: Any, tasks: int, eos: int, pad: int, parts: tuple[str, ...]) -> None:
+  """Writes a golden of a torch model with a random pool of `tasks` blocks; batches but for "eq" are padded."""
+  torch.manual_seed(0)
+  rng, sapt = np.random.default_rng(0), Sapt(model, tasks)
   tied = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
   arrays = {f"param/{name}": p.detach().numpy() for name, p in sapt.parameters().items() if name not in tied}
-  for part in ("eq", "leftpad" if sapt.only else "pad"):
+  for part in parts:
     given = batch(sapt, rng, part != "eq", pad)
     arrays |= {f"{part}/in/{name}": x.numpy() for name, x in given.items()}
     arrays |= outputs(sapt, part, given) | decoded(sapt, part, given, 6, eos, pad)
