@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # From roof to cellar. A module stands on the line that has the longest beginning of its name, and imports from its own
 # entry or from lines below.
 HOUSE = """
-  train predict report plan
+  train predict report export plan
   continual answering
   generator learner run_folder interop
   evaluation
