@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -272,9 +272,16 @@ def compare_all(golden: Golden, forward_only: bool = False) -> Iterator[Row]:
           yield Row(name, math.nan, math.nan, "not known", False)
 
 
+class Parser(argparse.ArgumentParser):
+  """Wrong options end the program with code 2 and one line."""
+
+  def error(self, message: str) -> NoReturn:
+    self.exit(2, f"parity: {message} (see --help)\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
   """Prints the table; the exit code says whether all is well."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("goldens", nargs="+", type=Path, metavar="GOLDEN.npz", help="files to compare with")
   parser.add_argument("--heads", type=int, help="attention heads of a LLaMA whose golden has no index*.json beside it")
   parser.add_argument("--correct", action="store_true", help=(

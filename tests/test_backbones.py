@@ -146,6 +146,21 @@ def test_beam_options(pair, options):
   np.testing.assert_allclose(scores, their_scores, atol=1e-4)
 
 
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_beams_that_end_often(torch, tmp_path, early_stopping):
+  """An end token that is likely at every step, so that rows have finished answers at all times and close at different ones."""
+  theirs = torch_models.make("llama-gqa")
+  with torch.no_grad():
+    theirs.lm_head.weight[theirs.config.eos_token_id] = 0.4 * theirs.lm_head.weight[10:60].sum(dim=0)
+  ours, rng = hf.load_backbone(torch_models.save(theirs, tmp_path)), np.random.default_rng(5)
+  many = Pair(theirs, ours, *padded(rng, (6,) * 40, True), *padded(rng, (2,) * 40, False))
+  ids, scores = our_beams(many, 4, early_stopping=early_stopping)
+  their_ids, their_scores = torch_answers(many, num_beams=4, early_stopping=early_stopping)
+  np.testing.assert_array_equal(ids, their_ids)
+  np.testing.assert_allclose(scores, their_scores, atol=1e-4)
+  assert len(set(np.sum(their_ids != ours.config.pad_id, axis=1))) > 3  # answers of many lengths
+
+
 @pytest.mark.parametrize("pair", ["t5-v1.0", "llama-gqa"], indirect=True)
 def test_beam_search_of_one_row_without_padding_gives_what_its_batch_gives(pair):
   batch_ids, batch_scores = our_beams(pair, 3)

@@ -127,3 +127,7 @@ def test_the_program_counts_and_tells_by_its_exit_code(parity, goldens, golden_f
   for path in (tmp_path / "absent.npz", tmp_path / "x.npz"):
     assert parity.main([str(path)]) == 2
     assert str(path) in capsys.readouterr().err
+  with pytest.raises(SystemExit) as stop:
+    parity.main([])
+  assert stop.value.code == 2
+  assert len(capsys.readouterr().err.splitlines()) == 1
