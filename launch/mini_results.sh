@@ -11,7 +11,5 @@ for seed in 0 1 2; do
   "$python" -m sapt_jax.train --seed "$seed" --output "$alone" --method.name per_task --single ""
   "$python" -m sapt_jax.train --seed "$seed" --output "$folder/sequential-$seed" --method.name sequential --single "$alone"
   "$python" -m sapt_jax.train --seed "$seed" --output "$folder/sapt_routed-$seed" --single "$alone"
-  "$python" -m sapt_jax.train --seed "$seed" --output "$folder/sapt_published-$seed" --method.attention published --single "$alone" \
-    --fit.attention-learning-rate 3e-3
 done
 "$python" -m sapt_jax.report "$folder"/*-[0-9] --output "$folder/report"
