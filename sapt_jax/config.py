@@ -53,8 +53,8 @@ class Method:
   paper_nonlinearity: bool = False
   """sapt: SiLU between the two query matrices (the paper's Eq. 1) instead of after them (the public code)."""
   reference_quirks: bool = False
-  """Reproduce the public code's quirks: no gradient through earlier blocks to the hidden states, max-pooling over padding, and, for a
-  decoder-only backbone, over the answer of replayed inputs. For parity only."""
+  """Reproduce the public code's quirks: no gradient through earlier blocks to the hidden states, and max-pooling over padding. Its pooling
+  over the answers of replayed inputs is in benchmarks/parity.py alone, as pseudo inputs have no answer here. For parity only."""
   replay_share: float = 0.02
   """replay: share of every earlier task's training rows that is kept and learned from again."""
   orthogonality_weight: float = 0.5
