@@ -213,6 +213,11 @@ class DecoderLayer(nn.Module):
     return x + self.feed_forward(self.feed_forward_norm(x))
 
 
+def lora_of(adapters: Adapters | None, stack: str) -> Any:
+  """The LoRA factors of "encoder" or "decoder"; None where there are none."""
+  return None if adapters is None or adapters.lora is None else adapters.lora[stack]
+
+
 class T5(nn.Module):
   """The frozen backbone. Apply it with `model.apply({"params": params}, ..., method="hidden")` and the like."""
 
@@ -243,7 +248,7 @@ class T5(nn.Module):
     source_bias = layers.mask_bias(source_mask)[:, None, None, :]
     positions = jnp.arange(x.shape[1])
     bias = self.encoder_bias(positions, positions) + source_bias
-    x, _ = self.encoder(x, adapters and adapters.lora and adapters.lora["encoder"], bias, adapters)
+    x, _ = self.encoder(x, lora_of(adapters, "encoder"), bias, adapters)
     return self.encoder_norm(x), source_bias
 
   def hidden(self, source: jax.Array, source_mask: jax.Array, target: jax.Array, target_mask: jax.Array,
@@ -254,7 +259,7 @@ class T5(nn.Module):
     x = self.embedding(jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=self.config.start_id))
     positions = jnp.arange(x.shape[1])
     bias = self.decoder_bias(positions, positions) + layers.mask_bias(layers.causal_mask(x.shape[1]))
-    lora = adapters and adapters.lora and adapters.lora["decoder"]
+    lora = lora_of(adapters, "decoder")
     x, _ = self.decoder(x, lora, encoded, bias, source_bias, adapters)
     return self.decoder_norm(x)
 
@@ -273,7 +278,7 @@ class T5(nn.Module):
     """Runs the encoder once; returns logits (B, V) of the first answer token and a cache with room for max_new tokens."""
     c = self.config
     encoded, source_bias = self.encode(source, source_mask, adapters)
-    lora = adapters and adapters.lora and adapters.lora["decoder"]
+    lora = lora_of(adapters, "decoder")
     _, (cross_k, cross_v) = self.decoder.cross_keys_values(encoded, lora, adapters)
     empty = jnp.zeros((c.decoder_layers, source.shape[0], max_new, c.heads, c.head_width), c.dtype)
     cache = T5Cache(empty, empty, cross_k, cross_v, source_bias, jnp.zeros((), jnp.int32))
@@ -283,7 +288,7 @@ class T5(nn.Module):
     """Feeds one token per row (B,) int32; returns logits (B, V) of the next one and the longer cache."""
     positions = jnp.arange(cache.self_k.shape[2])
     bias = self.decoder_bias(cache.index[None], positions) + layers.mask_bias(positions <= cache.index)[None, None, None]
-    lora = adapters and adapters.lora and adapters.lora["decoder"]
+    lora = lora_of(adapters, "decoder")
     carry = (self.embedding(tokens[:, None]), cache.self_k, cache.self_v)
     (x, self_k, self_v), _ = self.decoder.step(
       carry, lora, (cache.cross_k, cache.cross_v), jnp.arange(self.config.decoder_layers), bias, cache.source_bias, cache.index, adapters)
