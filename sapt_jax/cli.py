@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import os
+import pathlib
+import platform
 import re
 import runpy
 import sys
@@ -52,6 +56,26 @@ def load_config(file: str) -> Config:
   if not isinstance(found, Config):
     raise InputError(f"--config {file}: must define `config = Config(...)`, found {type(found).__name__}")
   return found
+
+
+def keep_compiled_programs() -> None:
+  """Has jax keep what it compiles in ~/.cache/sapt_jax (XDG_CACHE_HOME), so that the next run need not; JAX_COMPILATION_CACHE_DIR names
+  another place, JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+
+  A CPU program runs only on CPUs with the instructions that it was compiled for, so every kind has a folder of its own: home folders of
+  clusters are shared by unlike machines.
+  """
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  import jax  # here, so that --help and wrong options answer at once
+  try:
+    features = next(line for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features")))
+  except (OSError, StopIteration):
+    features = platform.processor()
+  kind = f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
+  cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+  jax.config.update("jax_compilation_cache_dir", str(cache / "sapt_jax" / "compiled" / kind))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

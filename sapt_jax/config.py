@@ -45,11 +45,16 @@ class Method:
   """sapt: published trains query and keys with the blocks alone; routed centres the pooled embeddings and first fits query and new key on
   pooled embeddings, which short budgets need (docs/short_budgets.md)."""
   reflection_weight: float = 0.5
-  """sapt: lambda, the weight of the reflection term (ARM)."""
+  """sapt: lambda, the weight of the reflection term (ARM); 0: no reflection and no pseudo inputs, for ablation."""
   routing_steps: int = 300
   """sapt, routed: Adam steps on query and new key before the blocks are trained."""
   routing_learning_rate: float = 3e-4
   """sapt, routed: learning rate of these steps."""
+  new_block: Literal["fresh", "mixture"] = "fresh"
+  """sapt: what a new block starts as: fresh, or the mixture of earlier blocks that the new task's inputs get before it has a key of its
+  own, brought down to pet.rank."""
+  uniform: Literal["never", "answering", "always"] = "never"
+  """sapt, for ablation: mix all blocks alike instead of by attention."""
   paper_nonlinearity: bool = False
   """sapt: SiLU between the two query matrices (the paper's Eq. 1) instead of after them (the public code)."""
   reference_quirks: bool = False
@@ -115,10 +120,16 @@ class Generator:
   """Scores of tokens written before are divided (or, if negative, multiplied) by this."""
   temperature: float = 1.0
   """Of the sampling."""
+  max_overlap: float = 0.8
+  """A sample is dropped as a near copy when more than this share of its runs of four words stands in one training input."""
+  folder: str = ""
+  """Take pseudo inputs from here and train no generator: a folder that holds BENCHMARK/TASK/train.json, as those in the public code's
+  generated_data do, or the pseudo_inputs folder of another run on the same tasks."""
 
   def __post_init__(self) -> None:
     _check(self.steps > 0, f"generator.steps {self.steps}: must be at least 1")
     _check(0 < self.keep <= 1, f"generator.keep {self.keep}: must be in (0, 1]")
+    _check(0 < self.max_overlap <= 1, f"generator.max_overlap {self.max_overlap}: must be in (0, 1]")
     _check(self.repetition_penalty > 0, f"generator.repetition_penalty {self.repetition_penalty}: must be positive")
 
 

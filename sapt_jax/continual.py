@@ -27,7 +27,7 @@ from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.continual_metrics import continual_metrics
 from sapt_jax.evaluation.evaluate import mean_score
-from sapt_jax.generator import Generator, PseudoInputs, prompt_rows, wanted
+from sapt_jax.generator import Generator, PseudoInputs, Stored, prompt_rows, wanted
 from sapt_jax.methods.base import Learned, TaskInputs
 from sapt_jax.run_folder import RunFolder, read_lines, write_lines
 from sapt_jax.training.checkpoint import write_json
@@ -47,25 +47,28 @@ def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
   backbone = learner.backbone_folder(config)
   codec = learner.make_codec(config, backbone)
   fingerprint = hf.fingerprint(backbone)
-  single = single_scores(config, [task.name for task in tasks], output)
+  names = [task.name for task in tasks]
+  stored = Stored.read(config.generator.folder, config.data.benchmark, names) if config.generator.folder else None
+  single = single_scores(config, names, output)
   with RunFolder(output, config, fingerprint) as folder:
-    return Continual(config, tasks, codec, backbone, single, folder).run()
+    return Continual(config, tasks, codec, backbone, single, stored, folder).run()
 
 
 class Continual:
   """One run: what stays the same from task to task, and the order of things within one."""
 
   def __init__(self, config: Config, tasks: list[Task], codec: Codec, backbone: pathlib.Path, single: list[float] | None,
-               folder: RunFolder):
+               stored: Stored | None, folder: RunFolder):
     self.config, self.tasks, self.codec, self.single, self.folder = config, tasks, codec, single, folder
     self.names = [task.name for task in tasks]
     self.capacity = 1 << (len(tasks) - 1).bit_length()
-    self.memory_inputs = max(wanted(config.generator, len(task.train)) for task in tasks)
+    self.memory_inputs = stored.most if stored else max(wanted(config.generator, len(task.train)) for task in tasks)
     self.built = built = learner.build(config, codec, backbone, self.capacity, self.memory_inputs)
     self.method, self.answerer, self.pooler = built.method, built.answerer, built.pooler
     self.trainer = Trainer(built.backbone, built.method, config.fit, built.batcher, built.mesh)
-    self.generator = (Generator(config.generator, built.backbone, built.setting, codec, built.batcher, built.mesh)
-                      if built.method.wants_pseudo_inputs else None)
+    self.generator: Generator | Stored | None = None
+    if built.method.wants_pseudo_inputs:
+      self.generator = stored or Generator(config.generator, built.backbone, built.setting, codec, built.batcher, built.mesh)
     self.moments = SiteMoments(built.backbone, built.method, built.batcher) if built.method.wants_moments else None
     self.metric = BENCHMARKS[config.data.benchmark].metric if config.evaluation.metric == "benchmark" else config.evaluation.metric
 
@@ -172,7 +175,7 @@ class Continual:
     """Writes what the task leaves behind, the snapshot last: with it the task is done."""
     write_lines(self.folder.path / "predictions" / f"{index:02d}_{task.name}.jsonl", answers)
     if pseudo is not None:
-      record["pseudo_inputs"] = pseudo.counts
+      record["pseudo_inputs"] = pseudo.figures
       rows = ({"definition": definition, "input": text} for definition, text in pseudo.pairs)
       write_lines(self.folder.path / "pseudo_inputs" / f"{index:02d}_{task.name}.jsonl", rows)
     self.folder.save(index, task.name, learned, record)

@@ -1,12 +1,14 @@
 """ARM's pseudo inputs (SAPT section 3.3).
 
 Per task, a block of its own on the same backbone learns to write the task's inputs, and samples of it stand for them later. Reflection
-keeps nothing but their pooled embeddings; the texts are saved for the reader.
+keeps nothing but their pooled embeddings; the texts are saved for the reader. Pseudo inputs that exist already can be read instead.
 """
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -14,8 +16,11 @@ import jax
 from sapt_jax import config
 from sapt_jax.backbones.hf import Backbone
 from sapt_jax.data.batches import Batcher, Row, bucket
+from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prompts import Codec
+from sapt_jax.data.sources import read_split
 from sapt_jax.data.tasks import Task
+from sapt_jax.errors import InputError
 from sapt_jax.evaluation.decode import sampler
 from sapt_jax.evaluation.evaluate import Answerer
 from sapt_jax.methods.base import Setting
@@ -24,14 +29,19 @@ from sapt_jax.training.fit import Log, Plan, Trainer
 
 # What the generator reads, and what stands between the instruction and the input in what it writes: words that any tokenizer can spell.
 START, SEPARATOR = "Definition:", "Input:"
+RUN = 4  # words; samples are compared with training inputs by their runs of so many
+
+Pairs = list[tuple[str, str]]  # (definition, input)
 
 
 @dataclasses.dataclass(frozen=True)
 class PseudoInputs:
-  """pairs: (definition, input) texts that were kept; counts: how many samples were drawn, malformed, repeated, verbatim, kept."""
+  """pairs: texts that were kept; figures: how many samples were drawn, dropped (malformed, repeated, verbatim, near_verbatim) and kept,
+  `yield`, the share of the drawn ones that could be kept, and `distinct_2`, how varied the kept ones are.
+  """
 
-  pairs: list[tuple[str, str]]
-  counts: dict[str, int]
+  pairs: Pairs
+  figures: dict[str, float]
 
 
 def wanted(options: config.Generator, examples: int) -> int:
@@ -39,12 +49,35 @@ def wanted(options: config.Generator, examples: int) -> int:
   return max(options.keep_at_least, int(options.keep * examples))
 
 
-def clean(samples: Sequence[str], task: Task, keep: int) -> PseudoInputs:
-  """Well-formed, distinct samples that do not repeat a training input word for word, at most `keep` of them."""
+def runs(text: str, length: int) -> list[tuple[str, ...]]:
+  """Every run of `length` words of a text."""
+  words = text.split()
+  return [tuple(words[i: i + length]) for i in range(len(words) - length + 1)]
+
+
+def distinct_2(texts: Sequence[str]) -> float:
+  """Share of different ones among all pairs of neighbouring words (distinct-2, Li et al., 2016); 0 where there is no pair."""
+  pairs = [pair for text in texts for pair in runs(text, 2)]
+  return round(len(set(pairs)) / max(len(pairs), 1), 4)
+
+
+def clean(samples: Sequence[str], task: Task, keep: int, max_overlap: float) -> PseudoInputs:
+  """Well-formed, distinct samples that are no copies of a training input, word for word or nearly, at most `keep` of them.
+
+  Args:
+    max_overlap: see config.Generator. Inputs of fewer than four words are compared as a whole.
+  """
   known = {" ".join(example.input.split()) for example in task.train}
-  pairs: list[tuple[str, str]] = []
+  known_runs = [set(runs(text, RUN)) for text in known]
+
+  def overlap(text: str) -> float:
+    """The largest share of a text's runs that stand in one training input."""
+    own = runs(text, RUN)
+    return max(sum(words in of_one for words in own) for of_one in known_runs) / max(len(own), 1)
+
+  pairs: Pairs = []
   seen: set[str] = set()
-  counts = {"drawn": len(samples), "malformed": 0, "repeated": 0, "verbatim": 0}
+  counts = dict.fromkeys(("malformed", "repeated", "verbatim", "near_verbatim"), 0)
   for sample in samples:
     definition, separator, text = (part.strip() for part in sample.partition(SEPARATOR))
     flat = " ".join(text.split())
@@ -54,10 +87,14 @@ def clean(samples: Sequence[str], task: Task, keep: int) -> PseudoInputs:
       counts["repeated"] += 1
     elif flat in known:
       counts["verbatim"] += 1
+    elif overlap(flat) > max_overlap:
+      counts["near_verbatim"] += 1
     else:
       pairs.append((definition, text))
     seen.add(flat)
-  return PseudoInputs(pairs[:keep], counts | {"kept": min(keep, len(pairs))})
+  kept = pairs[:keep]
+  figures = {"yield": round(len(pairs) / max(len(samples), 1), 4), "distinct_2": distinct_2([text for _, text in kept])}
+  return PseudoInputs(kept, {"drawn": len(samples), **counts, "kept": len(kept), **figures})
 
 
 class Generator:
@@ -89,9 +126,53 @@ class Generator:
     drawn = math.ceil(keep * self.options.oversample / self.options.batch_size) * self.options.batch_size
     longest = min(self.options.max_length, bucket(max(len(row.target) for row in rows)))
     answers = self.answerer.answer(learned, rows[:1] * drawn, longest, seed + index)
-    pseudo = clean([self.codec.text(ids) for ids in answers.tokens], task, keep)
-    log({"pseudo_inputs": pseudo.counts})
+    pseudo = clean([self.codec.text(ids) for ids in answers.tokens], task, keep, self.options.max_overlap)
+    log({"pseudo_inputs": pseudo.figures})
     return pseudo
+
+
+class Stored:
+  """Pseudo inputs that exist already, by task, in the place of a generator."""
+
+  def __init__(self, pairs: dict[str, Pairs]):
+    self.pairs = pairs
+    self.most = max(map(len, pairs.values()))
+
+  @classmethod
+  def read(cls, place: str, benchmark: str, names: Sequence[str]) -> Stored:
+    """From a folder as config.Generator.folder says.
+
+    Raises:
+      InputError: a task has none there, or its file does not hold what it should.
+    """
+    pairs, folder = {}, pathlib.Path(place).expanduser()
+    for name in names:
+      published, own = folder / BENCHMARKS[benchmark].folder / name / "train.json", sorted(folder.glob(f"[0-9]*_{name}.jsonl"))
+      if published.is_file():
+        definition, examples = read_split(published)
+        pairs[name] = [(definition, example.input) for example in examples]
+      elif own:
+        pairs[name] = [read_pair(line, f"{own[0]}:{number}") for number, line in enumerate(own[0].read_text("utf-8").splitlines(), 1)]
+      else:
+        raise InputError(f"generator.folder {place!r}: no pseudo inputs of {name}; looked for {published} and *_{name}.jsonl")
+    return cls(pairs)
+
+  def write(self, task: Task, index: int, seed: int, log: Log) -> PseudoInputs:
+    """The task's pseudo inputs, all that there are."""
+    del index, seed
+    pairs = self.pairs[task.name]
+    pseudo = PseudoInputs(pairs, {"read": len(pairs), "distinct_2": distinct_2([text for _, text in pairs])})
+    log({"pseudo_inputs": pseudo.figures})
+    return pseudo
+
+
+def read_pair(line: str, where: str) -> tuple[str, str]:
+  """One line of a run's pseudo_inputs; `where` is what an error calls it."""
+  try:
+    row = json.loads(line)
+    return str(row["definition"]), str(row["input"])
+  except (ValueError, KeyError, TypeError):
+    raise InputError(f"{where}: not an object with \"definition\" and \"input\"") from None
 
 
 def prompt_rows(codec: Codec, pairs: Sequence[tuple[str, str]]) -> list[Row]:

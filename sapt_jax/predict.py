@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> None:
   """Parses, restores, answers, writes."""
   options = cli.parse(PredictOptions, arguments, "sapt_jax.predict", (__doc__ or "").split("\n")[0])
   questions = read_questions(pathlib.Path(options.input))
+  cli.keep_compiled_programs()
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
   answering = Answering(pathlib.Path(options.run), options.batch_size)
   pairs = [(question.get("definition"), question["input"]) for question in questions]

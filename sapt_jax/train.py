@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> None:
   """Parses, builds, runs, prints."""
   chosen = options(arguments)
   config = Config(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(Config)})
+  cli.keep_compiled_programs()
   from sapt_jax.continual import run  # here, so that --help and wrong options answer at once
   result = run(config, pathlib.Path(chosen.output))
   figures = "   ".join(f"{name} {'-' if value is None else format(value, '.2f')}" for name, value in result["metrics"].items())

@@ -167,3 +167,20 @@ def test_a_fixed_mixture_is_one_block(pet):
     assert merged["lora"]["encoder"]["self"]["q"]["a"].shape == (2, 12, T * pet.rank)
   one = effect(blocks.stack(merged), jnp.ones((4, 1)), pet)
   np.testing.assert_allclose(one, effect(pool, jnp.tile(mixture, (4, 1)), pet), rtol=1e-4, atol=1e-4)
+
+
+def test_merged_blocks_are_the_best_of_their_rank():
+  generator = np.random.default_rng(3)
+  a, b = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in ((2, 6, 3, 2), (2, 3, 2, 5)))
+  weights = jnp.array([0.5, 0.0, 0.5])
+  whole = np.einsum("t,ldtr,ltro->ldo", weights, a, b)
+  errors = []
+  for rank in (1, 2, 4):
+    best = lora.best_of_rank({"a": a, "b": b}, weights, rank)
+    assert best["a"].shape == (2, 6, rank)
+    assert best["b"].shape == (2, rank, 5)
+    left = np.linalg.svd(whole, compute_uv=False)[:, rank:]
+    errors.append(np.linalg.norm(whole - best["a"] @ best["b"]))
+    np.testing.assert_allclose(errors[-1], np.sqrt((left**2).sum()), atol=1e-4)
+  assert errors[0] > errors[1] > errors[2]
+  assert errors[2] < 1e-4  # two blocks of rank two

@@ -24,7 +24,7 @@ HOUSE = """
   mini
   arm
   sals pet data.tasks
-  cli plots
+  cli plots paper
   sharding config
   errors
 """

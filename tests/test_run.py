@@ -3,7 +3,6 @@ import fcntl
 import json
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -292,12 +291,6 @@ def test_a_report_compares_finished_runs(finished, tmp_path, monkeypatch, capsys
   (other / "scores.json").write_text(json.dumps(changed | {"tasks": ["another"]}))
   code, complaint = run_program(report, [finished, other, "--output", tmp_path / "report"], monkeypatch, capsys)
   assert (code, "different streams" in complaint) == (2, True)
-
-
-@pytest.mark.parametrize("file", sorted(Path(__file__).parent.parent.joinpath("configs").glob("*.py")), ids=lambda file: file.stem)
-def test_every_committed_configuration_is_one(file):
-  assert cli.load_config(str(file)).stream is not None
-  assert f"--config configs/{file.name}" in file.read_text()
 
 
 def test_a_block_and_a_mean_mixture_are_exported_for_peft(finished, tmp_path, capsys):

@@ -1,5 +1,4 @@
 """One update, cached decoding, saved trees."""
-import dataclasses
 from functools import partial
 
 import flax.linen as nn
@@ -210,27 +209,3 @@ def test_an_unfinished_save_is_not_finished(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     checkpoint.save(tmp_path / "s", TREE, {})
   assert not checkpoint.is_finished(tmp_path / "s")
-
-
-def clusters(tasks, width=32, seed=0):
-  """Pooled embeddings that are nearly one vector, with a small part of their own per task: what real prompts look like."""
-  rng = np.random.default_rng(seed)
-  common, own = 3 * rng.normal(size=width), 0.3 * rng.normal(size=(tasks, width))
-  return [jnp.asarray(common + own[t] + 0.05 * rng.normal(size=(24, width)), jnp.float32) for t in range(tasks)]
-
-
-def test_routed_attention_finds_the_block_of_every_task_without_the_backbone():
-  model, params = random_model(tiny.T5)
-  weights = {}
-  for attention in ("routed", "published"):
-    setting = Setting(config.Pet(rank=2), model.config.lora_sites(), params["embedding"]["table"], 4, 12)
-    method = methods.build(config.Method(attention=attention), setting)
-    learned = method.start(jax.random.key(0))
-    for index, pooled in enumerate(clusters(4)):
-      inputs = TaskInputs(pooled[:12], pooled[12:], pooled[:12])
-      learned = method.open(learned, jax.random.key(index), dataclasses.replace(inputs, pseudo=pooled[:0]))
-      learned = method.close(learned, inputs)
-    mixtures = [method.mixture(learned, pooled[12:], jnp.zeros(12, jnp.int32)) for pooled in clusters(4)]
-    weights[attention] = [float(mixture[:, index].mean()) for index, mixture in enumerate(mixtures)]
-  assert min(weights["routed"]) > 0.9
-  assert min(weights["published"]) < 0.5

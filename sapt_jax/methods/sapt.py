@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapt_jax import arm, sals
-from sapt_jax.methods.base import Learned, Method, Pool, TaskInputs, Trainable
+from sapt_jax import arm, config, sals
+from sapt_jax.methods.base import Learned, Method, Pool, Setting, TaskInputs, Trainable
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 
@@ -35,11 +35,15 @@ class SaptLearned(Pool):
 class Sapt(Method):
   """Shared attention and reflection over a pool of LoRA blocks or soft prompts."""
 
-  wants_pseudo_inputs = True
+  def __init__(self, options: config.Method, setting: Setting):
+    super().__init__(options, setting)
+    self.wants_pseudo_inputs = options.reflection_weight > 0
 
   @property
   def label(self) -> str:
-    return f"{self.options.name}, {self.options.attention}"
+    departures = {f"{self.options.new_block} start": self.options.new_block != "fresh", "no reflection": not self.wants_pseudo_inputs,
+                  f"uniform {self.options.uniform}": self.options.uniform != "never"}
+    return ", ".join([self.options.name, self.options.attention, *(words for words, there in departures.items() if there)])
 
   def start(self, rng: jax.Array) -> SaptLearned:
     pool, width, capacity = super().start(rng), self.setting.width, self.setting.capacity
@@ -48,8 +52,11 @@ class Sapt(Method):
       centre=sals.no_centre(width), memory=arm.empty_memory(capacity, self.setting.memory_inputs, width))
 
   def open(self, learned: SaptLearned, rng: jax.Array, inputs: TaskInputs) -> SaptLearned:
-    slot = learned.count
+    slot, before = learned.count, learned
     learned = super().open(learned, rng, inputs)
+    if self.options.new_block == "mixture" and int(slot):
+      weights = jnp.mean(self.mixture(before, inputs.train, slot), axis=0)
+      learned = learned.replace(blocks=blocks.write(learned.blocks, blocks.merged(before.blocks, weights, self.setting.pet), slot))
     if self.options.attention == "published":
       return learned.replace(keys=learned.keys.at[slot].set(sals.init_key(jax.random.fold_in(rng, 1), self.setting.width)))
     learned = learned.replace(centre=running_centre(learned.centre, inputs.train, slot))
@@ -70,7 +77,12 @@ class Sapt(Method):
     return sals.log_mixture(learned.query, learned.keys, learned.count, pooled, learned.centre, self.options.paper_nonlinearity)
 
   def mixture(self, learned: SaptLearned, pooled: jax.Array, task: jax.Array) -> jax.Array:
-    return jnp.exp(self.log_mixture(learned, pooled))
+    mixture = jnp.exp(self.log_mixture(learned, pooled))
+    if self.options.uniform == "never":
+      return mixture
+    alike = jnp.broadcast_to((jnp.arange(mixture.shape[-1]) < learned.count) / learned.count, mixture.shape)
+    learning = jnp.sum(learned.memory.target[learned.count - 1]) == 0  # the newest task has not been closed
+    return jnp.where(learning & (self.options.uniform == "answering"), mixture, alike)
 
   def adapters(self, learned: SaptLearned, mixture: jax.Array) -> Adapters:
     earlier = jnp.arange(mixture.shape[1]) != learned.count - 1

@@ -76,6 +76,15 @@ def grow(pool: Blocks, size: int) -> Blocks:
   return jax.tree_util.tree_map_with_path(widen, pool)
 
 
+def merged(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
+  """The one block that comes nearest to the pool mixed by weights (T,): sum_i w_i P_i, and for LoRA the best product of rank pet.rank
+  (in the Frobenius norm, at each site) to sum_i w_i B_i A_i.
+  """
+  if "prompt" in pool:
+    return {"prompt": jnp.einsum("t,tpd->pd", weights, pool["prompt"])}
+  return {"lora": jax.tree.map(lambda site: lora.best_of_rank(site, weights, pet.rank), pool["lora"], is_leaf=lambda x: "a" in x)}
+
+
 def mixed(pool: Blocks, mixture: jax.Array, pet: Pet, detached: jax.Array | None = None) -> Adapters:
   """The pool as a backbone applies it, each example with its own mixture (B, T) float32 (SAPT Eq. 4).
 

@@ -50,3 +50,23 @@ def mixed_product(x: jax.Array, factors: dict[str, jax.Array], gates: jax.Array,
     u = jnp.where(detached[:, None], jax.lax.stop_gradient(u), u)
   u = u * gates[:, None, :, None].astype(x.dtype)
   return u.reshape(*x.shape[:-1], tasks * rank) @ b.reshape(tasks * rank, b.shape[-1])
+
+
+def best_of_rank(factors: dict[str, jax.Array], weights: jax.Array, rank: int) -> dict[str, jax.Array]:
+  """The best product of this rank (in the Frobenius norm) to sum_i w_i B_i A_i, its singular values shared evenly between both factors.
+
+  Args:
+    factors: {"a": (layers, D_in, T, R), "b": (layers, T, R, D_out)} of one site; T * R is at least `rank`.
+    weights: (T,).
+
+  Returns:
+    {"a": (layers, D_in, rank), "b": (layers, rank, D_out)}.
+  """
+  a = (factors["a"] * weights[:, None]).reshape(*factors["a"].shape[:2], -1)
+  b = factors["b"].reshape(a.shape[0], -1, factors["b"].shape[-1])
+  # The product of two thin matrices has the singular values of the small product of their triangular parts.
+  (a_basis, a_rest), (b_basis, b_rest) = jnp.linalg.qr(a), jnp.linalg.qr(jnp.swapaxes(b, 1, 2))
+  left, values, right = jnp.linalg.svd(a_rest @ jnp.swapaxes(b_rest, 1, 2))
+  share = jnp.sqrt(values[:, :rank])
+  return {"a": a_basis @ (left[:, :, :rank] * share[:, None, :]),
+          "b": (right[:, :rank] * share[:, :, None]) @ jnp.swapaxes(b_basis, 1, 2)}

@@ -1,0 +1,87 @@
+"""Pseudo inputs: what is kept of a generator's samples, and those that are read instead."""
+import json
+
+import pytest
+import tiny
+
+from sapt_jax import train
+from sapt_jax.data.tasks import Example, Task
+from sapt_jax.errors import InputError
+from sapt_jax.generator import Stored, clean, distinct_2
+
+TRAINED = "the red kite flew over the old stone bridge at noon"
+TASK = Task("task001", "Say it.", (Example(TRAINED, ("a",)), Example("short one", ("b",))), (), ())
+
+
+@pytest.mark.parametrize(("sample", "fate"), [
+  ("Say it.\nInput: a blue boat came home", "kept"),
+  ("Say it. a blue boat came home", "malformed"),
+  ("Say it. Input: ", "malformed"),
+  ("Input: a blue boat", "malformed"),
+  (f"Say it. Input: {TRAINED.replace(' ', '  ')}", "verbatim"),
+  (f"Say it. Input: {TRAINED} today", "near_verbatim"),
+  ("Say it. Input: short one", "verbatim"),
+  ("Say it. Input: short one more", "kept"),  # fewer than four words: as a whole
+  ("Say it. Input: the red kite flew under the new steel gate at night", "kept"),
+])
+def test_only_well_formed_and_new_samples_are_kept(sample, fate):
+  pseudo = clean([sample], TASK, 3, 0.8)
+  assert pseudo.figures[fate] == 1
+  assert len(pseudo.pairs) == (fate == "kept")
+  assert pseudo.figures["yield"] == (fate == "kept")
+
+
+def test_a_copy_is_as_near_as_the_option_says():
+  half = "Say it. Input: the red kite flew over the old tower and fell down"  # 4 of its 9 runs of four words stand in TRAINED
+  assert [clean([half], TASK, 1, most).figures["kept"] for most in (0.4, 0.5)] == [0, 1]
+
+
+def test_samples_are_kept_once_and_no_more_than_wanted():
+  samples = [f"Say it. Input: boat {i % 3} came home" for i in range(5)]
+  pseudo = clean(samples, TASK, 2, 0.8)
+  assert [text for _, text in pseudo.pairs] == ["boat 0 came home", "boat 1 came home"]
+  assert (pseudo.figures["drawn"], pseudo.figures["repeated"], pseudo.figures["yield"]) == (5, 2, 0.6)
+
+
+def test_diversity_is_the_share_of_different_pairs_of_words():
+  assert distinct_2(["a b c", "a b d"]) == 0.75
+  assert distinct_2(["a b", "a b"]) == 0.5
+  assert distinct_2(["alone"]) == 0
+
+
+def write_published(root, name, texts):
+  folder = root / "SuperNI" / name
+  folder.mkdir(parents=True)
+  (folder / "train.json").write_text(json.dumps(tiny.split("Say it.", [(text, "not used") for text in texts])))
+
+
+def test_pseudo_inputs_are_read_in_the_published_layout_and_from_another_run(tmp_path):
+  write_published(tmp_path, "task001", ["one", "two"])
+  (tmp_path / "00_task002.jsonl").write_text(json.dumps({"definition": "Count.", "input": "drei"}) + "\n")
+  stored = Stored.read(str(tmp_path), "superni", ["task001", "task002"])
+  assert stored.pairs == {"task001": [("Say it.", "one"), ("Say it.", "two")], "task002": [("Count.", "drei")]}
+  assert stored.most == 2
+
+
+@pytest.mark.parametrize(("line", "complaint"), [("", "no pseudo inputs of task002"), ("{", r"00_task002.jsonl:1: not an object"),
+                                                 ('{"input": "x"}', r"00_task002.jsonl:1: not an object")])
+def test_what_is_missing_or_broken_is_named(tmp_path, line, complaint):
+  if line:
+    (tmp_path / "00_task002.jsonl").write_text(line + "\n")
+  with pytest.raises(InputError, match=complaint):
+    Stored.read(str(tmp_path), "superni", ["task002"])
+
+
+def test_a_run_reflects_on_the_pseudo_inputs_it_was_given(tmp_path):
+  model = tiny.model_folder(tmp_path / "t5", tiny.T5)
+  tiny.benchmark_folder(tmp_path / "data", tiny.TASKS)
+  for name, (_, rows) in tiny.TASKS.items():
+    write_published(tmp_path / "pseudo", name, [f"other {text}" for text, _ in rows[:3]])
+  options = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 4 --fit.steps 2 "
+             "--fit.batch-size 4 --evaluation.batch-size 8 --pet.rank 2")
+  train.main([*options.split(), "--backbone.path", str(model), "--data.root", str(tmp_path / "data"), "--output", str(tmp_path / "run"),
+              "--generator.folder", str(tmp_path / "pseudo")])
+  rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert [row["pseudo_inputs"]["read"] for row in rows if "pseudo_inputs" in row] == [3, 3]
+  assert not any("(inputs)" in str(row) for row in rows)
+  assert len((tmp_path / "run" / "pseudo_inputs" / "00_task001_colour.jsonl").read_text().splitlines()) == 3

@@ -1,0 +1,66 @@
+"""SAPT as a method: what its attention learns in a short budget, what a new block starts from, and its ablations."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sapt_jax.methods.base import TaskInputs
+from sapt_jax.pet import blocks
+from tests.classroom import build, clusters, same, through
+
+
+def learned_by(method, tasks=4):
+  """What the method has learned after so many tasks, half of whose inputs it saw."""
+  learned = method.start(jax.random.key(0))
+  for index, pooled in enumerate(clusters(tasks)):
+    learned = method.open(learned, jax.random.key(index), TaskInputs(pooled[:12], pooled[12:], pooled[:0]))
+    learned = method.close(learned, TaskInputs(pooled[:12], pooled[12:], pooled[:12]))
+  return learned
+
+
+def own_weights(method, learned):
+  mixtures = [method.mixture(learned, pooled[12:], jnp.zeros(12, jnp.int32)) for pooled in clusters(4)]
+  return [float(mixture[:, index].mean()) for index, mixture in enumerate(mixtures)]
+
+
+def test_routed_attention_finds_the_block_of_every_task_without_the_backbone():
+  weights = {attention: own_weights(build("sapt", attention=attention), learned_by(build("sapt", attention=attention)))
+             for attention in ("routed", "published")}
+  assert min(weights["routed"]) > 0.9
+  assert min(weights["published"]) < 0.5
+
+
+def test_without_reflection_routing_forgets_earlier_tasks():
+  kept, lost = (build("sapt", attention="routed", reflection_weight=weight) for weight in (0.5, 0.0))
+  assert kept.wants_pseudo_inputs
+  assert not lost.wants_pseudo_inputs
+  blind = lost.start(jax.random.key(0))
+  for index, pooled in enumerate(clusters(4)):
+    inputs = TaskInputs(pooled[:12], pooled[12:], pooled[:0])
+    blind = lost.close(lost.open(blind, jax.random.key(index), inputs), inputs)
+  assert min(own_weights(lost, blind)) < min(own_weights(kept, learned_by(kept))) - 0.2
+
+
+@pytest.mark.parametrize("kind", ["lora", "prompt"])
+def test_a_new_block_can_start_as_what_the_pool_says_of_the_new_inputs(kind):
+  method = build("sapt", kind=kind, attention="routed", new_block="mixture")
+  pooled = clusters(3)
+  learned = through(method, pooled[:2])
+  learned = method.close(learned, TaskInputs(pooled[1], pooled[1], pooled[1]))
+  said = method.mixture(learned, pooled[0], jnp.zeros(24, jnp.int32)).mean(axis=0)
+  assert said[0] > 0.9
+  opened = method.open(learned, jax.random.key(9), TaskInputs(pooled[0], pooled[0], pooled[0][:0]))
+  expected = blocks.merged(learned.blocks, said, method.setting.pet)
+  jax.tree.map(lambda new, wanted: np.testing.assert_allclose(new, wanted, atol=1e-6), blocks.read(opened.blocks, 2), expected)
+  assert [same(blocks.read(opened.blocks, slot), blocks.read(learned.blocks, slot)) for slot in (0, 1)] == [True, True]
+
+
+@pytest.mark.parametrize(("uniform", "learning", "answering"), [
+  ("never", False, False), ("answering", False, True), ("always", True, True)])
+def test_blocks_can_be_mixed_alike_to_see_what_the_attention_is_worth(uniform, learning, answering):
+  method = build("sapt", attention="routed", uniform=uniform)
+  learned = learned_by(method, tasks=2)
+  inputs = TaskInputs(clusters(4)[2], clusters(4)[2], clusters(4)[2][:0])
+  alike = lambda tree: bool(np.allclose(method.mixture(tree, inputs.train, jnp.zeros(24, jnp.int32)), [1 / 3, 1 / 3, 1 / 3, 0], atol=1e-3))
+  opened = method.open(learned, jax.random.key(2), inputs)
+  assert [alike(opened), alike(method.close(opened, inputs))] == [learning, answering]
