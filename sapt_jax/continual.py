@@ -25,7 +25,7 @@ from sapt_jax.data.rehearsal import kept
 from sapt_jax.data.sources import load_stream
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
-from sapt_jax.evaluation.continual_metrics import continual_metrics
+from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
 from sapt_jax.evaluation.evaluate import mean_score
 from sapt_jax.generator import Generator, PseudoInputs, Stored, prompt_rows, wanted
 from sapt_jax.methods.base import Learned, TaskInputs
@@ -194,6 +194,9 @@ class Continual:
       "metrics": continual_metrics(rows, self.single), "metric": self.metric, "protocol": self.config.data.protocol,
       "seed": self.config.seed, "steps": [r["steps"] for r in records],
       "wall_s": round(sum(r["wall_s"] for r in records), 1), "versions": versions()}
+    if self.method.block_per_task:
+      result["own_weight"] = round(float(np.mean(np.diag(np.array(records[-1]["testing_mixture"])))), 4)
+    result["blocks_used"] = round(blocks_used(records[-1]["testing_mixture"]), 2)
     for when, mixtures in (("training", [r["training_mixture"] for r in records]), ("testing", records[-1]["testing_mixture"])):
       if self.method.block_per_task:
         plots.mixture_heatmap(path / f"mixture_{when}.png", np.array(mixtures), self.names, f"mean mixture in {when}")

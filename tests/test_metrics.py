@@ -4,7 +4,7 @@ import random
 import pytest
 from rouge_score import rouge_scorer, tokenizers
 
-from sapt_jax.evaluation.continual_metrics import continual_metrics
+from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
 from sapt_jax.evaluation.text_metrics import METRICS, MultilingualTokenizer, score
 
 WORDS = "The movie's running-times weren't good; 3.5 stars_ (relations): singing CATS, a1b2 generalization?".split()
@@ -121,3 +121,9 @@ def test_figures_that_need_a_missing_score_are_none():
 
 def test_a_run_under_way_takes_the_baseline_of_the_tasks_it_has_seen():
   assert continual_metrics([row[:2] for row in RUN[:2]], SINGLE)["FWT"] == pytest.approx(((50 - 48) + (40 - 44)) / 2)
+
+
+@pytest.mark.parametrize(("mixtures", "count"), [([[1.0], [1.0]], 1), ([[1.0, 0.0], [0.0, 1.0]], 2), ([[0.5, 0.5, 0.0, 0.0]] * 2, 2),
+                                                 ([[1.0, 1.0, 1.0, 1.0]], 4)])
+def test_blocks_in_use_are_counted_by_the_weight_they_get(mixtures, count):
+  assert blocks_used(mixtures) == pytest.approx(count)

@@ -1,6 +1,7 @@
 """The four figures of a continual-learning run, from its matrix of scores."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -49,3 +50,10 @@ def continual_metrics(scores: Sequence[Scores], single: Sequence[float] | None =
     forward = None if single is None else mean_difference(own, single[:tasks])
   return {"AP": mean_difference(last, [0.0] * tasks), "F.Ra": mean_difference(best, last[:-1]), "BWT": backward,
           "FWT": forward}
+
+
+def blocks_used(mixtures: Sequence[Sequence[float]]) -> float:
+  """How many blocks the tasks' mean mixtures (a row each) put their weight on: the exponential of the entropy of the mean row."""
+  rows = [[weight / sum(mixture) for weight in mixture] for mixture in mixtures]
+  mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+  return math.exp(-sum(weight * math.log(weight) for weight in mean if weight > 0))
