@@ -28,9 +28,13 @@ class Pet:
   """LoRA's scale is alpha / rank."""
   prompt_length: int = 10
   """Soft tokens of a prompt block."""
+  top_k: int = 0
+  """LoRA: an input uses the so many blocks with the largest weights, so that a step on a pool of hundreds costs what it costs on a small
+  one; 0: all blocks."""
 
   def __post_init__(self) -> None:
     _check(self.rank > 0, f"pet.rank {self.rank}: must be at least 1")
+    _check(self.top_k >= 0, f"pet.top_k {self.top_k}: must not be negative")
     _check(self.prompt_length > 0, f"pet.prompt_length {self.prompt_length}: must be at least 1")
 
 

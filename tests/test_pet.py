@@ -1,4 +1,5 @@
 """PET blocks: the mixed product against the sum it stands for, and what must hold of pools of either kind."""
+import dataclasses
 import math
 
 import jax
@@ -184,3 +185,44 @@ def test_merged_blocks_are_the_best_of_their_rank():
     np.testing.assert_allclose(errors[-1], np.sqrt((left**2).sum()), atol=1e-4)
   assert errors[0] > errors[1] > errors[2]
   assert errors[2] < 1e-4  # two blocks of rank two
+
+
+def total_of(weight, **options):
+  return lambda x, factors, gates: jnp.sum(weight * lora.mixed_product(x, factors, gates, **options))
+
+
+@pytest.mark.parametrize("chosen", [None, jnp.array([[2, 0], [1, 2], [2, 1]])])
+@pytest.mark.parametrize("detached", [None, jnp.array([True, True, False])])
+def test_the_newest_blocks_gradient_is_the_true_one_and_the_others_get_none(chosen, detached):
+  x, factors, gates = normal(1, 3, 5, 8), {"a": normal(2, 8, 3, 2), "b": normal(3, 3, 2, 6)}, normal(4, 3, 3 if chosen is None else 2)
+  weight, newest = normal(5, 3, 5, 6), jnp.array(2)
+  of = lambda **more: jax.grad(total_of(weight, detached=detached, chosen=chosen, **more), (0, 1, 2))(x, factors, gates)
+  (dx, d_factors, d_gates), (dx_all, d_all, d_gates_all) = of(newest=newest), of()
+  np.testing.assert_allclose(dx, dx_all, atol=1e-5)
+  np.testing.assert_allclose(d_gates, d_gates_all, atol=1e-5)
+  np.testing.assert_allclose(d_factors["a"][:, 2], d_all["a"][:, 2], atol=1e-5)
+  np.testing.assert_allclose(d_factors["b"][2], d_all["b"][2], atol=1e-5)
+  assert not np.any(d_factors["a"][:, :2])
+  assert not np.any(d_factors["b"][:2])
+  assert np.all(np.abs(d_all["b"]).sum((1, 2)) > 0)
+
+
+def test_choosing_blocks_is_exact_where_the_choice_covers_the_pool_and_near_where_the_rest_weighs_little():
+  pool = random_pool(KINDS[0])
+  taken = pool["lora"]["a"].shape[2] if "a" in pool["lora"] else blocks.capacity(pool)
+  mixture = jax.nn.softmax(8 * normal(6, 4, taken))
+  x = normal(11, 4, 6, 12)
+
+  def product(top_k):
+    adapters = blocks.mixed(pool, mixture, dataclasses.replace(KINDS[0], top_k=top_k))
+    site = jax.tree.leaves(adapters.lora, is_leaf=lambda node: "a" in node)[0]
+    factors = {name: site[name][0] for name in ("a", "b")}
+    return lora.mixed_product(x, factors, adapters.gates, chosen=adapters.chosen), adapters.chosen
+
+  (whole, everything), (covered, _), (two, chosen), (one, _) = (product(k) for k in (0, taken, 2, 1))
+  assert everything is None
+  np.testing.assert_allclose(covered, whole, atol=1e-5)
+  np.testing.assert_array_equal(np.sort(chosen), np.sort(np.argsort(mixture)[:, -2:]))
+  left_out = 1 - np.sort(mixture)[:, -2:].sum(axis=1).min()
+  assert np.abs(two - whole).max() < 3 * left_out * np.abs(whole).max()
+  assert np.abs(two - whole).max() < np.abs(one - whole).max()

@@ -39,7 +39,7 @@ class Linear(nn.Module):
     y = x @ self.param("kernel", init, self.shape, self.dtype)
     if factors is None or adapters is None or adapters.gates is None:
       return y
-    return y + lora.mixed_product(x, factors, adapters.gates, adapters.detached)
+    return y + lora.mixed_product(x, factors, adapters.gates, adapters.detached, adapters.chosen, adapters.newest)
 
 
 class Embedding(nn.Module):

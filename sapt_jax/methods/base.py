@@ -137,7 +137,7 @@ class Method:
 
   def adapters(self, learned: Learned, mixture: jax.Array) -> Adapters:
     """What the backbone applies, given the mixture."""
-    return blocks.mixed(learned.blocks, mixture, self.setting.pet)
+    return blocks.mixed(learned.blocks, mixture, self.setting.pet, newest=learned.count - 1)
 
   def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     """What is added to the cross-entropy of a batch with these pooled embeddings (B, D), and figures for the log."""

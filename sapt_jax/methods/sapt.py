@@ -85,8 +85,9 @@ class Sapt(Method):
     return jnp.where(learning & (self.options.uniform == "answering"), mixture, alike)
 
   def adapters(self, learned: SaptLearned, mixture: jax.Array) -> Adapters:
-    earlier = jnp.arange(mixture.shape[1]) != learned.count - 1
-    return blocks.mixed(learned.blocks, mixture, self.setting.pet, detached=earlier if self.options.reference_quirks else None)
+    newest = learned.count - 1
+    earlier = jnp.arange(mixture.shape[1]) != newest if self.options.reference_quirks else None
+    return blocks.mixed(learned.blocks, mixture, self.setting.pet, detached=earlier, newest=newest)
 
   def reflection(self, learned: SaptLearned) -> jax.Array:
     """The reflection loss of all remembered tasks, before its weight."""

@@ -12,7 +12,9 @@ class Adapters(flax.struct.PyTreeNode):
 
   Attributes:
     lora: nested like the backbone's sites, {"a": (layers, D_in, T, R), "b": (layers, T, R, D_out)} at each.
-    gates: (B, T) float32, the weight of each LoRA block for each example: mixture * alpha / r.
+    gates: (B, T) float32, the weight of each LoRA block for each example: mixture * alpha / r; (B, K) where K blocks are chosen.
+    chosen: (B, K) int32, which LoRA blocks each example uses; None: all.
+    newest: () int32, the one LoRA block that is being learned; None: gradients reach all.
     prompts: (B, P, D), a soft prompt per example that is put before its input embeddings.
     prompts_mask: (B, P) bool, which places of `prompts` are there; None: all.
     detached: (T,) bool, LoRA blocks that pass no gradient on to the hidden states (see lora.mixed_product).
@@ -20,6 +22,8 @@ class Adapters(flax.struct.PyTreeNode):
 
   lora: Any = None
   gates: jax.Array | None = None
+  chosen: jax.Array | None = None
+  newest: jax.Array | None = None
   prompts: jax.Array | None = None
   prompts_mask: jax.Array | None = None
   detached: jax.Array | None = None

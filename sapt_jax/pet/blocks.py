@@ -85,11 +85,18 @@ def merged(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
   return {"lora": jax.tree.map(lambda site: lora.best_of_rank(site, weights, pet.rank), pool["lora"], is_leaf=lambda x: "a" in x)}
 
 
-def mixed(pool: Blocks, mixture: jax.Array, pet: Pet, detached: jax.Array | None = None) -> Adapters:
+def mixed(pool: Blocks, mixture: jax.Array, pet: Pet, detached: jax.Array | None = None, newest: jax.Array | None = None) -> Adapters:
   """The pool as a backbone applies it, each example with its own mixture (B, T) float32 (SAPT Eq. 4).
 
-  LoRA: sum_i a_i (alpha / r) B_i A_i x at every site. Soft prompts: sum_i a_i P_i before the input embeddings.
+  LoRA: sum_i a_i (alpha / r) B_i A_i x at every site, over the pet.top_k blocks with the largest weights if that is set. Soft prompts:
+  sum_i a_i P_i before the input embeddings.
+
+  Args:
+    detached, newest: see lora.mixed_product.
   """
-  if "lora" in pool:
-    return Adapters(lora=pool["lora"], gates=mixture * (pet.alpha / pet.rank), detached=detached)
-  return Adapters(prompts=jnp.einsum("bt,tpd->bpd", mixture, pool["prompt"]))
+  if "lora" not in pool:
+    return Adapters(prompts=jnp.einsum("bt,tpd->bpd", mixture, pool["prompt"]))
+  chosen = None
+  if 0 < pet.top_k < mixture.shape[1]:
+    mixture, chosen = jax.lax.top_k(mixture, pet.top_k)
+  return Adapters(lora=pool["lora"], gates=mixture * (pet.alpha / pet.rank), chosen=chosen, newest=newest, detached=detached)

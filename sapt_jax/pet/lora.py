@@ -31,25 +31,80 @@ def init_block(rng: jax.Array, sites: Sites, rank: int) -> Any:
   return jax.tree.unflatten(structure, [one(key, site) for key, site in zip(jax.random.split(rng, len(leaves)), leaves, strict=True)])
 
 
-def mixed_product(x: jax.Array, factors: dict[str, jax.Array], gates: jax.Array, detached: jax.Array | None = None) -> jax.Array:
+def mixed_product(x: jax.Array, factors: dict[str, jax.Array], gates: jax.Array, detached: jax.Array | None = None,
+                  chosen: jax.Array | None = None, newest: jax.Array | None = None) -> jax.Array:
   """sum_i gate_i B_i A_i x (SAPT Eq. 4, with gate_i = a_i * alpha / r).
 
   Args:
     x: (B, L, D_in) in the compute dtype.
     factors: {"a": (D_in, T, R), "b": (T, R, D_out)} of one layer, any float dtype.
-    gates: (B, T), one weight per example and block.
+    gates: (B, T), one weight per example and block; (B, K) of the chosen blocks where there is a choice.
     detached: (T,) bool; blocks through which no gradient reaches x, as in the public code for earlier blocks. None: the true gradient.
+    chosen: (B, K) int32, the blocks that each example uses. None: all.
+    newest: () int32, the only block whose factors get a gradient; zeros stand for the others', which nobody asks for. None: all get theirs.
 
   Returns:
     (B, L, D_out) in x's dtype.
   """
-  d_in, tasks, rank = factors["a"].shape
-  a, b = (factors[name].astype(x.dtype) for name in ("a", "b"))
-  u = (x @ a.reshape(d_in, tasks * rank)).reshape(*x.shape[:-1], tasks, rank)
-  if detached is not None:
-    u = jnp.where(detached[:, None], jax.lax.stop_gradient(u), u)
-  u = u * gates[:, None, :, None].astype(x.dtype)
-  return u.reshape(*x.shape[:-1], tasks * rank) @ b.reshape(tasks * rank, b.shape[-1])
+  slots = jnp.arange(factors["a"].shape[1])[None] if chosen is None else chosen
+  stopped = None if detached is None else detached[slots]
+  if newest is None:
+    return _product(x, factors["a"], factors["b"], gates, stopped, chosen)[0]
+  return _product_newest(x, factors["a"], factors["b"], gates, stopped, chosen, slots == newest, newest)
+
+
+def _matrices(dtype: jnp.dtype, a: jax.Array, b: jax.Array, chosen: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+  """Both factors as matrices (D_in, T * R) and (T * R, D_out), or one pair per example, (B, D_in, K * R) and (B, K * R, D_out)."""
+  a, b = a.astype(dtype), b.astype(dtype)
+  if chosen is None:
+    return a.reshape(a.shape[0], -1), b.reshape(-1, b.shape[-1])
+  batch = chosen.shape[0]
+  a, b = jnp.moveaxis(jnp.take(a, chosen, axis=1), 1, 0), jnp.take(b, chosen, axis=0)
+  return a.reshape(batch, a.shape[1], -1), b.reshape(batch, -1, b.shape[-1])
+
+
+def _product(x: jax.Array, a: jax.Array, b: jax.Array, gates: jax.Array, stopped: jax.Array | None,
+             chosen: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+  """The product and u = A_i x of every block, (B, L, T, R)."""
+  a_matrix, b_matrix = _matrices(x.dtype, a, b, chosen)
+  u = (x @ a_matrix).reshape(*x.shape[:2], -1, a.shape[2])
+  if stopped is not None:
+    u = jnp.where(stopped[:, None, :, None], jax.lax.stop_gradient(u), u)
+  gated = u * gates[:, None, :, None].astype(x.dtype)
+  return gated.reshape(*x.shape[:2], -1) @ b_matrix, u
+
+
+# Autodiff would make the gradient of every block's factors, T times the work and memory of the newest one's, for `Method.merge` to drop.
+@jax.custom_vjp
+def _product_newest(x: jax.Array, a: jax.Array, b: jax.Array, gates: jax.Array, stopped: jax.Array | None, chosen: jax.Array | None,
+                    is_newest: jax.Array, newest: jax.Array) -> jax.Array:
+  return _product(x, a, b, gates, stopped, chosen)[0]
+
+
+def _forward(x: jax.Array, a: jax.Array, b: jax.Array, gates: jax.Array, stopped: jax.Array | None, chosen: jax.Array | None,
+             is_newest: jax.Array, newest: jax.Array) -> tuple[jax.Array, tuple]:
+  y, u = _product(x, a, b, gates, stopped, chosen)
+  return y, (x, u, a, b, gates, stopped, chosen, is_newest, newest)
+
+
+def _backward(saved: tuple, dy: jax.Array) -> tuple:
+  x, u, a, b, gates, stopped, chosen, is_newest, newest = saved
+  a_matrix, b_matrix = _matrices(x.dtype, a, b, chosen)
+  d_gated = (dy @ jnp.swapaxes(b_matrix, -1, -2)).reshape(u.shape)
+  gate = gates[:, None, :, None].astype(x.dtype)
+  du = d_gated * gate
+  d_gates = jnp.sum(d_gated * u, axis=(1, 3), dtype=jnp.float32).astype(gates.dtype)
+  through = du if stopped is None else jnp.where(stopped[:, None, :, None], 0, du)
+  dx = through.reshape(*x.shape[:2], -1) @ jnp.swapaxes(a_matrix, -1, -2)
+  of_newest = lambda per_block: jnp.einsum("bltr,bt->blr", per_block, jnp.broadcast_to(is_newest, gates.shape).astype(x.dtype))
+  da = jnp.einsum("bld,blr->dr", x, of_newest(du), preferred_element_type=jnp.float32)
+  db = jnp.einsum("blr,blo->ro", of_newest(u * gate), dy, preferred_element_type=jnp.float32)
+  da = jnp.zeros_like(a).at[:, newest].set(da.astype(a.dtype))
+  db = jnp.zeros_like(b).at[newest].set(db.astype(b.dtype))
+  return dx, da, db, d_gates, None, None, None, None
+
+
+_product_newest.defvjp(_forward, _backward)
 
 
 def best_of_rank(factors: dict[str, jax.Array], weights: jax.Array, rank: int) -> dict[str, jax.Array]:
