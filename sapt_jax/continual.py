@@ -102,7 +102,7 @@ class Continual:
 
     A run that is continued inside a task draws the same ones again.
     """
-    if self.recaller is None:
+    if self.recaller is None or index == 0:
       return []
     recalled = self.recaller.write(learned, [closed_answers(task) for task in self.tasks[:index]], self.config.seed + index)
     rows = ({"task": task.name, "definition": task.definition, "input": example.input, "output": example.references[0]}

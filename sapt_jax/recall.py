@@ -97,8 +97,6 @@ class Recaller:
 
   def write(self, learned: Learned, labels: Sequence[frozenset[str] | None], seed: int) -> list[PseudoExamples]:
     """Pseudo examples of the first tasks of the stream, as many as there are `labels` (see sort_out); fixed by learned and seed."""
-    if not labels:
-      return []
     drawn = math.ceil(self.keep * self.options.oversample / self.options.batch_size) * self.options.batch_size
     rows = [Row(marker(self.codec, index), [self.codec.eos_id], index) for index in range(len(labels)) for _ in range(drawn)]
     texts = [self.codec.text(ids) for ids in self.answerer.answer(learned, rows, self.options.max_length, seed).tokens]
