@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sapt_jax.errors import InputError
 
 MethodName = Literal["sapt", "sequential", "per_task", "multi_task", "replay", "o_lora", "n_lora", "inflora", "gainlora", "l2p",
-                     "prog_prompt", "epi"]
+                     "lfpt5", "prog_prompt", "epi"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -79,6 +79,15 @@ class Method:
   """l2p: prompts that are put before an input."""
   key_weight: float = 1.0
   """l2p: weight of the cosines that draw chosen keys towards the inputs; text ports give 0.5."""
+  lm_weight: float = 0.25
+  """lfpt5: lambda, the weight of learning to write a task's examples; its authors give 0.25 for classification, 0.10 for named entities and
+  summaries."""
+  kd_weight: float = 0.01
+  """lfpt5: weight of answering pseudo examples as before the task, the rest of 1 is for learning; its authors give 0.01 for classification,
+  0.03 for named entities, 0.04 for summaries."""
+  pseudo_examples: int = 20
+  """lfpt5: most pseudo examples of each earlier task; its authors take 2 per class, or 4 per domain of summaries. generator.* says how they
+  are sampled."""
   task_known: bool = False
   """prog_prompt: tell it the task when answering, as its paper does: task k then reads the prompts of tasks 1 to k alone."""
   lookup_shrinkage: float = 0.1
@@ -92,34 +101,39 @@ class Method:
     _check(0 <= self.lookup_shrinkage <= 1, f"method.lookup_shrinkage {self.lookup_shrinkage}: must be in [0, 1]")
     _check(0 < self.chosen_prompts <= self.pool_prompts,
            f"method.chosen_prompts {self.chosen_prompts}: must be at least 1 and at most method.pool_prompts {self.pool_prompts}")
-    for name in ("orthogonality_weight", "sparsity_weight", "key_weight"):
+    _check(0 <= self.kd_weight < 1, f"method.kd_weight {self.kd_weight}: must be in [0, 1)")
+    _check(self.pseudo_examples > 0, f"method.pseudo_examples {self.pseudo_examples}: must be at least 1")
+    for name in ("orthogonality_weight", "sparsity_weight", "key_weight", "lm_weight"):
       _check(getattr(self, name) >= 0, f"method.{name} {getattr(self, name)}: must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-  """ARM's source of pseudo inputs: one LoRA block per task that learns to write the task's inputs."""
+  """ARM's source of pseudo inputs: one LoRA block per task that learns to write the task's inputs.
+
+  lfpt5 samples its pseudo examples with batch_size, max_length, oversample, top_k, repetition_penalty and temperature from here.
+  """
 
   steps: int = 5000
   """Most training steps per task; fewer when `epochs` end before."""
   epochs: int = 50
   """Most passes over the task's inputs."""
   batch_size: int = 16
-  """Inputs per step."""
+  """Inputs per step, and samples drawn at once."""
   learning_rate: float = 1e-3
   """Constant, AdamW."""
   rank: int = 8
   """Rank of the generator's block."""
   max_length: int = 512
-  """Most tokens of a pseudo input, its instruction included."""
+  """Most tokens of a pseudo input with its instruction, or of a pseudo example with its answer."""
   keep: float = 0.02
   """Pseudo inputs kept, as a share of the training examples."""
   keep_at_least: int = 1
   """Pseudo inputs kept at least (when so many are well formed)."""
   oversample: float = 4.0
-  """Samples drawn for each pseudo input that is to be kept."""
+  """Samples drawn for each one that is to be kept."""
   top_k: int = 20
-  """Sampling keeps this many most likely tokens."""
+  """Sampling keeps this many most likely tokens; lfpt5's authors keep 64."""
   repetition_penalty: float = 2.5
   """Scores of tokens written before are divided (or, if negative, multiplied) by this."""
   temperature: float = 1.0

@@ -29,10 +29,14 @@ from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
 from sapt_jax.evaluation.evaluate import mean_score
 from sapt_jax.generator import Generator, PseudoInputs, Stored, prompt_rows, wanted
 from sapt_jax.methods.base import Learned, TaskInputs
+from sapt_jax.recall import PseudoExamples, Recaller, closed_answers
 from sapt_jax.run_folder import RunFolder, read_lines, write_lines
 from sapt_jax.training.checkpoint import write_json
 from sapt_jax.training.fit import Log, Plan, Trainer
 from sapt_jax.training.site_moments import SiteMoments
+
+# Examples to learn one task from, with the place in the stream of the task that they are of.
+Lesson = list[tuple[int, Sequence[Example]]]
 
 
 def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
@@ -69,6 +73,8 @@ class Continual:
     self.generator: Generator | Stored | None = None
     if built.method.wants_pseudo_inputs:
       self.generator = stored or Generator(config.generator, built.backbone, built.setting, codec, built.batcher, built.mesh)
+    self.recaller = (Recaller(config.generator, config.method.pseudo_examples, built.backbone, built.method, codec, built.batcher,
+                              built.mesh) if built.method.writes_examples else None)
     self.moments = SiteMoments(built.backbone, built.method, built.batcher) if built.method.wants_moments else None
     self.metric = BENCHMARKS[config.data.benchmark].metric if config.evaluation.metric == "benchmark" else config.evaluation.metric
 
@@ -79,38 +85,55 @@ class Continual:
     for index, task in list(enumerate(self.tasks))[len(records):]:
       began, log = time.monotonic(), self.logger(index, task)
       inputs = self.task_inputs(index, task)
+      recalled = self.recall(learned, index)
       rng = jax.random.fold_in(jax.random.key(self.config.seed), index + 1)
       learned = self.method.open(learned, rng, self.measured(learned, index, inputs))
-      learned = self.learn(learned, index, task, log)
+      lesson = self.lesson(index, recalled)
+      learned = self.learn(learned, index, task, lesson, log)
       learned, pseudo = self.reflect(learned, index, task, inputs, log)
       record, answers = self.evaluate(learned, index)
-      record |= {"task": task.name, "steps": self.steps(index), "training_mixture": self.training_mixture(learned, index, inputs),
-                 "capacity": self.capacity, "memory_inputs": self.memory_inputs, "wall_s": round(time.monotonic() - began, 1)}
+      record |= {"task": task.name, "steps": self.steps(index, lesson), "training_mixture": self.training_mixture(learned, index, inputs),
+                 "pseudo_examples": [examples.counts for examples in recalled], "capacity": self.capacity,
+                 "memory_inputs": self.memory_inputs, "wall_s": round(time.monotonic() - began, 1)}
       self.snapshot(learned, index, task, record, answers, pseudo)
       records.append(record)
       print(score_table(self.names, [r["scores"] for r in records]))
     return self.finish(records)
 
-  def learn(self, learned: Learned, index: int, task: Task, log: Log) -> Learned:
+  def recall(self, learned: Learned, index: int) -> list[PseudoExamples]:
+    """Examples of each earlier task, written by what has been learned so far, if the method can. The tasks give their labels, no rows.
+
+    A run that is continued inside a task draws the same ones again.
+    """
+    if self.recaller is None or index == 0:
+      return []
+    recalled = self.recaller.write(learned, [closed_answers(task) for task in self.tasks[:index]], self.config.seed + index)
+    rows = ({"task": task.name, "definition": task.definition, "input": example.input, "output": example.references[0]}
+            for task, pseudo in zip(self.tasks, recalled, strict=False) for example in pseudo.examples)
+    write_lines(self.folder.path / "pseudo_examples" / f"{index:02d}_{self.names[index]}.jsonl", rows)
+    return recalled
+
+  def lesson(self, index: int, recalled: Sequence[PseudoExamples]) -> Lesson:
+    """What the index-th task is learned from: what the method recalls or rehearses of earlier tasks, and the task's own examples."""
+    earlier = ([pseudo.examples for pseudo in recalled] if self.recaller is not None else
+               [kept(task.train, self.method.rehearsal, self.config.seed) for task in self.tasks[:index]])
+    return [*enumerate(earlier), (index, self.tasks[index].train)]
+
+  def learn(self, learned: Learned, index: int, task: Task, lesson: Lesson, log: Log) -> Learned:
     """Trains the newest block (and what goes with it) on the task."""
-    rows = [row for j, examples in self.lesson(index) for row in self.rows(j, self.tasks[j].definition, examples)]
+    rows = [row for j, examples in lesson for row in self.training_rows(j, examples)]
     validate = None
     if self.config.fit.validate_every:
       judged = range(index + 1) if self.method.waits else [index]
       validate = lambda current: float(np.mean([self.score(current, j, self.tasks[j], self.tasks[j].dev)[0] for j in judged]))
-    plan = Plan(f"{index + 1}/{len(self.tasks)} {task.name}", self.steps(index), self.folder.progress(index), log, validate)
+    plan = Plan(f"{index + 1}/{len(self.tasks)} {task.name}", self.steps(index, lesson), self.folder.progress(index), log, validate)
     return self.trainer.fit(learned, rows, plan)
 
-  def lesson(self, index: int) -> list[tuple[int, Sequence[Example]]]:
-    """What the index-th task is learned from, by place in the stream: what the method rehearses of earlier tasks, and its own examples."""
-    earlier = [(j, kept(self.tasks[j].train, self.method.rehearsal, self.config.seed)) for j in range(index)]
-    return [*earlier, (index, self.tasks[index].train)]
-
-  def steps(self, index: int) -> int:
+  def steps(self, index: int, lesson: Lesson) -> int:
     """Updates that learning the index-th task takes."""
     if self.method.waits:
       return sum(self.trainer.steps(len(task.train)) for task in self.tasks) if index + 1 == len(self.tasks) else 0
-    return self.trainer.steps(sum(len(examples) for _, examples in self.lesson(index)))
+    return self.trainer.steps(sum(len(examples) for _, examples in lesson))
 
   def reflect(self, learned: Learned, index: int, task: Task, inputs: TaskInputs, log: Log) -> tuple[Learned, PseudoInputs | None]:
     """Has pseudo inputs written if the method wants them, and lets it remember the task."""
@@ -147,6 +170,11 @@ class Continual:
   def rows(self, index: int, definition: str, examples: Sequence[Example]) -> list[Row]:
     """Examples of the index-th task, tokenised."""
     return [Row(self.codec.source(definition, example.input), self.codec.target(example.references[0]), index) for example in examples]
+
+  def training_rows(self, index: int, examples: Sequence[Example]) -> list[Row]:
+    """The same to learn from: with their language-modelling pairs, if the method learns to write examples."""
+    rows = self.rows(index, self.tasks[index].definition, examples)
+    return rows if self.recaller is None else self.recaller.with_lm_pairs(rows, examples)
 
   def task_inputs(self, index: int, task: Task) -> TaskInputs:
     """Pooled embeddings of the task's training and held-out inputs."""

@@ -3,6 +3,7 @@
     config.json            what was asked for; continuing with anything else is refused
     metrics.jsonl          one line per logged step, validation or event
     snapshots/NN_TASK/     all that was learned up to this task, the scores so far, the answers and pseudo inputs of this task
+    pseudo_examples/       lfpt5: the examples of earlier tasks that a task was learned with
     scores.json            the score matrix and the four figures
     predictions.jsonl      every answer given
     mixture_*.png          the mean mixtures of the tasks

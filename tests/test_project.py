@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = """
   train predict report export plan
   continual answering
-  generator learner run_folder interop
+  generator recall learner run_folder interop
   evaluation
   training
   methods

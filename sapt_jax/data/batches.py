@@ -23,7 +23,8 @@ class Batch(flax.struct.PyTreeNode):
   Attributes:
     source, target: (B, L) and (B, M) int32 token ids.
     source_mask, target_mask: bool, true at real tokens.
-    task: (B,) int32, each row's place in the stream; only methods that know the task look at it.
+    task: (B,) int32, each row's place in the stream; in answering only methods that know the task look at it.
+    lm_pairs: a batch of the rows' language-modelling pairs, in the same order; None where there are none.
   """
 
   source: jax.Array
@@ -31,15 +32,17 @@ class Batch(flax.struct.PyTreeNode):
   target: jax.Array
   target_mask: jax.Array
   task: jax.Array
+  lm_pairs: Batch | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One tokenised example."""
+  """One tokenised example; its language-modelling pair, for a method that asks for it, says how the example itself is written."""
 
   source: list[int]
   target: list[int]
   task: int
+  lm_pair: Row | None = None
 
 
 def bucket(length: int) -> int:
@@ -81,7 +84,8 @@ class Batcher:
     source, source_mask = pad([row.source for row in rows], self.left, self.pad_id)
     target, target_mask = pad([row.target for row in rows], False, self.pad_id)
     task: Any = np.array([row.task for row in rows], np.int32)
-    return Batch(source, source_mask, target, target_mask, task)
+    pairs = [row.lm_pair for row in rows if row.lm_pair is not None]
+    return Batch(source, source_mask, target, target_mask, task, self.collate(pairs) if pairs else None)
 
   def steps_per_epoch(self, rows: int) -> int:
     """Batches that one pass over so many rows takes."""

@@ -8,6 +8,7 @@ from sapt_jax.methods.epi import Epi
 from sapt_jax.methods.gainlora import GainLora
 from sapt_jax.methods.inflora import InfLora
 from sapt_jax.methods.l2p import L2p
+from sapt_jax.methods.lfpt5 import Lfpt5
 from sapt_jax.methods.multi_task import MultiTask
 from sapt_jax.methods.n_lora import NLora
 from sapt_jax.methods.o_lora import OLora
@@ -19,8 +20,7 @@ from sapt_jax.methods.sequential import Sequential
 
 METHODS: dict[str, type[Method]] = {
   "sapt": Sapt, "sequential": Sequential, "per_task": PerTask, "multi_task": MultiTask, "replay": Replay, "o_lora": OLora, "n_lora": NLora,
-  "l2p": L2p, "prog_prompt": ProgPrompt, "epi": Epi, "inflora": InfLora,
-  "gainlora": GainLora,
+  "l2p": L2p, "lfpt5": Lfpt5, "prog_prompt": ProgPrompt, "epi": Epi, "inflora": InfLora, "gainlora": GainLora,
 }
 
 

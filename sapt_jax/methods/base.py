@@ -3,7 +3,7 @@
 A method keeps all that it has learned in one pytree ("learned"). The loop calls, for each task of the stream:
 
     learned = method.open(learned, rng, inputs)              make room for the task
-    ... train method.trainable(learned), used through method.merge, with loss = cross-entropy + method.penalty ...
+    ... train method.trainable(learned), used through method.merge, with method.loss (the cross-entropy) + method.penalty ...
     learned = method.close(learned, inputs)                  remember what later tasks need
 
 Learning and answering go through the same `mixture` and `adapters`; while learning, `learned` has the trainable part merged into it.
@@ -80,6 +80,8 @@ class Method:
     knows_task: whether it may look at the task's identity when answering.
     wants_pseudo_inputs: whether the loop should train a generator for it.
     wants_moments: whether the loop should measure TaskInputs.moments, before open and before close.
+    writes_examples: whether it learns to write each task's examples as well as to answer them; the loop then gives every row its
+      language-modelling pair, and before a task has pseudo examples of all earlier tasks written, which are learned from with the task's.
     waits: whether nothing is learned before the last task is there; its training then makes the steps of all tasks.
     block_per_task: whether block t is task t's, so that a mixture says which tasks an input takes from.
     kinds: the kinds of block (config.Pet.kind) that it can use.
@@ -88,6 +90,7 @@ class Method:
   knows_task = False
   wants_pseudo_inputs = False
   wants_moments = False
+  writes_examples = False
   waits = False
   block_per_task = True
   kinds: tuple[str, ...] = ("lora", "prompt")
@@ -139,8 +142,28 @@ class Method:
     """What the backbone applies, given the mixture."""
     return blocks.mixed(learned.blocks, mixture, self.setting.pet, newest=learned.count - 1)
 
+  def teacher(self, learned: Learned, task: jax.Array) -> tuple[Learned, jax.Array] | None:
+    """What some rows of a batch are to be answered like, and which of them, (B,) bool; None: nothing is compared.
+
+    Args:
+      learned: as it was when the training of the newest task began, without what is being trained.
+      task: (B,) int32, the rows' places in the stream.
+    """
+    del learned, task
+    return None
+
+  def loss(self, terms: dict[str, jax.Array]) -> jax.Array:
+    """What a batch's terms add up to, all () float32; must be linear in them, since a batch may be computed in parts.
+
+    Args:
+      terms: "cross_entropy", nats per token of the answers; "lm_cross_entropy", nats per token of the examples written, if the rows have
+        language-modelling pairs; "distillation", KL(teacher || now) summed over an answer's tokens and over the rows that the teacher
+        names, divided by the number of all rows, if there is a teacher.
+    """
+    return terms["cross_entropy"]
+
   def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What is added to the cross-entropy of a batch with these pooled embeddings (B, D), and figures for the log."""
+    """What is added to the loss of a batch with these pooled embeddings (B, D), and figures for the log."""
     del learned, pooled
     return jnp.zeros(()), {}
 

@@ -105,7 +105,8 @@ class Meter:
     """Takes a step's metrics; shows and logs those of the step before."""
     self.flush()
     self.pending = (step, metrics)
-    self.tokens += int(batch.source_mask.sum() + batch.target_mask.sum())
+    for part in (batch, batch.lm_pairs):
+      self.tokens += 0 if part is None else int(part.source_mask.sum() + part.target_mask.sum())
 
   def flush(self) -> None:
     """Reads the metrics that are still pending."""
