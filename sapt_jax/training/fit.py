@@ -61,15 +61,19 @@ class Trainer:
     """Updates that the options ask for on so many rows."""
     return self.options.steps or self.options.epochs * self.batcher.steps_per_epoch(rows)
 
+  def start(self, learned: Learned) -> TrainState:
+    """The state before the first step, copied out of `learned`, as the step donates it."""
+    trainable = jax.tree.map(jnp.copy, self.method.trainable(learned))
+    return TrainState(jnp.zeros((), jnp.int32), trainable, self.optimizer.init(trainable))
+
   def fit(self, learned: Learned, rows: Sequence[Row], plan: Plan) -> Learned:
     """`learned` after training its trainable part on the rows; continues from a checkpoint in plan.folder if there is one.
 
     Raises:
       DivergedError: the loss became NaN or infinite.
     """
-    trainable = jax.tree.map(jnp.copy, self.method.trainable(learned))  # the step donates its state
-    state = TrainState(jnp.zeros((), jnp.int32), trainable, self.optimizer.init(trainable))
-    best, best_score = trainable, -math.inf
+    state = self.start(learned)
+    best, best_score = state.trainable, -math.inf
     if plan.folder is not None and checkpoint.is_finished(plan.folder):
       (state, best), record = checkpoint.load(plan.folder, (state, best))
       best_score = record["best_score"]
