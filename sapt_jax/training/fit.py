@@ -55,7 +55,9 @@ class Trainer:
     self.placement = sharding.batch_sharded(mesh)
     self.optimizer = make_optimizer(options)
     step = partial(train_step, backbone.model, method, self.optimizer, options.accumulation)
-    self.step = jax.jit(step, donate_argnums=0)
+    # Every device keeps the whole state, as it is given it: left alone, XLA spreads parts of it like the gradients that they come from, and
+    # the second step would be compiled anew for them.
+    self.step = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
   def steps(self, rows: int) -> int:
     """Updates that the options ask for on so many rows."""
