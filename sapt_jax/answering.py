@@ -38,7 +38,7 @@ class Answering:
     record = json.loads((snapshots[-1] / checkpoint.RECORD).read_text(encoding="utf-8"))
     self.tasks = [snapshot.name.split("_", 1)[1] for snapshot in snapshots]
     self.codec = learner.make_codec(options, folder)
-    self.built = learner.build(options, self.codec, folder, record["capacity"], record["memory_inputs"])
+    self.built = learner.build(options, folder, record["capacity"], record["memory_inputs"])
     if self.built.method.knows_task:
       raise InputError(f"--run {run}: method {options.method.name} needs to know the task of an input, which is not given here")
     self.learned, _ = checkpoint.load(snapshots[-1], self.built.start(options.seed))

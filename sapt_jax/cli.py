@@ -1,7 +1,9 @@
 """Command lines: typed options through tyro, wrong input as one line on stderr with exit code 2."""
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import hashlib
 import io
 import os
@@ -11,7 +13,7 @@ import re
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
@@ -19,6 +21,7 @@ from sapt_jax.config import Config
 from sapt_jax.errors import InputError
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Config)
 
 
 def parse(kind: type[T], arguments: Sequence[str], program: str, description: str, default: T | None = None) -> T:
@@ -76,6 +79,30 @@ def keep_compiled_programs() -> None:
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
   jax.config.update("jax_compilation_cache_dir", str(cache / "sapt_jax" / "compiled" / kind))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def parse_over_config(kind: type[C], arguments: Sequence[str], program: str, description: str, embedded: Config,
+                      own: Callable[[str], dict[str, Any]] = lambda file: {}) -> C:
+  """Options that extend a Config and have a `config` of their own: values of the file that --config names, changed by the other options.
+
+  Args:
+    embedded: the values where no file is named.
+    own: defaults of the options that a Config does not have, given the file's name, which may be empty.
+
+  Raises:
+    InputError: see load_config and parse.
+  """
+  finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+  finder.add_argument("--config", default="")
+  file = finder.parse_known_args(arguments)[0].config
+  base = load_config(file) if file else embedded
+  default = kind(**(vars(config_of(base)) | {"config": file} | own(file)))
+  return parse(kind, arguments, program, description, default)
+
+
+def config_of(options: Config) -> Config:
+  """The run's part of options that extend it."""
+  return Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

@@ -29,6 +29,7 @@ from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
 from sapt_jax.evaluation.evaluate import mean_score
 from sapt_jax.generator import Generator, PseudoInputs, Stored, prompt_rows, wanted
 from sapt_jax.methods.base import Learned, TaskInputs
+from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.recall import PseudoExamples, Recaller, closed_answers
 from sapt_jax.run_folder import RunFolder, read_lines, write_lines
 from sapt_jax.training.checkpoint import write_json
@@ -65,9 +66,9 @@ class Continual:
                stored: Stored | None, folder: RunFolder):
     self.config, self.tasks, self.codec, self.single, self.folder = config, tasks, codec, single, folder
     self.names = [task.name for task in tasks]
-    self.capacity = 1 << (len(tasks) - 1).bit_length()
+    self.capacity = capacity_for(len(tasks))
     self.memory_inputs = stored.most if stored else max(wanted(config.generator, len(task.train)) for task in tasks)
-    self.built = built = learner.build(config, codec, backbone, self.capacity, self.memory_inputs)
+    self.built = built = learner.build(config, backbone, self.capacity, self.memory_inputs)
     self.method, self.answerer, self.pooler = built.method, built.answerer, built.pooler
     self.trainer = Trainer(built.backbone, built.method, config.fit, built.batcher, built.mesh)
     self.generator: Generator | Stored | None = None

@@ -35,7 +35,6 @@ class Learner:
 
   mesh: jax.sharding.Mesh
   backbone: hf.Backbone
-  codec: Codec
   setting: Setting
   method: Method
   batcher: Batcher
@@ -47,7 +46,7 @@ class Learner:
     return jax.device_put(self.method.start(jax.random.key(seed)), sharding.replicated(self.mesh))
 
 
-def build(config: Config, codec: Codec, folder: pathlib.Path, capacity: int, memory_inputs: int) -> Learner:
+def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: int) -> Learner:
   """Loads the backbone onto the mesh and builds the method on it.
 
   Args:
@@ -59,10 +58,15 @@ def build(config: Config, codec: Codec, folder: pathlib.Path, capacity: int, mem
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   jax.set_mesh(mesh)
   backbone = hf.load_backbone(str(folder), config.backbone.dtype, mesh, config.backbone.remat, config.backbone.unroll)
+  return put_together(config, mesh, backbone, capacity, memory_inputs)
+
+
+def put_together(config: Config, mesh: jax.sharding.Mesh, backbone: hf.Backbone, capacity: int, memory_inputs: int) -> Learner:
+  """The method and the compiled functions that go with a backbone; its parameters may be abstract (plan/programs.py)."""
   setting = Setting(config.pet, backbone.config.lora_sites(), backbone.params["embedding"]["table"], capacity, memory_inputs)
   method = methods.build(config.method, setting)
   batcher = Batcher(backbone.config.is_decoder_only, backbone.config.pad_id, config.fit.batch_size, config.seed,
                     divisor=config.mesh.data * config.mesh.fsdp)
   answering = dataclasses.replace(batcher, size=config.evaluation.batch_size)
-  return Learner(mesh, backbone, codec, setting, method, batcher, Answerer(backbone, method, answering, mesh),
+  return Learner(mesh, backbone, setting, method, batcher, Answerer(backbone, method, answering, mesh),
                  Pooler(backbone, answering, method.pools_padding))

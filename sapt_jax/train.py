@@ -7,7 +7,6 @@ Started again with the same options and folder, it continues where it stopped.
 """
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
 from collections.abc import Sequence
@@ -29,20 +28,14 @@ class TrainOptions(Config):
 
 def options(arguments: Sequence[str]) -> TrainOptions:
   """All options, those of the file that --config names as defaults."""
-  finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-  finder.add_argument("--config", default="")
-  file = finder.parse_known_args(arguments)[0].config
-  base = cli.load_config(file) if file else mini_config
-  name = pathlib.Path(file).stem if file else "mini"
-  fields = {field.name: getattr(base, field.name) for field in dataclasses.fields(Config)}
-  default = TrainOptions(**fields, config=file, output=f"runs/{name}")
-  return cli.parse(TrainOptions, arguments, "sapt_jax.train", (__doc__ or "").split("\n")[0], default)
+  own = lambda file: {"output": f"runs/{pathlib.Path(file).stem if file else 'mini'}"}
+  return cli.parse_over_config(TrainOptions, arguments, "sapt_jax.train", (__doc__ or "").split("\n")[0], mini_config, own)
 
 
 def main(arguments: Sequence[str]) -> None:
   """Parses, builds, runs, prints."""
   chosen = options(arguments)
-  config = Config(**{field.name: getattr(chosen, field.name) for field in dataclasses.fields(Config)})
+  config = cli.config_of(chosen)
   cli.keep_compiled_programs()
   from sapt_jax.continual import run  # here, so that --help and wrong options answer at once
   result = run(config, pathlib.Path(chosen.output))

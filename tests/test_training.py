@@ -1,5 +1,6 @@
 """One update, cached decoding, saved trees."""
 from functools import partial
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sapt_jax import config, methods, sharding
+from sapt_jax import config, learner, methods, sharding
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Batch
 from sapt_jax.evaluation.decode import generate, sampler
@@ -16,6 +17,7 @@ from sapt_jax.methods.base import Setting, TaskInputs
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.training import checkpoint
+from sapt_jax.training.fit import Trainer
 from sapt_jax.training.state import TrainState, make_optimizer
 from sapt_jax.training.step import train_step
 
@@ -104,6 +106,26 @@ def test_four_devices_compute_what_one_computes(raw, shape):
   for name, value in alone_metrics.items():
     np.testing.assert_allclose(together_metrics[name], value, rtol=1e-5, err_msg=name)
   assert jax.tree.all(jax.tree.map(partial(np.allclose, rtol=1e-3, atol=1e-4), alone.trainable, together.trainable))
+
+
+@pytest.mark.parametrize("shape", [{}, {"fsdp": 4}], ids=["one", "four"])
+def test_a_step_is_compiled_once_and_leaves_its_state_whole_on_every_device(shape):
+  mesh = sharding.make_mesh(**shape)
+  model, params = random_model(tiny.LLAMA)
+  abstract = sharding.abstract_params(lambda: hf.init_params(model, jax.random.key(0)), mesh)
+  with jax.set_mesh(mesh):
+    placed = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), params, abstract)
+    backbone = hf.Backbone(model, placed, Path(), tiny.LLAMA)
+    options = config.Config(pet=config.Pet(rank=2), fit=config.Fit(batch_size=4))
+    built = learner.put_together(options, mesh, backbone, capacity=2, memory_inputs=3)
+    trainer = Trainer(backbone, built.method, options.fit, built.batcher, mesh)
+    pooled = jnp.ones((5, built.setting.width))
+    learned = built.method.open(built.start(0), jax.random.key(1), TaskInputs(pooled, pooled, pooled[:0]))
+    batch, state = jax.device_put(random_batch(model), trainer.placement), trainer.start(learned)
+    for _ in range(3):
+      state, _ = trainer.step(state, placed, learned, batch)
+  assert trainer.step._cache_size() == 1
+  assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
 
 
 def test_every_parameter_has_a_place_on_the_mesh():

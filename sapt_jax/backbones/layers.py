@@ -75,12 +75,13 @@ class RMSNorm(nn.Module):
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, scale: float = 1.0) -> jax.Array:
-  """softmax(scale * q k^T + bias) v with float32 scores and softmax; key heads may be fewer than query heads.
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, *biases: jax.Array, scale: float = 1.0) -> jax.Array:
+  """softmax(scale * q k^T + biases) v with float32 scores and softmax; key heads may be fewer than query heads.
 
   Args:
     q: (B, L, H, K). k, v: (B, S, G, K) with H a multiple of G (grouped-query attention).
-    bias: float32, broadcastable to (B, H, L, S): position bias and/or MASKED entries.
+    biases: float32, each broadcastable to (B, H, L, S): position bias and/or MASKED entries. They are added one by one, as the sum of a
+      position bias (1, H, L, S) and a mask (B, 1, 1, S) would be as large as the scores, and kept for all layers.
 
   Returns:
     (B, L, H * K) in q's dtype.
@@ -89,7 +90,7 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, scale: flo
   groups = k.shape[2]
   q = q.reshape(batch, length, groups, heads // groups, width)
   scores = jnp.einsum("blghk,bsgk->bghls", q, k, preferred_element_type=jnp.float32) * scale
-  scores = scores.reshape(batch, heads, length, k.shape[1]) + bias
+  scores = sum(biases, start=scores.reshape(batch, heads, length, k.shape[1]))
   weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, groups, heads // groups, length, k.shape[1])
   return jnp.einsum("bghls,bsgk->blghk", weights, v).reshape(batch, length, heads * width)
 

@@ -135,9 +135,10 @@ class Attention(nn.Module):
   def keys_values(self, x: jax.Array, factors: Any, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
     return self.split(self.k(x)), self.split(self.v(x, factors and factors["v"], adapters))
 
-  def __call__(self, x: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array, factors: Any, adapters: Adapters | None) -> jax.Array:
+  def __call__(self, x: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...], factors: Any,
+               adapters: Adapters | None) -> jax.Array:
     q = self.split(self.q(x, factors and factors["q"], adapters))
-    return self.o(layers.attend(q, k, v, bias))
+    return self.o(layers.attend(q, k, v, *biases))
 
 
 class FeedForward(nn.Module):
@@ -165,13 +166,14 @@ class EncoderLayer(nn.Module):
     self.self_attention, self.feed_forward = Attention(c), FeedForward(c)
     self.self_norm, self.feed_forward_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
 
-  def __call__(self, x: jax.Array, lora: Any, bias: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, None]:
+  def __call__(self, x: jax.Array, lora: Any, bias: jax.Array, source_bias: jax.Array,
+               adapters: Adapters | None) -> tuple[jax.Array, None]:
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
     h = self.self_norm(x)
     factors = lora and lora["self"]
     k, v = self.self_attention.keys_values(h, factors, adapters)
-    x = x + self.self_attention(h, k, v, bias, factors, adapters)
+    x = x + self.self_attention(h, k, v, (bias, source_bias), factors, adapters)
     return x + self.feed_forward(self.feed_forward_norm(x)), None
 
 
@@ -208,8 +210,8 @@ class DecoderLayer(nn.Module):
 
   def mix(self, x: jax.Array, h: jax.Array, own: KeysValues, cross: KeysValues, lora: Any, bias: jax.Array, source_bias: jax.Array,
           adapters: Adapters | None) -> jax.Array:
-    x = x + self.self_attention(h, *own, bias, lora and lora["self"], adapters)
-    x = x + self.cross_attention(self.cross_norm(x), *cross, source_bias, lora and lora["cross"], adapters)
+    x = x + self.self_attention(h, *own, (bias,), lora and lora["self"], adapters)
+    x = x + self.cross_attention(self.cross_norm(x), *cross, (source_bias,), lora and lora["cross"], adapters)
     return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -229,7 +231,7 @@ class T5(nn.Module):
     self.encoder_bias, self.decoder_bias = PositionBias(c, bidirectional=True), PositionBias(c, bidirectional=False)
     scan = partial(layers.scan_layers, remat=c.remat, unroll=c.unroll)
     split, shared = 0, nn.broadcast
-    self.encoder = scan(EncoderLayer, c.encoder_layers, methods={"__call__": (split, shared, shared)})(c)
+    self.encoder = scan(EncoderLayer, c.encoder_layers, methods={"__call__": (split, shared, shared, shared)})(c)
     self.decoder = scan(DecoderLayer, c.decoder_layers, methods={
       "__call__": (split, shared, shared, shared, shared),
       "cross_keys_values": (split, shared),
@@ -247,8 +249,7 @@ class T5(nn.Module):
     x, source_mask = layers.put_prompts_before(self.embedding(source), source_mask, adapters)
     source_bias = layers.mask_bias(source_mask)[:, None, None, :]
     positions = jnp.arange(x.shape[1])
-    bias = self.encoder_bias(positions, positions) + source_bias
-    x, _ = self.encoder(x, lora_of(adapters, "encoder"), bias, adapters)
+    x, _ = self.encoder(x, lora_of(adapters, "encoder"), self.encoder_bias(positions, positions), source_bias, adapters)
     return self.encoder_norm(x), source_bias
 
   def hidden(self, source: jax.Array, source_mask: jax.Array, target: jax.Array, target_mask: jax.Array,

@@ -60,6 +60,11 @@ def read(pool: Blocks, slot: jax.Array | int) -> Block:
     lambda path, x: jax.lax.dynamic_index_in_dim(x, slot, task_axis(path), keepdims=False), pool)
 
 
+def capacity_for(tasks: int) -> int:
+  """Slots of the pool of a stream of so many tasks: the next power of two, so that streams of alike length share a compiled step."""
+  return 1 << (tasks - 1).bit_length()
+
+
 def capacity(pool: Blocks) -> int:
   """How many blocks the pool has room for."""
   path, leaf = jax.tree_util.tree_leaves_with_path(pool)[0]

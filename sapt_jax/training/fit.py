@@ -55,11 +55,18 @@ class Trainer:
     self.placement = sharding.batch_sharded(mesh)
     self.optimizer = make_optimizer(options)
     step = partial(train_step, backbone.model, method, self.optimizer, options.accumulation)
-    self.step = jax.jit(step, donate_argnums=0)
+    # Every device keeps the whole state, as it is given it: left alone, XLA spreads parts of it like the gradients that they come from, and
+    # the second step would be compiled anew for them.
+    self.step = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
 
   def steps(self, rows: int) -> int:
     """Updates that the options ask for on so many rows."""
     return self.options.steps or self.options.epochs * self.batcher.steps_per_epoch(rows)
+
+  def start(self, learned: Learned) -> TrainState:
+    """The state before the first step, copied out of `learned`, as the step donates it."""
+    trainable = jax.tree.map(jnp.copy, self.method.trainable(learned))
+    return TrainState(jnp.zeros((), jnp.int32), trainable, self.optimizer.init(trainable))
 
   def fit(self, learned: Learned, rows: Sequence[Row], plan: Plan) -> Learned:
     """`learned` after training its trainable part on the rows; continues from a checkpoint in plan.folder if there is one.
@@ -67,9 +74,8 @@ class Trainer:
     Raises:
       DivergedError: the loss became NaN or infinite.
     """
-    trainable = jax.tree.map(jnp.copy, self.method.trainable(learned))  # the step donates its state
-    state = TrainState(jnp.zeros((), jnp.int32), trainable, self.optimizer.init(trainable))
-    best, best_score = trainable, -math.inf
+    state = self.start(learned)
+    best, best_score = state.trainable, -math.inf
     if plan.folder is not None and checkpoint.is_finished(plan.folder):
       (state, best), record = checkpoint.load(plan.folder, (state, best))
       best_score = record["best_score"]

@@ -1,0 +1,76 @@
+"""The two programs of a run, the training step and the decoder, on arrays that are shapes and placements alone."""
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sapt_jax import learner, methods, sharding
+from sapt_jax.backbones import hf
+from sapt_jax.config import Config
+from sapt_jax.data.batches import Batch, bucket
+from sapt_jax.generator import wanted
+from sapt_jax.methods.base import Learned
+from sapt_jax.pet.blocks import capacity_for
+from sapt_jax.training.fit import Trainer
+
+
+def placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+  """The tree as ShapeDtypeStructs that stand like this on the mesh."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+class Programs:
+  """What a run with this configuration would compile on this mesh.
+
+  Args:
+    raw: the backbone's config.json.
+    blocks: tasks of the stream; the pool has the capacity that a run would give it.
+    examples: training examples per task; they say how many pseudo inputs are remembered.
+  """
+
+  def __init__(self, config: Config, mesh: jax.sharding.Mesh, raw: dict[str, Any], blocks: int, examples: int):
+    self.config, self.mesh = config, mesh
+    model = hf.build_model(raw, config.backbone.dtype, config.backbone.remat, config.backbone.unroll)
+    params = sharding.abstract_params(lambda: hf.init_params(model, jax.random.key(0)), mesh)
+    backbone = hf.Backbone(model, params, pathlib.Path(), raw)
+    self.built = learner.put_together(config, mesh, backbone, capacity_for(blocks), wanted(config.generator, examples))
+    self.trainer = Trainer(backbone, self.built.method, config.fit, self.built.batcher, mesh)
+
+  def learned(self) -> Learned:
+    """What the method knows, on every device (Learner.start)."""
+    def start(table: jax.Array) -> Learned:
+      # A method of its own, as soft prompts are read from the embeddings, which are not there.
+      return methods.build(self.config.method, dataclasses.replace(self.built.setting, embedding_table=table)).start(jax.random.key(0))
+
+    return placed(jax.eval_shape(start, self.built.setting.embedding_table), sharding.replicated(self.mesh))
+
+  @property
+  def lengths(self) -> dict[str, int]:
+    """Tokens of the longest sources and targets, padded as the batcher pads them."""
+    return {"source": bucket(self.config.data.max_source_length), "target": bucket(self.config.data.max_target_length)}
+
+  def batch(self, rows: int) -> Batch:
+    """A batch of the greatest lengths."""
+    source, target = self.lengths["source"], self.lengths["target"]
+    shape: Any = lambda dtype, *dims: jax.ShapeDtypeStruct((rows, *dims), dtype)
+    batch = Batch(shape(jnp.int32, source), shape(jnp.bool_, source), shape(jnp.int32, target), shape(jnp.bool_, target), shape(jnp.int32))
+    return placed(batch, sharding.batch_sharded(self.mesh))
+
+  def step(self) -> jax.stages.Lowered:
+    """The training step, as Trainer.fit calls it."""
+    learned = self.learned()
+    state = placed(jax.eval_shape(self.trainer.start, learned), sharding.replicated(self.mesh))
+    with jax.set_mesh(self.mesh):
+      return self.trainer.step.lower(state, self.trainer.backbone.params, learned, self.batch(self.config.fit.batch_size))
+
+  def decode(self) -> jax.stages.Lowered:
+    """Answering one batch, as Answerer.answer calls it."""
+    answerer, rng = self.built.answerer, placed(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(self.mesh))
+    with jax.set_mesh(self.mesh):
+      return answerer.answer_batch.lower(
+        max_new=self.config.data.max_target_length, choose=answerer.choose, params=answerer.backbone.params, learned=self.learned(),
+        batch=self.batch(self.config.evaluation.batch_size), rng=rng)

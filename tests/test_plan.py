@@ -1,0 +1,246 @@
+"""Plans for hardware that is not here: what is counted in a compiled program, and that the program is the run's."""
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from sapt_jax import config, sharding
+from sapt_jax.errors import InputError
+from sapt_jax.plan import __main__ as program
+from sapt_jax.plan import figures, hardware
+from sapt_jax.plan.hlo import Module, real_pairs
+from sapt_jax.plan.programs import Programs
+from sapt_jax.plan.sizes import SIZES
+
+# Wide enough that the products of a hand formula are nearly all there is.
+SMALL = tiny.LLAMA | {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
+ROWS, SOURCE, TARGET = 4, 64, 8
+
+
+def small_config(**changes):
+  return config.Config(
+    method=config.Method(name="sequential"), pet=config.Pet(rank=2), fit=config.Fit(batch_size=ROWS),
+    data=config.Data(max_source_length=SOURCE, max_target_length=TARGET), evaluation=config.Evaluation(batch_size=ROWS), **changes)
+
+
+def small_step(unroll=1, remat="full"):
+  backbone = config.Backbone(remat=remat, unroll=unroll)
+  return Programs(small_config(backbone=backbone), sharding.make_mesh(), SMALL, blocks=1, examples=100)
+
+
+def hand_flops():
+  """Products of one step on SMALL: forward, the layers' states again, and gradients of states and LoRA factors but of no weight."""
+  d, f, key, layers, vocab = 64, 128, 32, 2, 128
+  length = SOURCE + TARGET - 1
+  tokens = ROWS * length
+  weights = 2 * tokens * (2 * d * d + 2 * d * key + 3 * d * f)
+  attention = 2 * 2 * ROWS * length * length * d
+  lora = 2 * tokens * 2 * ((d + d) + (d + key))
+  forward = weights + attention + lora
+  again = forward - 2 * tokens * d * f  # what leaves the last product of a layer is not needed again
+  backward = weights + 2 * attention + 2 * lora
+  return layers * (forward + again + backward) + 2 * 2 * ROWS * TARGET * d * vocab
+
+
+def test_flops_of_a_step_are_those_of_a_hand_formula_scanned_and_unrolled():
+  work_of = lambda *options: Module(small_step(*options).step().compile().as_text(), devices=1).work()
+  assert work_of(1).flops == pytest.approx(hand_flops(), rel=0.03)
+  assert work_of(1).collectives == {}
+  # In straight code XLA also drops what no loop can: the gradient of the first layer's input. A loop counted once would be half.
+  scanned, unrolled = (work_of(unroll, "none").flops for unroll in (1, 2))
+  assert 0.9 * scanned < unrolled <= scanned
+
+
+def test_loops_inside_loops_count_as_often_as_they_run():
+  def inner(x, w):
+    return x @ w, None
+
+  def outer(x, weights):
+    return jax.lax.scan(inner, x, weights)[0], None
+
+  def until(x, weights):
+    again = lambda c: (jax.lax.scan(outer, c[0], weights)[0], c[1] + 1)
+    return jax.lax.while_loop(lambda c: (c[1] < 9) & (c[0][0, 0] < 1), again, (x, 0))[0]
+
+  x, weights = jnp.zeros((8, 16)), jnp.zeros((3, 5, 16, 16))
+  one = 2 * 8 * 16 * 16
+  scanned = jax.jit(lambda x, weights: jax.lax.scan(outer, x, weights)[0])
+  assert Module(scanned.lower(x, weights).compile().as_text(), 1).work().flops == 15 * one
+  text = jax.jit(until).lower(x, weights).compile().as_text()
+  assert Module(text, 1).work().flops == 15 * one
+  assert Module(text, 1, longest=9).work().flops == 9 * 15 * one
+
+
+def test_what_a_device_sends_is_counted():
+  mesh = sharding.make_mesh(fsdp=4)
+  place = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+  shape = lambda sharding, *dims: jax.ShapeDtypeStruct(dims, jnp.float32, sharding=sharding)
+  rows, weights = shape(place("fsdp"), 64, 8), shape(place("fsdp"), 8, 8)
+  product = lambda x, w: jax.lax.with_sharding_constraint(x @ w, place("fsdp"))
+  gathered = Module(jax.jit(product).lower(rows, weights).compile().as_text(), 4).work().collectives
+  assert gathered == {"all-gather": {"count": 1, "bytes": 3 * 2 * 8 * 4}}  # a quarter of the weights, to each of three others
+  total = lambda x: jax.lax.with_sharding_constraint(jnp.sum(x, axis=0), place())
+  reduced = Module(jax.jit(total).lower(rows).compile().as_text(), 4).work().collectives
+  assert reduced == {"all-reduce": {"count": 1, "bytes": 2 * 3 / 4 * 8 * 4}}
+
+
+# As a TPU's compiler writes them: a batched product is a convolution over the batch with holes, a loop has no trip count, and a collective
+# stands in several fusions.
+TPU_TEXT = """HloModule tpu
+
+%condition (p: (s32[], f32[4,8,16])) -> pred[] {
+  %n = s32[]{:T(128)} constant(7)
+  %p = (s32[]{:T(128)}, f32[4,8,16]{2,1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %less = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%fused.1 (a: f32[2,4]) -> f32[8,4] {
+  %a = f32[2,4]{1,0} parameter(0)
+  ROOT %gather.1 = f32[8,4]{1,0} all-gather(%a), channel_id=3, replica_groups=mesh['x'=4,'y'=2] {'x'}, dimensions={0}
+}
+
+%fused.2 (a.2: f32[2,4]) -> f32[8,4] {
+  %a.2 = f32[2,4]{1,0} parameter(0)
+  ROOT %gather.2 = f32[8,4]{1,0} all-gather(%a.2), channel_id=3, replica_groups=mesh['x'=4,'y'=2] {'x'}, dimensions={0}
+}
+
+%body (q: (s32[], f32[4,8,16])) -> (s32[], f32[4,8,16]) {
+  %q = (s32[]{:T(128)}, f32[4,8,16]{2,1,0}) parameter(0)
+  %x = f32[4,8,16]{2,1,0} get-tuple-element(%q), index=1
+  %k = f32[4,32,16]{2,1,0} constant({...})
+  %scores = f32[4,8,32]{2,1,0:T(8,128)} convolution(%x, %k), window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0oi->0bf
+  %part = f32[2,4]{1,0} constant({...})
+  %begun = f32[8,4]{1,0} fusion(%part), kind=kLoop, calls=%fused.1
+  %ended = f32[8,4]{1,0} fusion(%part), kind=kLoop, calls=%fused.2
+  %j = s32[]{:T(128)} get-tuple-element(%q), index=0
+  ROOT %next = (s32[]{:T(128)}, f32[4,8,16]{2,1,0}) tuple(%j, %x)
+}
+
+ENTRY %main (z: f32[4,8,16]) -> (s32[], f32[4,8,16]) {
+  %z = f32[4,8,16]{2,1,0} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %first = (s32[]{:T(128)}, f32[4,8,16]{2,1,0}) tuple(%zero, %z)
+  ROOT %loop = (s32[]{:T(128)}, f32[4,8,16]{2,1,0}) while(%first), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_tpus_spelling_is_read():
+  work = Module(TPU_TEXT, devices=8).work()
+  assert work.flops == 7 * 2 * 4 * 8 * 32 * 16
+  assert work.collectives == {"all-gather": {"count": 7, "bytes": 7 * 3 * 2 * 4 * 4}}
+
+
+def test_only_entries_of_the_input_are_paired_in_a_convolution():
+  assert real_pairs(5, 3, 5, stride=1, pad=1, dilation=1, kernel_dilation=1) == 13  # 15 less one at either end
+  assert real_pairs(4, 4, 4, stride=3, pad=0, dilation=4, kernel_dilation=1) == 4  # one each: a batch
+
+
+@pytest.mark.parametrize("text", ["h200:8", "h100", "h100:0", "h100:12", "h100:2x4", "v5e:8", "v5e:", "cpu:x", ""])
+def test_a_wrong_target_is_told(text):
+  with pytest.raises(InputError, match="--target"):
+    hardware.parse_target(text)
+
+
+def test_targets_and_meshes_are_read():
+  counts = {text: hardware.parse_target(text).count for text in ("h100:8", "h100:16", "rtx4090:1", "v5e:2x4", "v5p:2x2x2", "cpu:4")}
+  assert list(counts.values()) == [8, 16, 1, 8, 8, 4]
+  chosen = program.options(["--target", "cpu:4", "--mesh", "data=2,tensor=2", "--fit.batch-size", "8"])
+  assert (chosen.mesh, chosen.fit.batch_size) == (config.Mesh(data=2, tensor=2), 8)
+  for wrong in ("data=2,width=2", "data", "fsdp=0", ""):
+    with pytest.raises(InputError, match="--mesh"):
+      program.spread_mesh(["--mesh", wrong])
+  four, other = config.Config(), config.Config(mesh=config.Mesh(data=2))
+  assert program.placed_on(four, hardware.parse_target("cpu:4")).mesh == config.Mesh(fsdp=4)
+  with pytest.raises(InputError, match="give as many"):
+    program.placed_on(other, hardware.parse_target("cpu:4"))
+
+
+@pytest.mark.parametrize("target", [name for name in hardware.DEVICES if name != "v5p"])
+def test_a_missing_compiler_is_told_with_the_extra_that_brings_it(target, monkeypatch):
+  monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
+  monkeypatch.setattr(os, "environ", dict(os.environ))
+  found = hardware.parse_target(f"{target}:{1 if hardware.DEVICES[target].gpu else '2x2'}")
+  with pytest.raises(InputError, match=r"pip install 'sapt-jax\[plan-(gpu|tpu)\]'"):
+    hardware.prepare(found)
+
+
+def test_advice_names_what_helps():
+  target = hardware.parse_target("h100:8")
+  chosen = config.Config(backbone=config.Backbone(dtype="bfloat16"), mesh=config.Mesh(fsdp=8))
+  given = lambda arguments, temporaries: {"fits": False, "arguments": int(arguments * target.usable),
+                                          "temporaries": int(temporaries * target.usable)}
+  full = config.Config(backbone=config.Backbone(dtype="bfloat16", remat="full"), mesh=config.Mesh(fsdp=8))
+  sixteen = config.Evaluation(batch_size=16)
+  assert figures.advice(given(0.5, 0.4) | {"fits": True}, chosen, target, "step") == ""
+  assert "--mesh.fsdp 32" in figures.advice(given(2.5, 0.1), chosen, target, "step")
+  assert "--backbone.dtype bfloat16" in figures.advice(given(2.5, 0.1), config.Config(), target, "step")
+  assert figures.advice(given(0.5, 0.9), chosen, target, "step") == "--backbone.remat full"
+  assert figures.advice(given(0.5, 1.9), full, target, "step") == "--fit.accumulation 4"
+  assert figures.advice(given(0.5, 0.9), full, target, "decode") == "--evaluation.batch-size 16"
+  assert "fsdp" in figures.advice(given(0.5, 9.0), config.Config(mesh=config.Mesh(fsdp=16), evaluation=sixteen), target, "decode")
+
+
+def test_built_in_sizes_have_as_many_parameters_as_their_names_say():
+  billions = {"t5-large": 0.783, "t5-xl": 2.85, "t5-xxl": 11.1, "llama2-7b": 6.74, "llama2-13b": 13.0, "llama2-70b": 69.0,
+              "xuanyuan-70b": 69.1}
+  mesh = sharding.make_mesh()
+  counted = {}
+  for name, raw in SIZES.items():
+    model = program.backbone_sizes(config.Config(), name)
+    assert model is raw
+    shapes = jax.tree.leaves(Programs(config.Config(), mesh, raw, 1, 100).built.backbone.params)
+    counted[name] = sum(x.size for x in shapes) / 1e9
+  assert counted == pytest.approx(billions, rel=0.01)
+
+
+def test_a_plan_on_simulated_devices_needs_no_weights(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(os, "environ", dict(os.environ))
+  (tmp_path / "config.json").write_text(json.dumps(tiny.T5))
+  program.main(["--target", "cpu:4", "--backbone.path", str(tmp_path), "--fit.batch-size", "8", "--evaluation.batch-size", "8",
+                "--blocks", "3", "--data.max-source-length", "16", "--data.max-target-length", "6", "--json"])
+  report = json.loads(capsys.readouterr().out)
+  assert (report["target"], report["mesh"], report["capacity"]) == ("cpu:4", {"data": 1, "fsdp": 4, "tensor": 1}, 4)
+  assert report["lengths"] == {"source": 16, "target": 8, "new": 6}
+  for name in ("step", "decode"):
+    found = report[name]
+    assert found["peak"] == found["arguments"] + found["temporaries"] + found["outputs"] - found["donated"]
+    assert found["fits"] is True
+    assert found["flops"] > 0
+    assert found["collectives"]["all-gather"]["bytes"] > 0
+  assert report["step"]["donated"] > 0  # the state is updated in place
+  assert figures.table(report).count("yes") == 2
+
+
+def test_wrong_input_is_one_line_before_any_compiling(tmp_path):
+  with pytest.raises(InputError, match="no such folder"):
+    program.main(["--target", "cpu:4", "--backbone.path", str(tmp_path / "none")])
+  with pytest.raises(InputError, match="--model"):
+    program.main(["--target", "cpu:4", "--model", "t6"])
+  with pytest.raises(InputError, match="must be a multiple of mesh"):
+    program.main(["--target", "cpu:4", "--fit.batch-size", "6"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "package"), [("h100:2", "jax_cuda13_plugin"), ("v5e:2x2", "libtpu")])
+def test_a_plan_for_absent_hardware(target, package, tmp_path):
+  pytest.importorskip(package, reason=f"compiles with {package}, not installed here: pip install -e '.[plan-gpu,plan-tpu]'")
+  (tmp_path / "config.json").write_text(json.dumps(SMALL))
+  command = [sys.executable, "-m", "sapt_jax.plan", "--target", target, "--backbone.path", str(tmp_path), "--backbone.remat", "full",
+             "--method.name", "sequential", "--pet.rank", "2", "--blocks", "1", "--fit.batch-size", str(ROWS), "--evaluation.batch-size",
+             str(ROWS), "--data.max-source-length", str(SOURCE), "--data.max-target-length", str(TARGET), "--json"]
+  environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+  done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=600)
+  report = json.loads(done.stdout.splitlines()[-1])
+  devices = hardware.parse_target(target).count
+  assert devices * report["step"]["flops"] == pytest.approx(hand_flops(), rel=0.05)
+  for name in ("step", "decode"):
+    assert report[name]["fits"] is True
+    assert report[name]["collectives"]
+    assert 0 < max(report[name]["floor_s"].values()) < 1e-3
