@@ -18,6 +18,7 @@ import sapt_jax
 from sapt_jax import learner, plots
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config
+from sapt_jax.cost import Cost
 from sapt_jax.data.batches import Row
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prompts import Codec
@@ -55,16 +56,16 @@ def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
   names = [task.name for task in tasks]
   stored = Stored.read(config.generator.folder, config.data.benchmark, names) if config.generator.folder else None
   single = single_scores(config, names, output)
-  with RunFolder(output, config, fingerprint) as folder:
-    return Continual(config, tasks, codec, backbone, single, stored, folder).run()
+  with RunFolder(output, config, fingerprint) as folder, Cost() as cost:
+    return Continual(config, tasks, codec, backbone, single, stored, folder, cost).run()
 
 
 class Continual:
   """One run: what stays the same from task to task, and the order of things within one."""
 
   def __init__(self, config: Config, tasks: list[Task], codec: Codec, backbone: pathlib.Path, single: list[float] | None,
-               stored: Stored | None, folder: RunFolder):
-    self.config, self.tasks, self.codec, self.single, self.folder = config, tasks, codec, single, folder
+               stored: Stored | None, folder: RunFolder, cost: Cost):
+    self.config, self.tasks, self.codec, self.single, self.folder, self.cost = config, tasks, codec, single, folder, cost
     self.names = [task.name for task in tasks]
     self.capacity = capacity_for(len(tasks))
     self.memory_inputs = stored.most if stored else max(wanted(config.generator, len(task.train)) for task in tasks)
@@ -83,20 +84,27 @@ class Continual:
     """Learns the whole stream, from where an earlier start of the same run stopped; returns what scores.json holds."""
     learned, records = self.folder.restore(self.names, self.built.start(self.config.seed))
     self.folder.trim_log(len(records))
+    self.cost.lap("start")
     for index, task in list(enumerate(self.tasks))[len(records):]:
       began, log = time.monotonic(), self.logger(index, task)
       inputs = self.task_inputs(index, task)
       recalled = self.recall(learned, index)
       rng = jax.random.fold_in(jax.random.key(self.config.seed), index + 1)
       learned = self.method.open(learned, rng, self.measured(learned, index, inputs))
+      self.cost.lap("open")
       lesson = self.lesson(index, recalled)
       learned = self.learn(learned, index, task, lesson, log)
+      self.cost.lap("learn")
       learned, pseudo = self.reflect(learned, index, task, inputs, log)
+      self.cost.lap("reflect")
       record, answers = self.evaluate(learned, index)
+      self.cost.lap("evaluate")
       record |= {"task": task.name, "steps": self.steps(index, lesson), "training_mixture": self.training_mixture(learned, index, inputs),
                  "pseudo_examples": [examples.counts for examples in recalled], "capacity": self.capacity,
                  "memory_inputs": self.memory_inputs, "wall_s": round(time.monotonic() - began, 1)}
       self.snapshot(learned, index, task, record, answers, pseudo)
+      self.cost.lap("save")
+      log(self.cost.take())
       records.append(record)
       print(score_table(self.names, [r["scores"] for r in records]))
     return self.finish(records)

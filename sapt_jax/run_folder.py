@@ -1,7 +1,7 @@
 """The folder of one run: its configuration, its log, one snapshot after each task, and what is left for the reader at the end.
 
     config.json            what was asked for; continuing with anything else is refused
-    metrics.jsonl          one line per logged step, validation or event
+    metrics.jsonl          one line per logged step, validation or event, and one per task with what it cost (cost.py)
     snapshots/NN_TASK/     all that was learned up to this task, the scores so far, the answers and pseudo inputs of this task
     pseudo_examples/       lfpt5: the examples of earlier tasks that a task was learned with
     scores.json            the score matrix and the four figures

@@ -25,7 +25,7 @@ HOUSE = """
   arm
   sals pet data.tasks
   cli plots paper
-  sharding config
+  sharding config cost
   errors
 """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}
@@ -78,7 +78,7 @@ def test_imports_are_declared_dependencies(path):
   required = distributions((ROOT / "requirements.txt").read_text().splitlines())
   extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
   optional = distributions([line for lines in extras.values() for line in lines])
-  own = {*sys.stdlib_module_names, "sapt_jax", "benchmarks", "configs", "tests"}
+  own = {*sys.stdlib_module_names, "sapt_jax", *(program.stem for program in PROGRAMS if program.parent == path.parent)}
   # An optional dependency may be imported where it is used, not by everyone who imports the module.
   for names, allowed in ((imports_of(path, everywhere=False), required), (imports_of(path), required | optional)):
     for package in {name.split(".")[0] for name in names} - own:

@@ -1,0 +1,54 @@
+"""What greedy decoding with a whole pool costs.
+
+    python benchmarks/decode_cost.py --tasks 1,15 --json
+
+One batch is answered by the answerer's own compiled program (sapt_jax.evaluation.evaluate.Answerer: pooled embeddings, mixture, encoder,
+cached decoder) on a random T5 in float32. No token ends an answer, so every row writes all --new tokens. --tgt has no meaning here.
+
+One row per pool size:
+    tasks         filled blocks
+    s             median seconds to answer the batch; all_s: of every timed call
+    tokens_per_s  batch * new / s
+    peak_rss_mb   most memory that the process held, compiling included, in MiB
+    compile_s     tracing, lowering and compiling the program
+"""
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import sizes
+from step_cost import prepare
+
+from sapt_jax import cli
+from sapt_jax.evaluation.evaluate import Answerer
+
+
+def measure(s: sizes.Sizes, new: int, warmup: int, repeat: int, tasks: int) -> sizes.Row:
+  """The row of one pool size."""
+  jax.config.update("jax_enable_compilation_cache", False)
+  p = prepare(s, tasks, memory=1)
+  answerer = Answerer(p.backbone, p.method, p.batcher, p.mesh)
+  given = {"params": p.backbone.params, "learned": p.learned, "batch": p.batch, "rng": jax.random.key(0)}
+  began = time.perf_counter()
+  answer = answerer.answer_batch.lower(max_new=new, choose=answerer.choose, **given).compile()
+  compile_s = time.perf_counter() - began
+  seconds = sizes.timed(lambda: jax.block_until_ready(answer(**given)), warmup, repeat)
+  median = statistics.median(seconds)
+  return {"tasks": tasks, "s": median, "tokens_per_s": s.batch * new / median, "all_s": seconds, "peak_rss_mb": sizes.peak_rss_mb(),
+          "compile_s": compile_s}
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Parses, measures, prints."""
+  parser = sizes.parser(__doc__ or "", batch=32)
+  parser.add_argument("--new", type=sizes.positive, default=50, metavar="N", help="tokens that each row writes (default 50)")
+  options = parser.parse_args(arguments)
+  sizes.report(__file__, arguments, options, partial(measure, sizes.sizes_of(options), options.new, options.warmup, options.repeat))
+
+
+if __name__ == "__main__":
+  cli.run(main)

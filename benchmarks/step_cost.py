@@ -1,0 +1,145 @@
+"""What one training step of SAPT-LoRA costs as the pool grows.
+
+    python benchmarks/step_cost.py --tasks 1,2,4,8,15 --json
+
+The step is the trainer's own (sapt_jax.training.fit.Trainer.step: loss, reflection, gradient, AdamW), compiled for a random T5 in float32
+without dropout, on one batch without padding. The pool has the room that a stream of so many tasks gives it, all blocks but the newest
+are frozen, and reflection remembers every earlier task. torch_peer.py measures the same work on PyTorch.
+
+One row per pool size:
+    tasks         filled blocks
+    s_per_step    median seconds of a step; all_s: of every timed step
+    peak_rss_mb   most memory that the process held, compiling included, in MiB
+    compile_s     tracing, lowering and compiling the step
+    gemm_gflops   measured rate of a 2048 x 2048 x 2048 float32 product in the same process, in GFLOP/s
+    model_gflops  work of the backbone in one step by formula, in GFLOP (sizes.Sizes.step_gflops says what is counted)
+so that model_gflops / s_per_step / gemm_gflops is the share of the machine's rate that the step makes use of.
+"""
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import statistics
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sizes
+
+from sapt_jax import cli, config, sharding
+from sapt_jax.backbones import hf
+from sapt_jax.data.batches import Batch, Batcher
+from sapt_jax.methods.base import Learned, Method, Setting, TaskInputs
+from sapt_jax.methods.sapt import Sapt
+from sapt_jax.training.fit import Trainer
+from sapt_jax.training.state import TrainState
+
+
+class SaptWithoutReflection(Sapt):
+  """SALS alone: its step less than Sapt's is what ARM costs."""
+
+  penalty = Method.penalty
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """A random backbone, a method on it, a pool that holds so many tasks, and one batch."""
+
+  mesh: jax.sharding.Mesh
+  backbone: hf.Backbone
+  method: Sapt
+  learned: Learned
+  batcher: Batcher
+  batch: Batch
+
+
+def random_backbone(raw: dict, mesh: jax.sharding.Mesh) -> hf.Backbone:
+  """A model with random weights, placed as a loaded one is."""
+  model = hf.build_model(raw)
+  init = lambda: hf.init_params(model, jax.random.key(0))
+  places = jax.tree.map(lambda x: x.sharding, sharding.abstract_params(init, mesh))
+  params = jax.jit(lambda: nn.meta.unbox(init()), out_shardings=places)()
+  return hf.Backbone(model, params, pathlib.Path(), raw)
+
+
+def filled(method: Sapt, tasks: int) -> Learned:
+  """What the method holds while it learns the last of `tasks` tasks: random blocks, every earlier task closed."""
+  learned = method.start(jax.random.key(0))
+  for index in range(tasks):
+    rng = jax.random.key(index + 1)
+    pooled = jax.random.normal(rng, (method.setting.memory_inputs, method.setting.width))
+    inputs = TaskInputs(pooled, pooled, pooled)
+    learned = method.open(learned, rng, inputs)
+    trainable = method.trainable(learned)
+    block = jax.tree.map(lambda x, rng=rng: x + 0.02 * jax.random.normal(rng, x.shape), trainable["block"])
+    learned = method.merge(learned, trainable | {"block": block})
+    if index + 1 < tasks:
+      learned = method.close(learned, inputs)
+  return learned
+
+
+def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True) -> Prepared:
+  """Everything that a step or an answer needs.
+
+  Args:
+    memory: pseudo inputs remembered of each earlier task.
+    reflection: False leaves ARM out of the step.
+  """
+  mesh = sharding.make_mesh()
+  backbone = random_backbone(s.t5(), mesh)
+  jax.set_mesh(mesh)
+  capacity = 1 << (tasks - 1).bit_length()  # as continual.Continual has it for a stream of so many tasks
+  setting = Setting(config.Pet(rank=s.rank), backbone.model.config.lora_sites(), backbone.params["embedding"]["table"], capacity, memory)
+  method = (Sapt if reflection else SaptWithoutReflection)(config.Method(), setting)
+  learned = jax.device_put(filled(method, tasks), sharding.replicated(mesh))
+  rng = np.random.default_rng(0)
+  tokens = lambda length: rng.integers(2, s.vocab, (s.batch, length), np.int32)
+  there = lambda length: np.ones((s.batch, length), bool)
+  rows = (tokens(s.src), there(s.src), tokens(s.tgt), there(s.tgt), np.full(s.batch, tasks - 1, np.int32))
+  source, source_mask, target, target_mask, task = map(jnp.asarray, rows)
+  batch = jax.device_put(Batch(source, source_mask, target, target_mask, task), sharding.batch_sharded(mesh))
+  return Prepared(mesh, backbone, method, learned, Batcher(False, backbone.config.pad_id, s.batch), batch)
+
+
+def measure(s: sizes.Sizes, memory: int, reflection: bool, warmup: int, repeat: int, tasks: int) -> sizes.Row:
+  """The row of one pool size."""
+  jax.config.update("jax_enable_compilation_cache", False)  # what compiling costs, not what reading back does
+  p = prepare(s, tasks, memory, reflection)
+  trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=s.batch), p.batcher, p.mesh)
+  trainable = jax.tree.map(jnp.copy, p.method.trainable(p.learned))
+  state = TrainState(jnp.zeros((), jnp.int32), trainable, trainer.optimizer.init(trainable))
+  began = time.perf_counter()
+  step = trainer.step.lower(state, p.backbone.params, p.learned, p.batch).compile()
+  compile_s = time.perf_counter() - began
+
+  def call() -> None:
+    nonlocal state
+    state, metrics = jax.block_until_ready(step(state, p.backbone.params, p.learned, p.batch))
+    if not np.isfinite(metrics["loss"]):
+      raise FloatingPointError(f"the loss became {metrics['loss']}: arithmetic on such numbers is not what is to be timed")
+
+  seconds, peak = sizes.timed(call, warmup, repeat), sizes.peak_rss_mb()
+  left, right = (jax.random.normal(jax.random.key(i), (sizes.GEMM, sizes.GEMM)) for i in range(2))
+  product = jax.jit(jnp.matmul)
+  rate = sizes.gemm_gflops(lambda: jax.block_until_ready(product(left, right)))
+  return {"tasks": tasks, "s_per_step": statistics.median(seconds), "all_s": seconds, "peak_rss_mb": peak, "compile_s": compile_s,
+          "gemm_gflops": rate, "model_gflops": s.step_gflops()}
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Parses, measures, prints."""
+  parser = sizes.parser(__doc__ or "")
+  parser.add_argument("--memory", type=sizes.positive, default=20, metavar="N", help=(
+    "pseudo inputs remembered of each earlier task (default 20: 2 %% of SuperNI's 1,000 rows)"))
+  parser.add_argument("--no-reflection", action="store_true", help="leave ARM out, to see its share")
+  options = parser.parse_args(arguments)
+  one = partial(measure, sizes.sizes_of(options), options.memory, not options.no_reflection, options.warmup, options.repeat)
+  sizes.report(__file__, arguments, options, one)
+
+
+if __name__ == "__main__":
+  cli.run(main)
