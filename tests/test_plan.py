@@ -82,10 +82,12 @@ def test_what_a_device_sends_is_counted():
   shape = lambda sharding, *dims: jax.ShapeDtypeStruct(dims, jnp.float32, sharding=sharding)
   rows, weights = shape(place("fsdp"), 64, 8), shape(place("fsdp"), 8, 8)
   product = lambda x, w: jax.lax.with_sharding_constraint(x @ w, place("fsdp"))
-  gathered = Module(jax.jit(product).lower(rows, weights).compile().as_text(), 4).work().collectives
+  with jax.set_mesh(mesh):  # whatever mesh another test has left behind
+    gathered = Module(jax.jit(product).lower(rows, weights).compile().as_text(), 4).work().collectives
   assert gathered == {"all-gather": {"count": 1, "bytes": 3 * 2 * 8 * 4}}  # a quarter of the weights, to each of three others
   total = lambda x: jax.lax.with_sharding_constraint(jnp.sum(x, axis=0), place())
-  reduced = Module(jax.jit(total).lower(rows).compile().as_text(), 4).work().collectives
+  with jax.set_mesh(mesh):
+    reduced = Module(jax.jit(total).lower(rows).compile().as_text(), 4).work().collectives
   assert reduced == {"all-reduce": {"count": 1, "bytes": 2 * 3 / 4 * 8 * 4}}
 
 
