@@ -1,4 +1,4 @@
-"""The parts that T5 and LLaMA share: linear maps that LoRA can ride on, norms, attention, the key-value cache, the scan over layers."""
+"""The parts that T5 and LLaMA share besides attention: linear maps that LoRA can ride on, embeddings, norms, the scan over layers."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -16,8 +16,6 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-MASKED = -1e9  # a logit of attention that softmax turns into zero, in float32 and bfloat16
 
 
 class Linear(nn.Module):
@@ -75,31 +73,6 @@ class RMSNorm(nn.Module):
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, *biases: jax.Array, scale: float = 1.0) -> jax.Array:
-  """softmax(scale * q k^T + biases) v with float32 scores and softmax; key heads may be fewer than query heads.
-
-  Args:
-    q: (B, L, H, K). k, v: (B, S, G, K) with H a multiple of G (grouped-query attention).
-    biases: float32, each broadcastable to (B, H, L, S): position bias and/or MASKED entries. They are added one by one, as the sum of a
-      position bias (1, H, L, S) and a mask (B, 1, 1, S) would be as large as the scores, and kept for all layers.
-
-  Returns:
-    (B, L, H * K) in q's dtype.
-  """
-  batch, length, heads, width = q.shape
-  groups = k.shape[2]
-  q = q.reshape(batch, length, groups, heads // groups, width)
-  scores = jnp.einsum("blghk,bsgk->bghls", q, k, preferred_element_type=jnp.float32) * scale
-  scores = sum(biases, start=scores.reshape(batch, heads, length, k.shape[1]))
-  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, groups, heads // groups, length, k.shape[1])
-  return jnp.einsum("bghls,bsgk->blghk", weights, v).reshape(batch, length, heads * width)
-
-
-def mask_bias(mask: jax.Array) -> jax.Array:
-  """0 where mask is true and MASKED elsewhere, float32, in mask's shape."""
-  return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
-
-
 def put_prompts_before(x: jax.Array, mask: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
   """Input embeddings x (B, L, D) and their mask (B, L), with the adapters' soft prompts, if any, before them: (B, P + L, D), (B, P + L)."""
   if adapters is None or adapters.prompts is None:
@@ -108,20 +81,6 @@ def put_prompts_before(x: jax.Array, mask: jax.Array, adapters: Adapters | None)
   if adapters.prompts_mask is not None:
     return x, jnp.concatenate([adapters.prompts_mask, mask], axis=1)
   return x, jnp.pad(mask, ((0, 0), (adapters.prompts.shape[1], 0)), constant_values=True)
-
-
-def causal_mask(length: int) -> jax.Array:
-  """(1, 1, length, length) bool: position l sees positions up to l."""
-  return jnp.tril(jnp.ones((length, length), bool))[None, None]
-
-
-def write_cache(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
-  """Writes new (B, L, G, K) into a stacked cache (layers, B, S, G, K) at one layer, from position index on.
-
-  The whole stacked cache is a scan's carry, so that XLA updates it in place instead of copying every layer at every token.
-  """
-  zero = jnp.zeros((), jnp.int32)
-  return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, zero, index, zero, zero))
 
 
 def scan_layers(layer: type[nn.Module], length: int, remat: str, unroll: int, methods: dict[str, tuple]) -> Any:

@@ -14,7 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.backbones import layers
+from sapt_jax.backbones import attention, layers
 from sapt_jax.backbones.layers import Embedding, Linear, RMSNorm
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import Sites
@@ -62,7 +62,7 @@ class LlamaConfig:
 
 
 class LlamaCache(flax.struct.PyTreeNode):
-  """Keys and values (layers, B, length, G, K), which places hold real tokens (B, length), the next place, each row's next position (B,)."""
+  """Keys and values (layers, B, G, length, K), which places hold real tokens (B, length), the next place, each row's next position (B,)."""
 
   k: jax.Array
   v: jax.Array
@@ -83,8 +83,8 @@ def rotary_frequencies(config: LlamaConfig) -> jax.Array:
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-  """x (B, L, heads, K) turned by angles (B, L, K/2) float32; the two halves of K are the two coordinates."""
-  cos, sin = jnp.cos(angles)[:, :, None, :], jnp.sin(angles)[:, :, None, :]
+  """x (B, heads, L, K) turned by angles (B, L, K/2) float32; the two halves of K are the two coordinates."""
+  cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
@@ -108,14 +108,13 @@ class LlamaLayer(nn.Module):
                           adapters: Adapters | None) -> tuple[jax.Array, jax.Array, jax.Array]:
     c = self.config
     h = self.attention_norm(x)
-    split = lambda y, heads: y.reshape(*y.shape[:-1], heads, c.head_width)
     factors = (lora and lora["self"]) or {"q": None, "v": None}
-    q = rotate(split(self.q(h, factors["q"], adapters), c.heads), angles)
-    k = rotate(split(self.k(h), c.key_heads), angles)
-    return q, k, split(self.v(h, factors["v"], adapters), c.key_heads)
+    q = rotate(attention.split_heads(self.q(h, factors["q"], adapters), c.heads), angles)
+    k = rotate(attention.split_heads(self.k(h), c.key_heads), angles)
+    return q, k, attention.split_heads(self.v(h, factors["v"], adapters), c.key_heads)
 
   def finish(self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
-    x = x + self.o(layers.attend(q, k, v, bias, scale=self.config.head_width**-0.5))
+    x = x + self.o(attention.attend(q, k, v, bias, scale=self.config.head_width**-0.5))
     h = self.mlp_norm(x)
     return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
 
@@ -128,7 +127,7 @@ class LlamaLayer(nn.Module):
            adapters: Adapters | None) -> tuple[tuple, None]:
     x, cache_k, cache_v = carry
     q, k, v = self.queries_keys_values(x, lora, angles, adapters)
-    cache_k, cache_v = (layers.write_cache(cache, new, layer, index) for cache, new in ((cache_k, k), (cache_v, v)))
+    cache_k, cache_v = (attention.write_cache(cache, new, layer, index) for cache, new in ((cache_k, k), (cache_v, v)))
     return (self.finish(x, q, cache_k[layer], cache_v[layer], bias), cache_k, cache_v), None
 
 
@@ -158,7 +157,7 @@ class Llama(nn.Module):
     """tokens (B, L) int32, mask (B, L) bool -> final states (B, prompt length + L, D); values at masked places mean nothing."""
     x, mask = self.with_prompt(tokens, mask, adapters)
     angles = (jnp.cumsum(mask, axis=1) - 1)[:, :, None] * rotary_frequencies(self.config)
-    bias = layers.mask_bias(layers.causal_mask(x.shape[1]) & mask[:, None, None, :])
+    bias = attention.mask_bias(attention.causal_mask(x.shape[1]) & mask[:, None, None, :])
     x, _ = self.layers(x, adapters and adapters.lora, angles, bias, adapters)
     return self.norm(x)
 
@@ -183,10 +182,10 @@ class Llama(nn.Module):
     """Reads the source; returns logits (B, V) of the first answer token and a cache with room for max_new tokens."""
     c = self.config
     x, mask = self.with_prompt(source, source_mask, adapters)
-    empty = jnp.zeros((c.layers, x.shape[0], x.shape[1] + max_new, c.key_heads, c.head_width), c.dtype)
+    empty = jnp.zeros((c.layers, x.shape[0], c.key_heads, x.shape[1] + max_new, c.head_width), c.dtype)
     cache = LlamaCache(k=empty, v=empty, filled=jnp.pad(mask, ((0, 0), (0, max_new))), index=jnp.zeros((), jnp.int32),
                        position=jnp.sum(mask, axis=1))
-    visible = jnp.arange(empty.shape[2])[None, :] <= jnp.arange(x.shape[1])[:, None]
+    visible = jnp.arange(empty.shape[3])[None, :] <= jnp.arange(x.shape[1])[:, None]
     return self.read(x, jnp.cumsum(mask, axis=1) - 1, visible[None, None] & cache.filled[:, None, None, :], cache, adapters)
 
   def extend(self, tokens: jax.Array, cache: LlamaCache, adapters: Adapters | None = None) -> tuple[jax.Array, LlamaCache]:
@@ -199,5 +198,5 @@ class Llama(nn.Module):
            adapters: Adapters | None) -> tuple[jax.Array, LlamaCache]:
     angles = positions[:, :, None] * rotary_frequencies(self.config)
     lora, numbers = adapters and adapters.lora, jnp.arange(self.config.layers)
-    (x_out, k, v), _ = self.layers.step((x, cache.k, cache.v), lora, numbers, angles, layers.mask_bias(visible), cache.index, adapters)
+    (x_out, k, v), _ = self.layers.step((x, cache.k, cache.v), lora, numbers, angles, attention.mask_bias(visible), cache.index, adapters)
     return self.logits(self.norm(x_out[:, -1])), cache.replace(k=k, v=v, index=cache.index + x.shape[1])

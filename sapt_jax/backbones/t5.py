@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sapt_jax.backbones import layers
+from sapt_jax.backbones import attention, layers
 from sapt_jax.backbones.layers import Embedding, Linear, RMSNorm
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import Sites
@@ -59,7 +59,7 @@ class T5Config:
 
 
 class T5Cache(flax.struct.PyTreeNode):
-  """What decoding one more token needs: keys and values (layers, B, length, H, K), the source's mask as a bias, the next position."""
+  """What decoding one more token needs: keys and values (layers, B, H, length, K), the source's mask as a bias, the next position."""
 
   self_k: jax.Array
   self_v: jax.Array
@@ -129,16 +129,14 @@ class Attention(nn.Module):
     self.v = linear(stddev=c.width**-0.5)
     self.o = Linear((inner, c.width), ("heads", "embed"), c.dtype, stddev=inner**-0.5)
 
-  def split(self, x: jax.Array) -> jax.Array:
-    return x.reshape(*x.shape[:-1], self.config.heads, self.config.head_width)
-
   def keys_values(self, x: jax.Array, factors: Any, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
-    return self.split(self.k(x)), self.split(self.v(x, factors and factors["v"], adapters))
+    k, v = self.k(x), self.v(x, factors and factors["v"], adapters)
+    return attention.split_heads(k, self.config.heads), attention.split_heads(v, self.config.heads)
 
   def __call__(self, x: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...], factors: Any,
                adapters: Adapters | None) -> jax.Array:
-    q = self.split(self.q(x, factors and factors["q"], adapters))
-    return self.o(layers.attend(q, k, v, *biases))
+    q = attention.split_heads(self.q(x, factors and factors["q"], adapters), self.config.heads)
+    return self.o(attention.attend(q, k, v, *biases))
 
 
 class FeedForward(nn.Module):
@@ -204,7 +202,7 @@ class DecoderLayer(nn.Module):
     x, cache_k, cache_v = carry
     h = self.self_norm(x)
     k, v = self.self_attention.keys_values(h, lora and lora["self"], adapters)
-    cache_k, cache_v = (layers.write_cache(cache, new, layer, index) for cache, new in ((cache_k, k), (cache_v, v)))
+    cache_k, cache_v = (attention.write_cache(cache, new, layer, index) for cache, new in ((cache_k, k), (cache_v, v)))
     x = self.mix(x, h, (cache_k[layer], cache_v[layer]), cross, lora, bias, source_bias, adapters)
     return (x, cache_k, cache_v), None
 
@@ -247,7 +245,7 @@ class T5(nn.Module):
   def encode(self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None) -> tuple[jax.Array, jax.Array]:
     """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and their bias (B, 1, 1, S); S = prompt length + L."""
     x, source_mask = layers.put_prompts_before(self.embedding(source), source_mask, adapters)
-    source_bias = layers.mask_bias(source_mask)[:, None, None, :]
+    source_bias = attention.mask_bias(source_mask)[:, None, None, :]
     positions = jnp.arange(x.shape[1])
     x, _ = self.encoder(x, lora_of(adapters, "encoder"), self.encoder_bias(positions, positions), source_bias, adapters)
     return self.encoder_norm(x), source_bias
@@ -259,7 +257,7 @@ class T5(nn.Module):
     encoded, source_bias = self.encode(source, source_mask, adapters)
     x = self.embedding(jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=self.config.start_id))
     positions = jnp.arange(x.shape[1])
-    bias = self.decoder_bias(positions, positions) + layers.mask_bias(layers.causal_mask(x.shape[1]))
+    bias = self.decoder_bias(positions, positions) + attention.mask_bias(attention.causal_mask(x.shape[1]))
     lora = lora_of(adapters, "decoder")
     x, _ = self.decoder(x, lora, encoded, bias, source_bias, adapters)
     return self.decoder_norm(x)
@@ -281,14 +279,14 @@ class T5(nn.Module):
     encoded, source_bias = self.encode(source, source_mask, adapters)
     lora = lora_of(adapters, "decoder")
     _, (cross_k, cross_v) = self.decoder.cross_keys_values(encoded, lora, adapters)
-    empty = jnp.zeros((c.decoder_layers, source.shape[0], max_new, c.heads, c.head_width), c.dtype)
+    empty = jnp.zeros((c.decoder_layers, source.shape[0], c.heads, max_new, c.head_width), c.dtype)
     cache = T5Cache(empty, empty, cross_k, cross_v, source_bias, jnp.zeros((), jnp.int32))
     return self.extend(jnp.full((source.shape[0],), c.start_id, jnp.int32), cache, adapters)
 
   def extend(self, tokens: jax.Array, cache: T5Cache, adapters: Adapters | None = None) -> tuple[jax.Array, T5Cache]:
     """Feeds one token per row (B,) int32; returns logits (B, V) of the next one and the longer cache."""
-    positions = jnp.arange(cache.self_k.shape[2])
-    bias = self.decoder_bias(cache.index[None], positions) + layers.mask_bias(positions <= cache.index)[None, None, None]
+    positions = jnp.arange(cache.self_k.shape[3])
+    bias = self.decoder_bias(cache.index[None], positions) + attention.mask_bias(positions <= cache.index)[None, None, None]
     lora = lora_of(adapters, "decoder")
     carry = (self.embedding(tokens[:, None]), cache.self_k, cache.self_v)
     (x, self_k, self_v), _ = self.decoder.step(

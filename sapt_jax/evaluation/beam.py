@@ -16,7 +16,7 @@ from sapt_jax.pet.adapters import Adapters
 
 ABSENT = -1e9  # the score of an answer that is not there
 
-# What differs between the beams of a row: keys and values of answer tokens, (layers, B * K, length, heads, head width).
+# What differs between the beams of a row: keys and values of answer tokens, (layers, B * K, heads, length, head width).
 PER_BEAM = ("self_k", "self_v", "k", "v")
 
 

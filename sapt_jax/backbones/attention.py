@@ -1,0 +1,99 @@
+"""The attention core, its masks and its key-value cache: heads stand before positions everywhere, so that no product copies its operands.
+
+Letters: B batch, H query heads, G key heads (grouped-query attention: H is a multiple of G), L queries, S keys, K head width.
+"""
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e9  # a logit of attention that softmax turns into zero, in float32 and bfloat16
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+  """(B, L, heads * K) -> (B, heads, L, K)."""
+  return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, *biases: jax.Array, scale: float = 1.0) -> jax.Array:
+  """softmax(scale * q k^T + biases) v with float32 scores and softmax; key heads may be fewer than query heads.
+
+  Args:
+    q: (B, H, L, K). k, v: (B, G, S, K).
+    biases: float32, each broadcastable to (B, H, L, S): position bias and/or MASKED entries. They are added one by one, as the sum of a
+      position bias (1, H, L, S) and a mask (B, 1, 1, S) would be as large as the scores, and kept for all layers.
+
+  Returns:
+    (B, L, H * K) in q's dtype.
+  """
+  y = _core(scale, q, k, v, biases)
+  return y.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1)
+
+
+# Autodiff keeps several arrays of the scores' size and goes over them once for each operation of softmax. This rule keeps one, the
+# exponentials, and divides what is small in place of them: with e = exp(scores - max), z = sum e and y = e v / z,
+#   dv = e^T (dy / z)    dscores = e * ((dy / z) v^T - (dy / z) . y)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _core(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...]) -> jax.Array:
+  return _forward(scale, q, k, v, biases)[0]
+
+
+def _by_key_head(x: jax.Array, groups: int) -> jax.Array:
+  """(B, H, L, ...) -> (B, G, H / G * L, ...): the queries that share a key head, one behind the other."""
+  return x.reshape(x.shape[0], groups, -1, x.shape[-1])
+
+
+def _forward(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple]:
+  groups, of_scores = k.shape[1], (*q.shape[:3], k.shape[2])
+  scores = jnp.einsum("bglk,bgsk->bgls", _by_key_head(q, groups), k, preferred_element_type=jnp.float32) * scale
+  scores = sum(biases, start=scores.reshape(of_scores))
+  e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+  z = jnp.sum(e, axis=-1, keepdims=True)
+  e = e.astype(v.dtype)
+  y = jnp.einsum("bgls,bgsk->bglk", _by_key_head(e, groups), v, preferred_element_type=jnp.float32)
+  y = (y.reshape(q.shape) / z).astype(q.dtype)
+  return y, (q, k, v, biases, e, z, y)
+
+
+def _backward(scale: float, saved: tuple, dy: jax.Array) -> tuple:
+  q, k, v, biases, e, z, y = saved
+  groups = k.shape[1]
+  wide = dy.astype(jnp.float32) / z
+  share = jnp.sum(wide * y.astype(jnp.float32), axis=-1, keepdims=True)
+  dy, e_grouped = _by_key_head(wide.astype(v.dtype), groups), _by_key_head(e, groups)
+  dv = jnp.einsum("bgls,bglk->bgsk", e_grouped, dy)
+  de = jnp.einsum("bglk,bgsk->bgls", dy, v, preferred_element_type=jnp.float32).reshape(e.shape)
+  dscores = e.astype(jnp.float32) * (de - share)
+  d_grouped = _by_key_head((dscores * scale).astype(q.dtype), groups)
+  dq = jnp.einsum("bgls,bgsk->bglk", d_grouped, k).reshape(q.shape)
+  dk = jnp.einsum("bgls,bglk->bgsk", d_grouped, _by_key_head(q, groups))
+  return dq, dk, dv, tuple(_summed_to(bias.shape, dscores) for bias in biases)
+
+
+def _summed_to(shape: tuple[int, ...], x: jax.Array) -> jax.Array:
+  """The gradient of an array of this shape that was broadcast to x's."""
+  return jnp.sum(x, axis=tuple(axis for axis, size in enumerate(shape) if size != x.shape[axis]), keepdims=True)
+
+
+_core.defvjp(_forward, _backward)
+
+
+def mask_bias(mask: jax.Array) -> jax.Array:
+  """0 where mask is true and MASKED elsewhere, float32, in mask's shape."""
+  return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
+
+
+def causal_mask(length: int) -> jax.Array:
+  """(1, 1, length, length) bool: position l sees positions up to l."""
+  return jnp.tril(jnp.ones((length, length), bool))[None, None]
+
+
+def write_cache(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
+  """Writes new (B, G, L, K) into a stacked cache (layers, B, G, S, K) at one layer, from position index on.
+
+  The whole stacked cache is a scan's carry, so that XLA updates it in place instead of copying every layer at every token.
+  """
+  zero = jnp.zeros((), jnp.int32)
+  return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, zero, zero, index, zero))
