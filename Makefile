@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # One stamp per interpreter name: the environment is made once, and installed into again when what it is made from changes.
 READY := $(VENV)/.ready-$(notdir $(PYTHON))
 
+# Memory in large pages: a step on a CPU is about a sixth faster (docs/performance.md); only glibc looks at this.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: train test lint env lock clean
 
 train: $(READY)

@@ -82,18 +82,20 @@ def filled(method: Sapt, tasks: int) -> Learned:
   return learned
 
 
-def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True) -> Prepared:
+def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True, top_k: int = 0) -> Prepared:
   """Everything that a step or an answer needs.
 
   Args:
     memory: pseudo inputs remembered of each earlier task.
     reflection: False leaves ARM out of the step.
+    top_k: blocks that each example uses; 0: all.
   """
   mesh = sharding.make_mesh()
   backbone = random_backbone(s.t5(), mesh)
   jax.set_mesh(mesh)
   capacity = 1 << (tasks - 1).bit_length()  # as continual.Continual has it for a stream of so many tasks
-  setting = Setting(config.Pet(rank=s.rank), backbone.model.config.lora_sites(), backbone.params["embedding"]["table"], capacity, memory)
+  pet, table = config.Pet(rank=s.rank, top_k=top_k), backbone.params["embedding"]["table"]
+  setting = Setting(pet, backbone.model.config.lora_sites(), table, capacity, memory)
   method = (Sapt if reflection else SaptWithoutReflection)(config.Method(), setting)
   learned = jax.device_put(filled(method, tasks), sharding.replicated(mesh))
   rng = np.random.default_rng(0)
@@ -105,10 +107,10 @@ def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True) ->
   return Prepared(mesh, backbone, method, learned, Batcher(False, backbone.config.pad_id, s.batch), batch)
 
 
-def measure(s: sizes.Sizes, memory: int, reflection: bool, warmup: int, repeat: int, tasks: int) -> sizes.Row:
+def measure(s: sizes.Sizes, memory: int, reflection: bool, top_k: int, warmup: int, repeat: int, tasks: int) -> sizes.Row:
   """The row of one pool size."""
   jax.config.update("jax_enable_compilation_cache", False)  # what compiling costs, not what reading back does
-  p = prepare(s, tasks, memory, reflection)
+  p = prepare(s, tasks, memory, reflection, top_k)
   trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=s.batch), p.batcher, p.mesh)
   trainable = jax.tree.map(jnp.copy, p.method.trainable(p.learned))
   state = TrainState(jnp.zeros((), jnp.int32), trainable, trainer.optimizer.init(trainable))
@@ -136,8 +138,9 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument("--memory", type=sizes.positive, default=20, metavar="N", help=(
     "pseudo inputs remembered of each earlier task (default 20: 2 %% of SuperNI's 1,000 rows)"))
   parser.add_argument("--no-reflection", action="store_true", help="leave ARM out, to see its share")
+  parser.add_argument("--top-k", type=sizes.positive, default=0, metavar="N", help="blocks that each example uses (default: all)")
   options = parser.parse_args(arguments)
-  one = partial(measure, sizes.sizes_of(options), options.memory, not options.no_reflection, options.warmup, options.repeat)
+  one = partial(measure, sizes.sizes_of(options), options.memory, not options.no_reflection, options.top_k, options.warmup, options.repeat)
   sizes.report(__file__, arguments, options, one)
 
 

@@ -228,8 +228,8 @@ class Backbone:
   """A Hugging Face model folder or hub id; t5-mini: the model that comes with the library."""
   dtype: Literal["float32", "bfloat16"] = "float32"
   """Of the weights and of compute; norms, softmax and loss are float32 always."""
-  remat: Literal["none", "full", "dots"] = "none"
-  """What a layer recomputes in its backward pass: nothing, everything, or all but matrix products."""
+  remat: Literal["none", "full", "dots"] = "dots"
+  """What a layer recomputes in its backward pass: nothing, everything, or all but the products with its weights."""
   unroll: int = 1
   """Layers per iteration of the loop over layers."""
 

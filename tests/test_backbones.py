@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sapt_jax.backbones import attention, hf
+from sapt_jax.backbones import hf
 from sapt_jax.backbones.t5 import relative_buckets
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.beam import beam_search
@@ -212,11 +212,3 @@ def test_weights_that_do_not_fit_their_config_are_refused_by_name(pair, tmp_path
   (tmp_path / "config.json").write_text(json.dumps(pair.ours.raw_config | changes))
   with pytest.raises(InputError, match=named):
     hf.load_backbone(str(tmp_path))
-
-
-def test_biases_that_are_added_one_by_one_give_the_attention_of_their_sum_bit_for_bit():
-  keys = jax.random.split(jax.random.key(0), 4)
-  q, k, v = (jax.random.normal(key, (2, 4, 6, 8), jnp.bfloat16) for key in keys[:3])
-  position = jax.random.normal(keys[3], (1, 4, 6, 6))
-  mask = attention.mask_bias(jnp.arange(6)[None] < jnp.array([[6], [3]]))[:, None, None, :]
-  assert np.array_equal(attention.attend(q, k, v, position, mask), attention.attend(q, k, v, position + mask))

@@ -177,7 +177,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   return raw
 
 
-def build_model(raw: dict[str, Any], dtype: Any = jnp.float32, remat: str = "none", unroll: int = 1, where: str = "config.json") -> Model:
+def build_model(raw: dict[str, Any], dtype: Any = jnp.float32, remat: str = "dots", unroll: int = 1, where: str = "config.json") -> Model:
   """The Flax module that a config.json describes; `where` is what an error calls it."""
   architecture = ARCHITECTURES[raw["model_type"]]
   try:
@@ -250,7 +250,7 @@ def read_weight(files: WeightFiles, weight: Weight, shape: tuple[int, ...], dtyp
   return parts[0] if weight.layers is None else np.stack(parts)
 
 
-def load_backbone(path: str, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | None = None, remat: str = "none",
+def load_backbone(path: str, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | None = None, remat: str = "dots",
                   unroll: int = 1) -> Backbone:
   """Loads a frozen model, parameter by parameter, each straight to its place on the mesh.
 

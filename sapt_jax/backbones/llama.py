@@ -50,7 +50,7 @@ class LlamaConfig:
   eos_id: int = 2
   bos_id: int = 1
   dtype: Any = jnp.float32
-  remat: str = "none"
+  remat: str = "dots"
   unroll: int = 1
 
   is_decoder_only = True

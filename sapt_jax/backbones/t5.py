@@ -45,7 +45,7 @@ class T5Config:
   eos_id: int = 1
   start_id: int = 0
   dtype: Any = jnp.float32
-  remat: str = "none"
+  remat: str = "dots"
   unroll: int = 1
 
   is_decoder_only = False
