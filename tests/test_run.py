@@ -82,7 +82,7 @@ def stop_at_save(monkeypatch, number):
   monkeypatch.setattr(checkpoint, "save", save)
 
 
-@pytest.mark.parametrize("stops", [(1,), (2, 2), (3, 1, 1)], ids=["in task 1", "in both tasks", "between tasks"])
+@pytest.mark.parametrize("stops", [(1,), (2, 4), (3, 1, 1)], ids=["in task 1", "in both tasks", "between phases"])
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_stopped_run_ends_where_an_unstopped_one_does_bit_for_bit(world, finished, tmp_path, monkeypatch, stops):
