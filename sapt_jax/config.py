@@ -258,6 +258,8 @@ class Distributed:
   """Which one this is, from 0."""
   local_devices: int = 0
   """Devices of this process; 0: one under SLURM and Open MPI, else all that it sees. On the CPU: simulated ones."""
+  heartbeat: int = 10
+  """Seconds of silence after which a process is given up and the others end; more where machines may be paused for a while."""
 
   def __post_init__(self) -> None:
     given = {"address": bool(self.address), "processes": self.processes != 0, "process_id": self.process_id is not None}
@@ -267,6 +269,7 @@ class Distributed:
     _check(self.process_id is None or 0 <= self.process_id < self.processes,
            f"distributed.process_id {self.process_id}: must be at least 0 and less than distributed.processes {self.processes}")
     _check(self.local_devices >= 0, f"distributed.local_devices {self.local_devices}: must not be negative")
+    _check(self.heartbeat > 0, f"distributed.heartbeat {self.heartbeat}: must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

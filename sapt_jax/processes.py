@@ -26,7 +26,6 @@ from jax.experimental import multihost_utils
 from sapt_jax.config import Distributed
 from sapt_jax.errors import InputError, Stopped
 
-HEARTBEAT = 10  # seconds of silence after which a process is given up, and all others end
 PATIENCE = 30  # seconds that a process which has ended waits for the others to end
 LOST = 76  # exit code of a process that ends because another one is gone
 LONGEST = 2000  # bytes of an error that process 0 tells the others
@@ -71,7 +70,7 @@ def _initialize(options: Distributed) -> bool:
   if arguments is None:
     return False
   try:
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=PATIENCE)
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=options.heartbeat, shutdown_timeout_seconds=PATIENCE)
   except (ValueError, RuntimeError, OSError) as error:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise InputError(f"the other processes were not found ({reason}); check --distributed.* (docs/cluster.md)") from None
