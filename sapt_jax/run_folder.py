@@ -68,6 +68,7 @@ class RunFolder:
     processes.by_first(self._enter)
     seen = processes.all_say(self._seen())
     if not all(seen):
+      self.__exit__()
       raise InputError(f"{self.path}: process {seen.index(False)} does not find there what process 0 wrote; all processes need the same "
                        "options, and one folder that all their machines share")
     return self
