@@ -1,4 +1,4 @@
-"""Command lines: typed options through tyro, wrong input as one line on stderr with exit code 2."""
+"""Command lines: typed options through tyro; wrong input, or a stop as asked, as one line on stderr with exit code 2 or 75."""
 from __future__ import annotations
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import tyro
 
 from sapt_jax.config import Config
-from sapt_jax.errors import InputError
+from sapt_jax.errors import InputError, Stopped
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Config)
@@ -106,9 +106,12 @@ def config_of(options: Config) -> Config:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs a program's main with the process's arguments; wrong input ends with exit code 2 and one line."""
+  """Runs a program's main with the process's arguments; wrong input ends with exit code 2 and one line, a stop by SIGTERM with 75."""
   try:
     main(sys.argv[1:])
   except InputError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
+  except Stopped as stop:
+    print(f"stopped: {stop}; the same command continues this run", file=sys.stderr)
+    sys.exit(75)  # EX_TEMPFAIL of sysexits.h: try again later

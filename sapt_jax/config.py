@@ -247,6 +247,32 @@ class Mesh:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distributed:
+  """Processes that share the mesh. All left alone: as SLURM (inside srun), Open MPI or a TPU says, else one process (docs/cluster.md)."""
+
+  address: str = ""
+  """HOST:PORT where process 0 is to be found by all; the port is free there. Needs processes and process_id."""
+  processes: int = 0
+  """How many there are."""
+  process_id: int | None = None
+  """Which one this is, from 0."""
+  local_devices: int = 0
+  """Devices of this process; 0: one under SLURM and Open MPI, else all that it sees. On the CPU: simulated ones."""
+  heartbeat: int = 10
+  """Seconds of silence after which a process is given up and the others end; more where machines may be paused for a while."""
+
+  def __post_init__(self) -> None:
+    given = {"address": bool(self.address), "processes": self.processes != 0, "process_id": self.process_id is not None}
+    missing = [f"distributed.{name}" for name, there in given.items() if not there]
+    _check(len(missing) in (0, len(given)), f"{', '.join(missing)}: not given, but address, processes and process_id go together")
+    _check(not self.address or self.address.rpartition(":")[2].isdigit(), f"distributed.address {self.address!r}: must be HOST:PORT")
+    _check(self.process_id is None or 0 <= self.process_id < self.processes,
+           f"distributed.process_id {self.process_id}: must be at least 0 and less than distributed.processes {self.processes}")
+    _check(self.local_devices >= 0, f"distributed.local_devices {self.local_devices}: must not be negative")
+    _check(self.heartbeat > 0, f"distributed.heartbeat {self.heartbeat}: must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
   """Scoring."""
 
@@ -270,6 +296,7 @@ class Config:
   data: Data = Data()
   backbone: Backbone = Backbone()
   mesh: Mesh = Mesh()
+  distributed: Distributed = Distributed()
   evaluation: Evaluation = Evaluation()
   seed: int = 0
   """Of blocks, batches, sampling and the mini stream."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sapt_jax
-from sapt_jax import learner, plots
+from sapt_jax import learner, plots, processes
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config
 from sapt_jax.cost import Cost
@@ -47,7 +47,7 @@ def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
   Raises:
     InputError: something in the configuration, the data, the model folder or the output folder is not as it must be; nothing has been
       computed then.
-    DivergedError: see Trainer.fit.
+    DivergedError, Stopped: see Trainer.fit.
   """
   tasks = load_stream(config.data, config.stream, config.seed)
   backbone = learner.backbone_folder(config)
@@ -77,7 +77,7 @@ class Continual:
       self.generator = stored or Generator(config.generator, built.backbone, built.setting, codec, built.batcher, built.mesh)
     self.recaller = (Recaller(config.generator, config.method.pseudo_examples, built.backbone, built.method, codec, built.batcher,
                               built.mesh) if built.method.writes_examples else None)
-    self.moments = SiteMoments(built.backbone, built.method, built.batcher) if built.method.wants_moments else None
+    self.moments = SiteMoments(built.backbone, built.method, built.batcher, built.mesh) if built.method.wants_moments else None
     self.metric = BENCHMARKS[config.data.benchmark].metric if config.evaluation.metric == "benchmark" else config.evaluation.metric
 
   def run(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Continual:
       self.cost.lap("save")
       log(self.cost.take())
       records.append(record)
-      print(score_table(self.names, [r["scores"] for r in records]))
+      processes.say(score_table(self.names, [r["scores"] for r in records]))
     return self.finish(records)
 
   def recall(self, learned: Learned, index: int) -> list[PseudoExamples]:
@@ -119,7 +119,7 @@ class Continual:
     recalled = self.recaller.write(learned, [closed_answers(task) for task in self.tasks[:index]], self.config.seed + index)
     rows = ({"task": task.name, "definition": task.definition, "input": example.input, "output": example.references[0]}
             for task, pseudo in zip(self.tasks, recalled, strict=False) for example in pseudo.examples)
-    write_lines(self.folder.path / "pseudo_examples" / f"{index:02d}_{self.names[index]}.jsonl", rows)
+    self.folder.write(f"pseudo_examples/{index:02d}_{self.names[index]}.jsonl", rows)
     return recalled
 
   def lesson(self, index: int, recalled: Sequence[PseudoExamples]) -> Lesson:
@@ -210,11 +210,11 @@ class Continual:
   def snapshot(self, learned: Learned, index: int, task: Task, record: dict[str, Any], answers: list[dict[str, Any]],
                pseudo: PseudoInputs | None) -> None:
     """Writes what the task leaves behind, the snapshot last: with it the task is done."""
-    write_lines(self.folder.path / "predictions" / f"{index:02d}_{task.name}.jsonl", answers)
+    self.folder.write(f"predictions/{index:02d}_{task.name}.jsonl", answers)
     if pseudo is not None:
       record["pseudo_inputs"] = pseudo.figures
       rows = ({"definition": definition, "input": text} for definition, text in pseudo.pairs)
-      write_lines(self.folder.path / "pseudo_inputs" / f"{index:02d}_{task.name}.jsonl", rows)
+      self.folder.write(f"pseudo_inputs/{index:02d}_{task.name}.jsonl", rows)
     self.folder.save(index, task.name, learned, record)
 
   def logger(self, index: int, task: Task) -> Log:
@@ -222,8 +222,8 @@ class Continual:
     return lambda figures: self.folder.log({"index": index, "task": task.name, **figures})
 
   def finish(self, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Writes scores.json, predictions.jsonl and the heatmaps."""
-    count, path = len(self.tasks), self.folder.path
+    """The content of scores.json, which is written with predictions.jsonl and the heatmaps."""
+    count = len(self.tasks)
     rows = [r["scores"] for r in records]
     result = {
       "method": self.config.method.name, "label": self.method.label, "backbone": self.config.backbone.path, "tasks": self.names,
@@ -234,13 +234,18 @@ class Continual:
     if self.method.block_per_task:
       result["own_weight"] = round(float(np.mean(np.diag(np.array(records[-1]["testing_mixture"])))), 4)
     result["blocks_used"] = round(blocks_used(records[-1]["testing_mixture"]), 2)
+    processes.by_first(lambda: self.publish(records, result))
+    return result
+
+  def publish(self, records: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    """Writes what the whole run leaves for the reader, scores.json last."""
+    path = self.folder.path
     for when, mixtures in (("training", [r["training_mixture"] for r in records]), ("testing", records[-1]["testing_mixture"])):
       if self.method.block_per_task:
         plots.mixture_heatmap(path / f"mixture_{when}.png", np.array(mixtures), self.names, f"mean mixture in {when}")
     parts = [path / "predictions" / f"{index:02d}_{name}.jsonl" for index, name in enumerate(self.names)]
     write_lines(path / "predictions.jsonl", (row for part in parts for row in read_lines(part)))
     write_json(path / "scores.json", result)
-    return result
 
 
 def single_scores(config: Config, names: list[str], output: pathlib.Path) -> list[float] | None:

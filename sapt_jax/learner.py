@@ -43,7 +43,7 @@ class Learner:
 
   def start(self, seed: int) -> Learned:
     """What the method knows before the first task, on every device."""
-    return jax.device_put(self.method.start(jax.random.key(seed)), sharding.replicated(self.mesh))
+    return sharding.place(self.method.start(jax.random.key(seed)), sharding.replicated(self.mesh))
 
 
 def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: int) -> Learner:
@@ -69,4 +69,4 @@ def put_together(config: Config, mesh: jax.sharding.Mesh, backbone: hf.Backbone,
                     divisor=config.mesh.data * config.mesh.fsdp)
   answering = dataclasses.replace(batcher, size=config.evaluation.batch_size)
   return Learner(mesh, backbone, setting, method, batcher, Answerer(backbone, method, answering, mesh),
-                 Pooler(backbone, answering, method.pools_padding))
+                 Pooler(backbone, answering, method.pools_padding, mesh))

@@ -1,6 +1,6 @@
 """The folder of one run: its configuration, its log, one snapshot after each task, and what is left for the reader at the end.
 
-    config.json            what was asked for; continuing with anything else is refused
+    config.json            what was asked for; continuing with anything else is refused, but for the mesh
     metrics.jsonl          one line per logged step, validation or event, and one per task with what it cost (cost.py)
     snapshots/NN_TASK/     all that was learned up to this task, the scores so far, the answers and pseudo inputs of this task
     pseudo_examples/       lfpt5: the examples of earlier tasks that a task was learned with
@@ -10,6 +10,7 @@
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -18,9 +19,11 @@ import pathlib
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
+from sapt_jax import processes
 from sapt_jax.config import Config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.base import Learned
@@ -48,54 +51,76 @@ def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
 
 
 class RunFolder:
-  """A run's folder, new or to be continued; a context that keeps other processes out of it.
+  """A run's folder, new or to be continued; a context that keeps other runs out of it. Process 0 writes, the others read what it wrote.
 
   Raises (on entering):
-    InputError: another process is at work in it; it was begun with another configuration; it is a folder of something else.
+    InputError: another run is at work in it; it was begun with another configuration; it is a folder of something else; it is not one and
+      the same folder to all processes of this run.
   """
 
   def __init__(self, path: pathlib.Path, config: Config, fingerprint: str):
     self.path, self.snapshots = path, path / "snapshots"
     self.asked = json.loads(json.dumps(dataclasses.asdict(config))) | {"backbone.weights": fingerprint}
+    del self.asked["distributed"]  # each process has its own
+    self._lock: TextIO | None = None
 
   def __enter__(self) -> RunFolder:
+    processes.by_first(self._enter)
+    seen = processes.all_say(self._seen())
+    if not all(seen):
+      self.__exit__()
+      raise InputError(f"{self.path}: process {seen.index(False)} does not find there what process 0 wrote; all processes need the same "
+                       "options, and one folder that all their machines share")
+    return self
+
+  def _enter(self) -> None:
     self.path.mkdir(parents=True, exist_ok=True)
     self._lock = (self.path / "lock").open("a+")
     try:
-      self._take_lock()
+      self._take_lock(self._lock)
       self._check_config(self.path / "config.json")
     except InputError:
       self._lock.close()
       raise
     self.snapshots.mkdir(exist_ok=True)
-    return self
+
+  def _seen(self) -> bool:
+    """Whether config.json is here, and as this process would have written it; file systems of clusters may show it late."""
+    for _ in range(10):
+      with contextlib.suppress(OSError, ValueError):
+        if json.loads((self.path / "config.json").read_text(encoding="utf-8")) == self.asked:
+          return True
+      time.sleep(1)
+    return False
 
   def __exit__(self, *_: object) -> None:
-    self._lock.close()  # which frees the lock, as the end of the process would
+    if self._lock is not None:
+      self._lock.close()  # which frees the lock, as the end of the process would
 
-  def _take_lock(self) -> None:
+  def _take_lock(self, lock: TextIO) -> None:
     try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-      self._lock.seek(0)
-      holder = self._lock.read().strip() or "another process"
+      lock.seek(0)
+      holder = lock.read().strip() or "another process"
       raise InputError(f"{self.path}: {holder} is at work here; wait for it or choose another --output") from None
-    self._lock.truncate(0)
-    self._lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    self._lock.flush()
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    lock.flush()
 
   def _check_config(self, file: pathlib.Path) -> None:
     if not file.exists():
       strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ("lock", "single"))
       if strangers:
         raise InputError(f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose another --output")
-    if not file.exists() or not any(checkpoint.is_finished(place) for place in self.path.glob("*/*")):
-      checkpoint.write_json(file, self.asked)  # nothing has been learned yet that another configuration could spoil
-      return
-    begun, now = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(self.asked)
-    changed = [f"{key}: {begun.get(key)} -> {now.get(key)}" for key in sorted(begun | now) if begun.get(key) != now.get(key)]
-    if changed:
-      raise InputError(f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same one, or another --output")
+    if file.exists() and any(checkpoint.is_finished(place) for place in self.path.glob("*/*")):
+      # Before anything has been learned, no other configuration can spoil it; the mesh changes no result.
+      begun, now = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(self.asked)
+      changed = [f"{key}: {begun.get(key)} -> {now.get(key)}" for key in sorted(begun | now)
+                 if begun.get(key) != now.get(key) and not key.startswith("mesh.")]
+      if changed:
+        raise InputError(f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same one, or another --output")
+    checkpoint.write_json(file, self.asked)
 
   def snapshot(self, index: int, task: str) -> pathlib.Path:
     """The folder of the snapshot after a task."""
@@ -108,38 +133,57 @@ class RunFolder:
   def save(self, index: int, task: str, learned: Learned, record: dict[str, Any]) -> None:
     """Writes the snapshot after a task; from then on a restart begins with the next one."""
     checkpoint.save(self.snapshot(index, task), learned, record)
-    shutil.rmtree(self.progress(index), ignore_errors=True)
+    if processes.is_first():
+      shutil.rmtree(self.progress(index), ignore_errors=True)
 
   def restore(self, tasks: list[str], abstract: Learned) -> tuple[Learned, list[dict[str, Any]]]:
     """The newest sound snapshot and the records of all tasks up to it; the `abstract` tree itself when there is none.
 
     A damaged snapshot is named on stderr and passed over for the one before it.
     """
-    for index in reversed(range(len(tasks))):
-      folder = self.snapshot(index, tasks[index])
+    done = processes.first_says(lambda: self._sound(tasks))
+    if not done:
+      return abstract, []
+    learned, _ = checkpoint.load(self.snapshot(done - 1, tasks[done - 1]), abstract)
+    return learned, self._records(tasks[:done])
+
+  def _sound(self, tasks: list[str]) -> int:
+    """How many tasks the newest sound snapshot stands for."""
+    for done in reversed(range(1, len(tasks) + 1)):
+      folder = self.snapshot(done - 1, tasks[done - 1])
       if not checkpoint.is_finished(folder):
         continue
       try:
-        learned, _ = checkpoint.load(folder, abstract)
-        records = [json.loads((self.snapshot(i, tasks[i]) / checkpoint.RECORD).read_text(encoding="utf-8")) for i in range(index + 1)]
+        checkpoint.verify(folder)
+        self._records(tasks[:done])
       except (checkpoint.DamagedError, OSError) as error:
         print(f"warning: {error}; going back to the snapshot before", file=sys.stderr)
         shutil.rmtree(self.path / "progress", ignore_errors=True)
         continue
-      return learned, records
-    return abstract, []
+      return done
+    return 0
+
+  def _records(self, tasks: list[str]) -> list[dict[str, Any]]:
+    return [json.loads((self.snapshot(i, task) / checkpoint.RECORD).read_text(encoding="utf-8")) for i, task in enumerate(tasks)]
 
   def trim_log(self, done: int) -> None:
     """Drops log lines of tasks that will be learned again, so that no step stands in the log twice."""
     file = self.path / "metrics.jsonl"
-    if file.exists() and not checkpoint.is_finished(self.progress(done)):
+    if processes.is_first() and file.exists() and not checkpoint.is_finished(self.progress(done)):
       complete = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
       write_lines(file, (row for row in map(json.loads, complete) if row["index"] < done))
 
   def log(self, row: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""
+    if not processes.is_first():
+      return
     with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
       file.write(json.dumps(row) + "\n")
+
+  def write(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes a file of JSON lines."""
+    if processes.is_first():
+      write_lines(self.path / name, rows)
 
 
 def finished_snapshots(run: pathlib.Path) -> list[pathlib.Path]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sapt_jax.errors import InputError
@@ -29,13 +30,18 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[jax.D
   """A mesh of data*fsdp*tensor devices; the first ones of `devices` (default: all of jax.devices()) are used.
 
   Raises:
-    InputError: fewer devices than data*fsdp*tensor.
+    InputError: fewer devices than data*fsdp*tensor, or a process without a device of the mesh.
   """
+  here = devices is None
   devices = jax.devices() if devices is None else devices
   wanted = data * fsdp * tensor
   if wanted > len(devices):
     raise InputError(
       f"mesh data={data} fsdp={fsdp} tensor={tensor} needs {wanted} devices, {len(devices)} are here: lower --mesh.*")
+  idle = {device.process_index for device in devices[wanted:]} - {device.process_index for device in devices[:wanted]}
+  if here and idle:
+    raise InputError(f"mesh data={data} fsdp={fsdp} tensor={tensor} takes {wanted} of {len(devices)} devices and leaves "
+                     f"{len(idle)} processes without any: raise --mesh.* or start fewer processes")
   return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
 
 
@@ -67,3 +73,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharded(mesh: Mesh) -> NamedSharding:
   """The first dimension spread over the data and fsdp axes."""
   return NamedSharding(mesh, spec("batch"))
+
+
+def place(tree: Any, placement: NamedSharding) -> Any:
+  """Arrays on the mesh; where several processes share it, each hands its own devices their part, and all must have the same values."""
+  if placement.is_fully_addressable:
+    return jax.device_put(tree, placement)
+
+  def put(x: Any) -> jax.Array:
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.device_put(x, placement)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, placement, lambda part: whole[part])
+
+  return jax.tree.map(put, tree)

@@ -3,7 +3,7 @@
     python -m sapt_jax.train                                              the embedded default, into runs/mini
     python -m sapt_jax.train --config configs/mini.py --output runs/try --method.name sequential
 
-Started again with the same options and folder, it continues where it stopped.
+Started again with the same options and folder, it continues where it stopped. Started as several processes, they share the work.
 """
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ def main(arguments: Sequence[str]) -> None:
   chosen = options(arguments)
   config = cli.config_of(chosen)
   cli.keep_compiled_programs()
-  from sapt_jax.continual import run  # here, so that --help and wrong options answer at once
-  result = run(config, pathlib.Path(chosen.output))
+  from sapt_jax import processes  # here, so that --help and wrong options answer at once
+  with processes.joined(config.distributed):
+    from sapt_jax.continual import run
+    result = run(config, pathlib.Path(chosen.output))
   figures = "   ".join(f"{name} {'-' if value is None else format(value, '.2f')}" for name, value in result["metrics"].items())
-  print(f"{figures}   ({result['metric']}, {result['wall_s']:.0f} s)\n{chosen.output}/scores.json")
+  processes.say(f"{figures}   ({result['metric']}, {result['wall_s']:.0f} s)\n{chosen.output}/scores.json")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ HOUSE = """
   mini
   arm
   sals pet data.tasks
-  cli plots paper
+  cli plots paper processes
   sharding config cost
   errors
 """

@@ -7,10 +7,9 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sapt_jax import sharding
+from sapt_jax import processes, sharding
 from sapt_jax.backbones.hf import Backbone
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.evaluation.decode import Choose, generate, greedy
@@ -41,17 +40,23 @@ class Answerer:
   def __init__(self, backbone: Backbone, method: Method, batcher: Batcher, mesh: jax.sharding.Mesh, choose: Choose = greedy):
     self.backbone, self.batcher = backbone, batcher
     self.placement = sharding.batch_sharded(mesh)
-    self.answer_batch = jax.jit(partial(answer_batch, backbone.model, method), static_argnames=("max_new", "choose"))
+    self.answer_batch = jax.jit(partial(answer_batch, backbone.model, method), static_argnames=("max_new", "choose"),
+                                out_shardings=sharding.replicated(mesh))  # every process reads all answers
     self.choose = choose
 
   def answer(self, learned: Learned, rows: Sequence[Row], max_new: int, seed: int = 0) -> Answers:
-    """Answers to all rows; `seed` matters to a sampler alone."""
+    """Answers to all rows; `seed` matters to a sampler alone.
+
+    Raises:
+      Stopped: the run was asked to stop.
+    """
     tokens: list[list[int]] = [[] for _ in rows]
     mixtures: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for count, (numbers, batch) in enumerate(self.batcher.answering(rows)):
+      processes.stop_if_asked()
       rng = jax.random.fold_in(jax.random.key(seed), count)
       ids, mixture = self.answer_batch(max_new=max_new, choose=self.choose, params=self.backbone.params, learned=learned,
-                                       batch=jax.device_put(batch, self.placement), rng=rng)
+                                       batch=sharding.place(batch, self.placement), rng=rng)
       for number, row_ids, row_mixture in zip(numbers, np.asarray(ids), np.asarray(mixture), strict=False):
         tokens[number], mixtures[number] = row_ids.tolist(), row_mixture
     return Answers(tokens, np.stack(mixtures))
@@ -65,14 +70,17 @@ def mean_score(metric: str, predictions: Sequence[str], references: Sequence[Seq
 class Pooler:
   """Pooled embeddings of many rows, compiled once per length."""
 
-  def __init__(self, backbone: Backbone, batcher: Batcher, with_padding: bool):
+  def __init__(self, backbone: Backbone, batcher: Batcher, with_padding: bool, mesh: jax.sharding.Mesh):
     self.backbone, self.batcher = backbone, batcher
-    self.pooled = jax.jit(partial(pooled_inputs, backbone.model), static_argnames="with_padding")
+    self.placement, self.everywhere = sharding.batch_sharded(mesh), sharding.replicated(mesh)
+    self.pooled = jax.jit(partial(pooled_inputs, backbone.model), static_argnames="with_padding", out_shardings=self.everywhere)
     self.with_padding = with_padding
 
   def __call__(self, rows: Sequence[Row]) -> jax.Array:
     """(n, D) float32, in the order of the rows; (0, D) when there are none."""
     pooled = np.zeros((len(rows), self.backbone.config.width), np.float32)
     for numbers, batch in self.batcher.answering(rows):
+      processes.stop_if_asked()
+      batch = sharding.place(batch, self.placement)
       pooled[numbers] = np.asarray(self.pooled(self.backbone.params, batch, with_padding=self.with_padding))[: len(numbers)]
-    return jnp.asarray(pooled)
+    return sharding.place(pooled, self.everywhere)

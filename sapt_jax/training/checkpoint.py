@@ -14,6 +14,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from sapt_jax import processes
+
 MANIFEST, RECORD, TREE = "manifest.json", "record.json", "tree"
 
 
@@ -38,13 +40,19 @@ def write_json(file: pathlib.Path, value: Any) -> None:
 
 
 def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
-  """Saves a tree of arrays and the plain values that go with it; a folder of that name is replaced."""
-  if folder.exists():
-    shutil.rmtree(folder)
-  folder.mkdir(parents=True)
+  """Saves a tree of arrays and the plain values that go with it; a folder of that name is replaced. All processes take part."""
+  def make_room() -> None:
+    if folder.exists():
+      shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+  def seal() -> None:
+    write_json(folder / RECORD, record)
+    write_json(folder / MANIFEST, _hashes(folder))
+
+  processes.by_first(make_room)
   ocp.save(str((folder / TREE).absolute()), _flat(tree))
-  write_json(folder / RECORD, record)
-  write_json(folder / MANIFEST, _hashes(folder))
+  processes.by_first(seal)
 
 
 def is_finished(folder: pathlib.Path) -> bool:
@@ -52,11 +60,8 @@ def is_finished(folder: pathlib.Path) -> bool:
   return (folder / MANIFEST).is_file()
 
 
-def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
-  """The tree and the record of a saved folder.
-
-  Args:
-    abstract: a tree of the same structure, of arrays or ShapeDtypeStructs with shardings, which say where each array is to go.
+def verify(folder: pathlib.Path) -> None:
+  """Compares a saved folder with its manifest.
 
   Raises:
     DamagedError: a file is missing, or is not the one that was written; the message names it.
@@ -69,6 +74,18 @@ def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
   for name, digest in written.items():
     if found.get(name) != digest:
       raise DamagedError(f"{folder / name}: {'changed since it was written' if name in found else 'missing'}")
+
+
+def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
+  """The tree and the record of a saved folder, whatever mesh they were saved from. All processes take part.
+
+  Args:
+    abstract: a tree of the same structure, of arrays or ShapeDtypeStructs with shardings, which say where each array is to go.
+
+  Raises:
+    DamagedError: see verify.
+  """
+  verify(folder)
   target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(abstract))
   flat = ocp.load(str((folder / TREE).absolute()), target)
   leaves = [flat[name] for name in _flat(abstract)]

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from sapt_jax import config, sharding
+from sapt_jax import config, processes, sharding
 from sapt_jax.backbones.hf import Backbone
 from sapt_jax.data.batches import Batch, Batcher, Row
+from sapt_jax.errors import Stopped
 from sapt_jax.methods.base import Learned, Method
 from sapt_jax.training import checkpoint
 from sapt_jax.training.state import TrainState, make_optimizer
@@ -52,12 +53,12 @@ class Trainer:
 
   def __init__(self, backbone: Backbone, method: Method, options: config.Fit, batcher: Batcher, mesh: jax.sharding.Mesh):
     self.backbone, self.method, self.options, self.batcher = backbone, method, options, batcher
-    self.placement = sharding.batch_sharded(mesh)
+    self.placement, self.everywhere = sharding.batch_sharded(mesh), sharding.replicated(mesh)
     self.optimizer = make_optimizer(options)
     step = partial(train_step, backbone.model, method, self.optimizer, options.accumulation)
     # Every device keeps the whole state, as it is given it: left alone, XLA spreads parts of it like the gradients that they come from, and
     # the second step would be compiled anew for them.
-    self.step = jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(mesh))
+    self.step = jax.jit(step, donate_argnums=0, out_shardings=self.everywhere)
 
   def steps(self, rows: int) -> int:
     """Updates that the options ask for on so many rows."""
@@ -73,17 +74,20 @@ class Trainer:
 
     Raises:
       DivergedError: the loss became NaN or infinite.
+      Stopped: the run was asked to stop; a checkpoint has been saved if there is a plan.folder.
     """
-    state = self.start(learned)
+    learned = sharding.place(learned, self.everywhere)
+    state = sharding.place(self.start(learned), self.everywhere)
     best, best_score = state.trainable, -math.inf
-    if plan.folder is not None and checkpoint.is_finished(plan.folder):
-      (state, best), record = checkpoint.load(plan.folder, (state, best))
+    folder = plan.folder
+    if folder is not None and processes.first_says(lambda: checkpoint.is_finished(folder)):
+      (state, best), record = checkpoint.load(folder, (state, best))
       best_score = record["best_score"]
     best = jax.tree.map(jnp.copy, best)
     start = int(state.step)
     meter = Meter(plan, start, self.options.log_every)
     for step, batch in enumerate(self.batcher.training(rows, start, plan.steps), start + 1):
-      state, metrics = self.step(state, self.backbone.params, learned, jax.device_put(batch, self.placement))
+      state, metrics = self.step(state, self.backbone.params, learned, sharding.place(batch, self.placement))
       meter.add(step, batch, metrics)
       last = step == plan.steps
       if plan.validate and (last or (self.options.validate_every and step % self.options.validate_every == 0)):
@@ -91,9 +95,14 @@ class Trainer:
         plan.log({"step": step, "dev": score})
         if score > best_score:
           best, best_score = jax.tree.map(jnp.copy, state.trainable), score
-      if plan.folder is not None and not last and self.options.checkpoint_every and step % self.options.checkpoint_every == 0:
+      stopping = processes.stop_asked()
+      due = self.options.checkpoint_every and (last or step % self.options.checkpoint_every == 0)
+      if folder is not None and (due or stopping):
         meter.flush()
-        checkpoint.save(plan.folder, (state, best), {"step": step, "best_score": best_score})
+        checkpoint.save(folder, (state, best), {"step": step, "best_score": best_score})
+      if stopping:
+        meter.close()
+        raise Stopped(f"SIGTERM came; {plan.label}, step {step} of {plan.steps}{' is saved' if folder is not None else ''}")
     meter.close()
     return self.method.merge(learned, best if plan.validate else state.trainable)
 
@@ -103,7 +112,8 @@ class Meter:
 
   def __init__(self, plan: Plan, start: int, every: int):
     self.plan, self.every = plan, every
-    self.bar = tqdm(total=plan.steps, initial=start, desc=plan.label, unit="step", mininterval=1.0, dynamic_ncols=True)
+    self.bar = tqdm(total=plan.steps, initial=start, desc=plan.label, unit="step", mininterval=1.0, dynamic_ncols=True,
+                    disable=not processes.is_first())
     self.pending: tuple[int, dict[str, jax.Array]] | None = None
     self.tokens, self.since = 0, time.monotonic()
 

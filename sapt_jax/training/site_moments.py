@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sapt_jax import sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.backbones.layers import Linear
 from sapt_jax.data.batches import Batch, Batcher, Row
@@ -70,15 +71,15 @@ def batch_moments(model: Model, method: Method, params: Any, learned: Learned, b
 class SiteMoments:
   """Second moments of many rows, compiled once per shape."""
 
-  def __init__(self, backbone: Backbone, method: Method, batcher: Batcher):
-    self.backbone, self.batcher = backbone, batcher
-    self.of_batch = jax.jit(partial(batch_moments, backbone.model, method))
+  def __init__(self, backbone: Backbone, method: Method, batcher: Batcher, mesh: jax.sharding.Mesh):
+    self.backbone, self.batcher, self.placement = backbone, batcher, sharding.batch_sharded(mesh)
+    self.of_batch = jax.jit(partial(batch_moments, backbone.model, method), out_shardings=sharding.replicated(mesh))
 
   def __call__(self, learned: Learned, rows: Sequence[Row]) -> Any:
     """As batch_moments, summed over all rows."""
     total = None
     for numbers, batch in self.batcher.answering(rows):
       counted = np.arange(len(batch.task)) < len(numbers)  # not the rows that fill up the last batch
-      moments = self.of_batch(self.backbone.params, learned, batch, counted)
+      moments = self.of_batch(self.backbone.params, learned, *sharding.place((batch, counted), self.placement))
       total = moments if total is None else jax.tree.map(jnp.add, total, moments)
     return total

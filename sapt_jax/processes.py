@@ -1,0 +1,195 @@
+"""Several processes that run one program together, on one machine or many; alone, all of this does nothing.
+
+Every process runs the same code on the same data, and owns some devices of the one mesh (sharding.py). Process 0 alone writes and prints.
+What is read from disk and decides how things go on is decided by process 0 for all, so that no two ever wait for each other.
+"""
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import pathlib
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from sapt_jax.config import Distributed
+from sapt_jax.errors import InputError, Stopped
+
+PATIENCE = 30  # seconds that a process which has ended waits for the others to end
+LOST = 76  # exit code of a process that ends because another one is gone
+LONGEST = 2000  # bytes of an error that process 0 tells the others
+
+# What launchers say of the processes they started: how many, which one this is, which one on its machine, and a variable without which JAX
+# cannot find process 0. SLURM sets the last one inside srun alone, Open MPI up to version 4.
+LAUNCHERS = {
+  "SLURM": ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"),
+  "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_MCA_orte_hnp_uri"),
+}
+
+# The program's own, as signals are: whether it was asked to stop, and how often it has looked (see stop_asked).
+_asked, _looks = threading.Event(), itertools.count(1)
+
+
+@contextlib.contextmanager
+def joined(options: Distributed) -> Iterator[None]:
+  """Joins the other processes, if there are any, and has SIGTERM ask for a stop; must be entered before anything is computed.
+
+  Where another process is lost or something fails here alone, the process is ended at once, since the others would wait for it.
+
+  Raises:
+    InputError: the others are not to be found.
+  """
+  if not _initialize(options):
+    with _sigterm_asks():
+      yield
+    return
+  try:
+    yield
+  except (InputError, Stopped):
+    raise  # all processes end alike, or wait PATIENCE seconds for those that do not
+  except Exception as error:  # noqa: BLE001 (whatever it is, the others must hear of it)
+    _end_at_once(error)
+
+
+def _initialize(options: Distributed) -> bool:
+  """Starts jax.distributed as the options or a launcher's variables say; whether there was any need to."""
+  arguments = arguments_of(options, os.environ, on_tpu=_on_tpu())
+  if options.local_devices:
+    jax.config.update("jax_num_cpu_devices", options.local_devices)
+  if arguments is None:
+    return False
+  try:
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=options.heartbeat, shutdown_timeout_seconds=PATIENCE)
+  except (ValueError, RuntimeError, OSError) as error:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise InputError(f"the other processes were not found ({reason}); check --distributed.* (docs/cluster.md)") from None
+  return True
+
+
+def arguments_of(options: Distributed, environment: Mapping[str, str], on_tpu: bool) -> dict[str, Any] | None:
+  """What jax.distributed.initialize is to be told; None: this process is alone.
+
+  Raises:
+    InputError: a launcher started several processes, but not so that they could find each other.
+  """
+  size = options.local_devices
+  if options.address:
+    explicit = {"coordinator_address": options.address, "num_processes": options.processes, "process_id": options.process_id}
+    return explicit | {"local_device_ids": list(range(size)) or None, "cluster_detection_method": "deactivate"}
+  for name, (count, _, local, needed) in LAUNCHERS.items():
+    if int(environment.get(count, 1)) == 1 or local not in environment:
+      continue
+    if needed not in environment:
+      raise InputError(f"{name} started {environment[count]} processes without saying where process 0 is ({needed} is not set): give "
+                       "--distributed.address HOST:PORT --distributed.processes N --distributed.process-id I")
+    first = int(environment[local]) * max(size, 1)
+    return {"local_device_ids": list(range(first, first + max(size, 1)))}
+  return {"local_device_ids": list(range(size)) or None} if on_tpu else None
+
+
+def _on_tpu() -> bool:
+  """Whether TPUs are here and may be used; those of one machine are then a cluster of one process."""
+  here = "TPU_WORKER_HOSTNAMES" in os.environ or any(any(pathlib.Path("/dev").glob(name)) for name in ("accel[0-9]*", "vfio/[0-9]*"))
+  return here and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu") and importlib.util.find_spec("libtpu") is not None
+
+
+@contextlib.contextmanager
+def _sigterm_asks() -> Iterator[None]:
+  """SIGTERM asks for a stop; a second one ends the process, as ever. (jax.distributed has a handler of its own.)"""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+
+  def ask(number: int, _: object) -> None:
+    _asked.set()
+    signal.signal(number, signal.SIG_DFL)
+
+  before = signal.signal(signal.SIGTERM, ask)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+    _asked.clear()
+
+
+def _end_at_once(error: Exception) -> None:
+  """Ends this process without waiting for any other."""
+  traceback.print_exc()
+  text = " ".join(str(error).split())
+  lost = re.search(r"gloo|nccl|coordination|heartbeat|connection|socket|unavailable", text, re.IGNORECASE)
+  why = "another process is gone; started again, all of them continue" if lost else "the others will end too"
+  print(f"error: process {jax.process_index()} of {jax.process_count()} ends, {why} ({text[:200]})", file=sys.stderr, flush=True)
+  if is_first():
+    time.sleep(2)  # the others lose touch when process 0 ends; let them say why first
+  os._exit(LOST if lost else 1)
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes and prints."""
+  return jax.process_index() == 0
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+  """Prints, once for all processes."""
+  if is_first():
+    print(text, file=file, flush=True)
+
+
+def by_first(action: Callable[[], object]) -> None:
+  """Has process 0 do something to files while the others wait; all raise the InputError that it raises."""
+  if jax.process_count() == 1:
+    action()
+    return
+  complaint = np.zeros(LONGEST, np.uint8)
+  if is_first():
+    try:
+      action()
+    except InputError as error:
+      text = str(error).encode()[:LONGEST]
+      complaint[: len(text)] = np.frombuffer(text, np.uint8)
+  told = bytes(multihost_utils.broadcast_one_to_all(complaint)).rstrip(b"\0")
+  if told:
+    raise InputError(told.decode(errors="replace"))
+
+
+def first_says(look: Callable[[], int]) -> int:
+  """What process 0 finds, told to all."""
+  if jax.process_count() == 1:
+    return look()
+  return int(multihost_utils.broadcast_one_to_all(np.int32(look() if is_first() else 0)))
+
+
+def all_say(here: bool) -> list[bool]:
+  """What each process finds, in order."""
+  return [here] if jax.process_count() == 1 else [bool(found) for found in multihost_utils.process_allgather(np.array(here))]
+
+
+def stop_asked() -> bool:
+  """Whether to stop here because SIGTERM came, to this process or any other: true in all processes at the same look, and only once.
+
+  Must be called equally often in every process.
+  """
+  if jax.distributed.is_initialized():
+    return bool(multihost_utils.reached_preemption_sync_point(next(_looks)))
+  return _asked.is_set()
+
+
+def stop_if_asked() -> None:
+  """Stops where there is nothing to save.
+
+  Raises:
+    Stopped: see stop_asked.
+  """
+  if stop_asked():
+    raise Stopped("SIGTERM came")
