@@ -57,9 +57,9 @@ class Prepared:
   batch: Batch
 
 
-def random_backbone(raw: dict, mesh: jax.sharding.Mesh) -> hf.Backbone:
+def random_backbone(raw: dict, mesh: jax.sharding.Mesh, remat: str) -> hf.Backbone:
   """A model with random weights, placed as a loaded one is."""
-  model = hf.build_model(raw)
+  model = hf.build_model(raw, remat=remat)
   init = lambda: hf.init_params(model, jax.random.key(0))
   places = jax.tree.map(lambda x: x.sharding, sharding.abstract_params(init, mesh))
   params = jax.jit(lambda: nn.meta.unbox(init()), out_shardings=places)()
@@ -82,16 +82,17 @@ def filled(method: Sapt, tasks: int) -> Learned:
   return learned
 
 
-def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True, top_k: int = 0) -> Prepared:
+def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True, top_k: int = 0,
+            remat: str = config.Backbone().remat) -> Prepared:
   """Everything that a step or an answer needs.
 
   Args:
     memory: pseudo inputs remembered of each earlier task.
     reflection: False leaves ARM out of the step.
-    top_k: blocks that each example uses; 0: all.
+    top_k, remat: as config.Pet and config.Backbone have them.
   """
   mesh = sharding.make_mesh()
-  backbone = random_backbone(s.t5(), mesh)
+  backbone = random_backbone(s.t5(), mesh, remat)
   jax.set_mesh(mesh)
   capacity = 1 << (tasks - 1).bit_length()  # as continual.Continual has it for a stream of so many tasks
   pet, table = config.Pet(rank=s.rank, top_k=top_k), backbone.params["embedding"]["table"]
@@ -107,10 +108,10 @@ def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True, to
   return Prepared(mesh, backbone, method, learned, Batcher(False, backbone.config.pad_id, s.batch), batch)
 
 
-def measure(s: sizes.Sizes, memory: int, reflection: bool, top_k: int, warmup: int, repeat: int, tasks: int) -> sizes.Row:
+def measure(s: sizes.Sizes, memory: int, reflection: bool, top_k: int, remat: str, warmup: int, repeat: int, tasks: int) -> sizes.Row:
   """The row of one pool size."""
   jax.config.update("jax_enable_compilation_cache", False)  # what compiling costs, not what reading back does
-  p = prepare(s, tasks, memory, reflection, top_k)
+  p = prepare(s, tasks, memory, reflection, top_k, remat)
   trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=s.batch), p.batcher, p.mesh)
   trainable = jax.tree.map(jnp.copy, p.method.trainable(p.learned))
   state = TrainState(jnp.zeros((), jnp.int32), trainable, trainer.optimizer.init(trainable))
@@ -139,8 +140,10 @@ def main(arguments: Sequence[str]) -> None:
     "pseudo inputs remembered of each earlier task (default 20: 2 %% of SuperNI's 1,000 rows)"))
   parser.add_argument("--no-reflection", action="store_true", help="leave ARM out, to see its share")
   parser.add_argument("--top-k", type=sizes.positive, default=0, metavar="N", help="blocks that each example uses (default: all)")
+  parser.add_argument("--remat", choices=("none", "full", "dots"), default=config.Backbone().remat, help="as backbone.remat")
   options = parser.parse_args(arguments)
-  one = partial(measure, sizes.sizes_of(options), options.memory, not options.no_reflection, options.top_k, options.warmup, options.repeat)
+  one = partial(measure, sizes.sizes_of(options), options.memory, not options.no_reflection, options.top_k, options.remat,
+                options.warmup, options.repeat)
   sizes.report(__file__, arguments, options, one)
 
 
