@@ -17,18 +17,18 @@ from sapt_jax.training import checkpoint
 
 
 class Answering:
-  """Restores a run.
+  """Restores a run, on a mesh that need not be the run's; without one, on one device.
 
   Raises:
     InputError: the folder is no run's, has no snapshot yet, its method needs the task's identity, or its backbone has changed.
   """
 
-  def __init__(self, run: pathlib.Path, batch_size: int = 0):
+  def __init__(self, run: pathlib.Path, batch_size: int = 0, mesh: config.Mesh | None = None):
     try:
       values = json.loads((run / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
       raise InputError(f"--run {run}: no config.json of a run there") from None
-    options = config.from_dict(config.Config, values)
+    options = dataclasses.replace(config.from_dict(config.Config, values), mesh=mesh or config.Mesh())
     if batch_size:
       options = dataclasses.replace(options, evaluation=dataclasses.replace(options.evaluation, batch_size=batch_size))
     snapshots = finished_snapshots(run)

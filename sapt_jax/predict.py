@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sapt_jax import cli
+from sapt_jax.config import Mesh
 from sapt_jax.errors import InputError
 
 
@@ -29,6 +30,7 @@ class PredictOptions:
   """Where the answers go; a file there is replaced."""
   batch_size: int = 0
   """Inputs answered at once; 0: as in the run."""
+  mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
 
 def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
@@ -67,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
   questions = read_questions(pathlib.Path(options.input))
   cli.keep_compiled_programs()
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
-  answering = Answering(pathlib.Path(options.run), options.batch_size)
+  answering = Answering(pathlib.Path(options.run), options.batch_size, options.mesh)
   pairs = [(question.get("definition"), question["input"]) for question in questions]
   rows = (question | {"output": text, "mixture": mixture} for question, (text, mixture) in zip(questions, answering(pairs), strict=True))
   answering.write(pathlib.Path(options.output), rows)

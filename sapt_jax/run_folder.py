@@ -2,7 +2,10 @@
 
     config.json            what was asked for; continuing with anything else is refused, but for the mesh
     metrics.jsonl          one line per logged step, validation or event, and one per task with what it cost (cost.py)
-    snapshots/NN_TASK/     all that was learned up to this task, the scores so far, the answers and pseudo inputs of this task
+    snapshots/NN_TASK/     all that was learned up to this task, and its scores
+    predictions/           the answers given after each task
+    pseudo_inputs/         the pseudo inputs that stand for each task
+    progress/NN/           a checkpoint inside the task that is being learned
     pseudo_examples/       lfpt5: the examples of earlier tasks that a task was learned with
     scores.json            the score matrix and the four figures
     predictions.jsonl      every answer given
@@ -134,7 +137,7 @@ class RunFolder:
     """Writes the snapshot after a task; from then on a restart begins with the next one."""
     checkpoint.save(self.snapshot(index, task), learned, record)
     if processes.is_first():
-      shutil.rmtree(self.progress(index), ignore_errors=True)
+      shutil.rmtree(self.path / "progress", ignore_errors=True)
 
   def restore(self, tasks: list[str], abstract: Learned) -> tuple[Learned, list[dict[str, Any]]]:
     """The newest sound snapshot and the records of all tasks up to it; the `abstract` tree itself when there is none.
@@ -167,11 +170,20 @@ class RunFolder:
     return [json.loads((self.snapshot(i, task) / checkpoint.RECORD).read_text(encoding="utf-8")) for i, task in enumerate(tasks)]
 
   def trim_log(self, done: int) -> None:
-    """Drops log lines of tasks that will be learned again, so that no step stands in the log twice."""
+    """Drops log lines of tasks that will be learned again, so that no step stands in the log twice; and a checkpoint that is damaged."""
+    processes.by_first(lambda: self._drop_damaged(self.progress(done)))
     file = self.path / "metrics.jsonl"
     if processes.is_first() and file.exists() and not checkpoint.is_finished(self.progress(done)):
       complete = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
       write_lines(file, (row for row in map(json.loads, complete) if row["index"] < done))
+
+  def _drop_damaged(self, folder: pathlib.Path) -> None:
+    try:
+      if checkpoint.is_finished(folder):
+        checkpoint.verify(folder)
+    except checkpoint.DamagedError as error:
+      print(f"warning: {error}; the task is learned from its beginning", file=sys.stderr)
+      shutil.rmtree(folder)
 
   def log(self, row: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""

@@ -192,6 +192,19 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_code_75(world, tmp_path, monke
   assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_damaged_checkpoint_is_named_and_its_task_is_learned_from_the_beginning(world, finished, tmp_path, monkeypatch, capsys):
+  with monkeypatch.context() as patch:
+    stop_at_save(patch, 2)
+    with pytest.raises(KeyboardInterrupt):
+      train.main([*world, "--output", str(tmp_path / "run")])
+  harmed = tmp_path / "run/progress/00" / checkpoint.RECORD
+  harmed.write_text("{}")
+  train.main([*world, "--output", str(tmp_path / "run")])
+  assert str(harmed) in capsys.readouterr().err
+  assert log_steps(tmp_path / "run") == log_steps(finished)
+  assert scores(tmp_path / "run")["scores"] == scores(finished)["scores"]
+
+
 # What is wrong -> extra arguments, what is done to the data and model folders, what the one line must name. {} is the folder of both.
 WRONG = {
   "no data folder": ("--data.root {}/nowhere", None, ["data.root", "nowhere"]),

@@ -231,3 +231,14 @@ def test_an_unfinished_save_is_not_finished(tmp_path, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     checkpoint.save(tmp_path / "s", TREE, {})
   assert not checkpoint.is_finished(tmp_path / "s")
+
+
+def test_what_is_saved_anew_stays_until_the_new_one_is_written(tmp_path, monkeypatch):
+  checkpoint.save(tmp_path / "s", TREE, {"step": 1})
+  with monkeypatch.context() as patched:
+    patched.setattr(checkpoint, "_hashes", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      checkpoint.save(tmp_path / "s", TREE, {"step": 2})
+  assert checkpoint.load(tmp_path / "s", TREE)[1] == {"step": 1}
+  checkpoint.save(tmp_path / "s", TREE, {"step": 3})
+  assert checkpoint.load(tmp_path / "s", TREE)[1] == {"step": 3}

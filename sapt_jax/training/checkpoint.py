@@ -40,18 +40,26 @@ def write_json(file: pathlib.Path, value: Any) -> None:
 
 
 def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
-  """Saves a tree of arrays and the plain values that go with it; a folder of that name is replaced. All processes take part."""
+  """Saves a tree of arrays and the plain values that go with it; a folder of that name is replaced. All processes take part.
+
+  The folder that is there stays until the new one is written.
+  """
+  draft = folder.with_name(folder.name + ".draft")
+
   def make_room() -> None:
-    if folder.exists():
-      shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
 
   def seal() -> None:
-    write_json(folder / RECORD, record)
-    write_json(folder / MANIFEST, _hashes(folder))
+    write_json(draft / RECORD, record)
+    hashes = _hashes(draft)
+    if folder.exists():
+      shutil.rmtree(folder)
+    draft.rename(folder)
+    write_json(folder / MANIFEST, hashes)
 
   processes.by_first(make_room)
-  ocp.save(str((folder / TREE).absolute()), _flat(tree))
+  ocp.save(str((draft / TREE).absolute()), _flat(tree))
   processes.by_first(seal)
 
 
