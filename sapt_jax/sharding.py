@@ -16,7 +16,7 @@ AXES = ("data", "fsdp", "tensor")
 # Logical axis -> mesh axes. The batch is spread over data and fsdp; weights over fsdp (model width) and tensor (heads, mlp, vocabulary).
 # Kernels that lead back to the model width are spread over both by their first axis, "inner": a gather along the last axis of stacked
 # weights has XLA lay out all layers anew.
-RULES: tuple[tuple[str, tuple[str, ...] | str | None], ...] = (
+RULES: tuple[tuple[str, Any], ...] = (
   ("batch", ("data", "fsdp")),
   ("rows", "data"),
   ("embed", "fsdp"),
@@ -27,6 +27,7 @@ RULES: tuple[tuple[str, tuple[str, ...] | str | None], ...] = (
   ("layers", None),
   ("norm", None),
   ("buckets", None),
+  ("any", PartitionSpec.UNCONSTRAINED),  # as the compiler likes
 )
 
 
