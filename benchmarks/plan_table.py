@@ -16,20 +16,22 @@ import sys
 
 from sapt_jax.plan.hardware import GIB
 
-COMMON = ["--method.attention", "published", "--backbone.dtype", "bfloat16", "--backbone.remat", "full", "--data.max-target-length", "50"]
+COMMON = ["--method.name", "sapt", "--method.attention", "published", "--pet.rank", "4", "--blocks", "15", "--examples", "1000",
+          "--generator.keep", "0.02", "--backbone.dtype", "bfloat16", "--backbone.remat", "full", "--fit.batch-size", "32",
+          "--data.max-target-length", "50"]
 
 # Model, target, and what the row has of its own; the mesh is all devices on fsdp. T5 reads 512 tokens, LLaMA 1,024.
 ROWS = [
   "t5-xxl h100:1 --evaluation.batch-size 128",
   "t5-xxl h100:8 --evaluation.batch-size 128",
-  "t5-xxl rtx4090:1 --backbone.bits 4",
-  "llama2-13b h100:1 --fit.accumulation 16",
+  "t5-xxl rtx4090:1 --backbone.bits 4 --evaluation.batch-size 32",
+  "llama2-13b h100:1 --fit.accumulation 16 --evaluation.batch-size 32",
   "llama2-13b h100:8 --fit.accumulation 4 --evaluation.batch-size 128",
   "llama2-13b rtx4090:1 --backbone.bits 4 --fit.accumulation 16 --evaluation.batch-size 8",
   "xuanyuan-70b h100:8 --fit.accumulation 4 --evaluation.batch-size 128",
   "t5-xxl v5e:2x4 --evaluation.batch-size 128",
   "t5-xxl v5p:2x2x2 --evaluation.batch-size 128",
-  "llama2-13b v5e:2x4 --fit.accumulation 4",
+  "llama2-13b v5e:2x4 --fit.accumulation 4 --evaluation.batch-size 32",
   "llama2-13b v5p:2x2x2 --fit.accumulation 4 --evaluation.batch-size 128",
 ]
 
