@@ -22,7 +22,7 @@ COMMON = ["--method.name", "sapt", "--method.attention", "published", "--pet.ran
 
 # Model, target, and what the row has of its own; the mesh is all devices on fsdp. T5 reads 512 tokens, LLaMA 1,024.
 ROWS = [
-  "t5-xxl h100:1 --evaluation.batch-size 128",
+  "t5-xxl h100:1 --fit.accumulation 2 --evaluation.batch-size 128",
   "t5-xxl h100:8 --evaluation.batch-size 128",
   "t5-xxl rtx4090:1 --backbone.bits 4 --evaluation.batch-size 32",
   "llama2-13b h100:1 --fit.accumulation 16 --evaluation.batch-size 32",
