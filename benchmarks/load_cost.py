@@ -38,7 +38,7 @@ def config_of(layers: int, width: int = 2048) -> dict:
 
 def write_folder(folder: pathlib.Path, raw: dict, shard_bytes: int, seed: int = 0) -> int:
   """Writes config.json, an index and shards of about shard_bytes of random weights, one shard in memory at a time; returns their bytes."""
-  rng, model = np.random.default_rng(seed), hf.build_model(raw)
+  rng = np.random.default_rng(seed)
   (folder / "config.json").write_text(json.dumps(raw))
   width, mlp = raw["hidden_size"], raw["intermediate_size"]
   sides = {"embed_tokens": (raw["vocab_size"], width), "gate_proj": (mlp, width), "up_proj": (mlp, width), "down_proj": (width, mlp)}
@@ -53,7 +53,7 @@ def write_folder(folder: pathlib.Path, raw: dict, shard_bytes: int, seed: int = 
     shard.clear()
 
   # By layer, as published folders are, and not by parameter, as they are stacked.
-  names = [name for weight in hf.llama_weights(model.config) for name in weight.names()]
+  names = [name for weight in hf.llama_weights(hf.llama_config(raw)) for name in weight.names()]
   for name in sorted(names, key=lambda name: (name.split(".")[2].zfill(4), name)):
     shape = (width,) if "norm" in name else sides.get(name.split(".")[-2], (width, width))
     shard[name] = (rng.standard_normal(shape, np.float32) * np.float32(0.02)).astype(ml_dtypes.bfloat16)
