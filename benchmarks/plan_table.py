@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -17,35 +18,59 @@ from sapt_jax.plan.hardware import GIB
 
 COMMON = ["--method.name", "sapt", "--method.attention", "published", "--pet.rank", "4", "--blocks", "15", "--examples", "1000",
           "--generator.keep", "0.02", "--backbone.dtype", "bfloat16", "--backbone.remat", "full", "--fit.batch-size", "32",
-          "--evaluation.batch-size", "32", "--data.max-target-length", "50"]
+          "--data.max-target-length", "50"]
 
-# (model, target, source length), the mesh being all devices on fsdp.
-ROWS = [("t5-xxl", "h100:1", 512), ("t5-xxl", "h100:8", 512), ("llama2-13b", "h100:1", 1024), ("llama2-13b", "h100:8", 1024),
-        ("xuanyuan-70b", "h100:8", 1024), ("t5-xxl", "v5e:2x4", 512), ("t5-xxl", "v5p:2x2x2", 512), ("llama2-13b", "v5e:2x4", 1024),
-        ("llama2-13b", "v5p:2x2x2", 1024)]
+# Model, target, and what the row has of its own; the mesh is all devices on fsdp. T5 reads 512 tokens, LLaMA 1,024.
+ROWS = [
+  "t5-xxl h100:1 --fit.accumulation 2 --evaluation.batch-size 128",
+  "t5-xxl h100:8 --evaluation.batch-size 128",
+  "t5-xxl rtx4090:1 --backbone.bits 4 --evaluation.batch-size 32",
+  "llama2-13b h100:1 --fit.accumulation 16 --evaluation.batch-size 32",
+  "llama2-13b h100:8 --fit.accumulation 4 --evaluation.batch-size 128",
+  "llama2-13b rtx4090:1 --backbone.bits 4 --fit.accumulation 16 --evaluation.batch-size 8",
+  "xuanyuan-70b h100:8 --fit.accumulation 4 --evaluation.batch-size 128",
+  "t5-xxl v5e:2x4 --evaluation.batch-size 128",
+  "t5-xxl v5p:2x2x2 --evaluation.batch-size 128",
+  "llama2-13b v5e:2x4 --fit.accumulation 4 --evaluation.batch-size 32",
+  "llama2-13b v5p:2x2x2 --fit.accumulation 4 --evaluation.batch-size 128",
+]
 
 
-def reports(file: pathlib.Path) -> list[dict]:
-  """What has been planned before."""
-  return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def command(row: str) -> list[str]:
+  """What a row is made with."""
+  model, target, *own = row.split()
+  return ["-m", "sapt_jax.plan", "--model", model, "--target", target, "--data.max-source-length", "512" if model == "t5-xxl" else "1024",
+          *COMMON, *own]
+
+
+def made(row: str) -> dict | None:
+  """A row's report, with `host`: the bytes of memory that making it took here; None if the planner fails."""
+  process = subprocess.Popen([sys.executable, *command(row), "--json"], stdout=subprocess.PIPE, text=True)
+  assert process.stdout is not None
+  printed = process.stdout.read()
+  _, status, usage = os.wait4(process.pid, 0)
+  return None if status else {"row": row, "host": usage.ru_maxrss * 1024, **json.loads(printed.splitlines()[-1])}
 
 
 def table(found: list[dict]) -> str:
   """Markdown, two lines per report."""
-  lines = ["| model | target | mesh | program | lengths | arguments, GiB | temporaries, GiB | peak, GiB | fits | products, TFLOP "
-           "| sent, GiB | floor, s | compiled in, s |", "|" + "---|" * 13]
+  lines = ["| model | target | own options | program | rows, lengths | arguments, GiB | temporaries, GiB | peak, GiB | fits "
+           "| products, TFLOP | sent, GiB | floor, s | compiled in, s | host, GiB |", "|" + "---|" * 14]
   gib = lambda value: "-" if value is None else f"{value / GIB:.1f}"
   for report in found:
-    mesh = ", ".join(f"{axis} {size}" for axis, size in report["mesh"].items() if size > 1) or "1"
+    _, _, *own = report["row"].split()
     for program in ("step", "decode"):
       figures, lengths = report[program], report["lengths"]
       known = figures["flops"] is not None
       sent = sum(kind["bytes"] for kind in figures["collectives"].values()) / GIB if known else 0
       new = lengths["target"] if program == "step" else lengths["new"]
-      cells = [report["model"], report["target"], mesh, program, f"{lengths['source']} + {new}", gib(figures["arguments"]),
-               gib(figures["temporaries"]), gib(figures["peak"]), "yes" if figures["fits"] else f"no: {figures['advice']}",
-               f"{figures['flops'] / 1e12:.0f}" if known else "-", f"{sent:.1f}" if known else "-",
-               f"{max(figures['floor_s'].values()):.2g}" if known else "-", figures["compile_s"]]
+      mine = " ".join(f"{name} {value}" for name, value in zip(own[::2], own[1::2], strict=True)
+                      if not name.startswith({"step": "--eval", "decode": "--fit"}[program]))
+      cells = [report["model"], report["target"], f"`{mine}`" if mine else "", program, f"{figures['rows']}, {lengths['source']} + {new}",
+               gib(figures["arguments"]), gib(figures["temporaries"]), gib(figures["peak"]),
+               "yes" if figures["fits"] else f"no: {figures['advice']}", f"{figures['flops'] / 1e12:.0f}" if known else "-",
+               f"{sent:.1f}" if known else "-", f"{max(figures['floor_s'].values()):.2g}" if known else "-", figures["compile_s"],
+               gib(report["host"])]
       lines.append("| " + " | ".join(map(str, cells)) + " |")
   return "\n".join(lines)
 
@@ -58,21 +83,20 @@ def main() -> int:
   options = parser.parse_args()
   file = pathlib.Path(options.output)
   file.parent.mkdir(parents=True, exist_ok=True)
+  reports = {report["row"]: report for report in map(json.loads, file.read_text().splitlines() if file.exists() else [])}
   failed = 0
-  for model, target, source in ROWS:
-    there = any((r["model"], r["target"], r["lengths"]["source"]) == (model, target, source) for r in reports(file))
-    if there or not target.startswith(options.only):
+  for row in ROWS:
+    if row in reports or not row.split()[1].startswith(options.only):
       continue
-    own = ["--model", model, "--target", target, "--data.max-source-length", str(source)]
-    command = [sys.executable, "-m", "sapt_jax.plan", *own, *COMMON]
-    print(" ".join(command[1:]), file=sys.stderr, flush=True)
-    done = subprocess.run([*command, "--json"], stdout=subprocess.PIPE, text=True, check=False)
-    failed += done.returncode != 0
-    if done.returncode == 0:
-      with file.open("a") as lines:
-        lines.write(done.stdout.splitlines()[-1] + "\n")
-  order = [row[:2] for row in ROWS]
-  print(table(sorted(reports(file), key=lambda r: order.index((r["model"], r["target"])))))
+    print("python", *command(row), file=sys.stderr, flush=True)
+    report = made(row)
+    if report is None:
+      failed += 1
+      continue
+    reports[row] = report
+    with file.open("a") as lines:
+      lines.write(json.dumps(report) + "\n")
+  print(table([reports[row] for row in ROWS if row in reports]))
   return 1 if failed else 0
 
 

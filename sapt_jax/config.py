@@ -228,6 +228,9 @@ class Backbone:
   """A Hugging Face model folder or hub id; t5-mini: the model that comes with the library."""
   dtype: Literal["float32", "bfloat16"] = "float32"
   """Of the weights and of compute; norms, softmax and loss are float32 always."""
+  bits: Literal[0, 8, 4] = 0
+  """Of the weights in the layers: 8 or 4 quantises them while loading, with a scale for every 64 (embeddings, head and norms stay in
+  dtype); 0: as dtype says."""
   remat: Literal["none", "full", "dots"] = "dots"
   """What a layer recomputes in its backward pass: nothing, everything, or all but the products with its weights."""
   unroll: int = 1

@@ -57,7 +57,8 @@ def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: in
   """
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   jax.set_mesh(mesh)
-  backbone = hf.load_backbone(str(folder), config.backbone.dtype, mesh, config.backbone.remat, config.backbone.unroll)
+  c = config.backbone
+  backbone = hf.load_backbone(str(folder), c.dtype, mesh, c.remat, c.unroll, c.bits)
   return put_together(config, mesh, backbone, capacity, memory_inputs)
 
 

@@ -14,15 +14,20 @@ from sapt_jax.errors import InputError
 AXES = ("data", "fsdp", "tensor")
 
 # Logical axis -> mesh axes. The batch is spread over data and fsdp; weights over fsdp (model width) and tensor (heads, mlp, vocabulary).
-RULES: tuple[tuple[str, tuple[str, ...] | str | None], ...] = (
+# Kernels that lead back to the model width are spread over both by their first axis, "inner": a gather along the last axis of stacked
+# weights has XLA lay out all layers anew.
+RULES: tuple[tuple[str, Any], ...] = (
   ("batch", ("data", "fsdp")),
+  ("rows", "data"),
   ("embed", "fsdp"),
   ("heads", "tensor"),
   ("mlp", "tensor"),
+  ("inner", ("tensor", "fsdp")),
   ("vocab", "tensor"),
   ("layers", None),
   ("norm", None),
   ("buckets", None),
+  ("any", PartitionSpec.UNCONSTRAINED),  # as the compiler likes
 )
 
 
@@ -59,10 +64,23 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
 
 
 def abstract_params(init: Callable[[], Any], mesh: Mesh) -> Any:
-  """The tree that `init()` would give, as ShapeDtypeStructs that carry the shardings its logical axes ask for."""
+  """The tree that `init()` would give, as ShapeDtypeStructs that carry the shardings its logical axes ask for.
+
+  Raises:
+    InputError: the mesh cannot split a parameter evenly.
+  """
   boxed = jax.eval_shape(init)
   shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, list(RULES))
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings)
+
+  def place(path: tuple, x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    try:
+      sharding.shard_shape(x.shape)
+    except ValueError:
+      sizes = " ".join(f"--mesh.{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+      raise InputError(f"{sizes}: does not split {'/'.join(key.key for key in path)} {x.shape} evenly; give other sizes") from None
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+  return jax.tree.map_with_path(place, nn.meta.unbox(boxed), shardings)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -9,6 +9,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from sapt_jax.sharding import constrain
+
 MASKED = -1e9  # a logit of attention that softmax turns into zero, in float32 and bfloat16
 
 
@@ -96,4 +98,5 @@ def write_cache(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.A
   The whole stacked cache is a scan's carry, so that XLA updates it in place instead of copying every layer at every token.
   """
   zero = jnp.zeros((), jnp.int32)
-  return jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, zero, zero, index, zero))
+  cache = jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, zero, zero, index, zero))
+  return constrain(cache, None, "batch", "any", None, "any")

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sapt_jax import sharding
+from sapt_jax.backbones import quantize
 from sapt_jax.backbones.llama import Llama, LlamaConfig, RopeScaling
 from sapt_jax.backbones.t5 import T5, T5Config
 from sapt_jax.errors import InputError
@@ -177,11 +179,12 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   return raw
 
 
-def build_model(raw: dict[str, Any], dtype: Any = jnp.float32, remat: str = "dots", unroll: int = 1, where: str = "config.json") -> Model:
+def build_model(raw: dict[str, Any], dtype: Any = jnp.float32, remat: str = "dots", unroll: int = 1, where: str = "config.json",
+                bits: quantize.Bits = 0) -> Model:
   """The Flax module that a config.json describes; `where` is what an error calls it."""
   architecture = ARCHITECTURES[raw["model_type"]]
   try:
-    return architecture.model(dataclasses.replace(architecture.config(raw), dtype=jnp.dtype(dtype), remat=remat, unroll=unroll))
+    return architecture.model(dataclasses.replace(architecture.config(raw), dtype=jnp.dtype(dtype), bits=bits, remat=remat, unroll=unroll))
   except KeyError as error:
     raise InputError(f"{where}: {error.args[0]!r} is missing") from None
 
@@ -193,7 +196,10 @@ def init_params(model: Model, rng: jax.Array) -> Any:
 
 
 class WeightFiles:
-  """Tensors of all safetensors files of a folder, read lazily by name."""
+  """Tensors of all safetensors files of a folder, read by name.
+
+  A file is opened for each tensor anew: its pages stay in memory for as long as it is open.
+  """
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
@@ -204,11 +210,18 @@ class WeightFiles:
       if not path.is_file():
         others = ", ".join(p.name for p in folder.glob("*.bin")) or "none"
         raise InputError(f"{path}: no such file; weights are read from safetensors (other weight files here: {others})")
-    self.files = {path: safe_open(path, "numpy") for path in self.paths}
-    self.where = {name: path for path, file in self.files.items() for name in file.keys()}  # noqa: SIM118 (not a dict)
+    self.where: dict[str, pathlib.Path] = {}
+    for path in self.paths:
+      with safe_open(path, "numpy") as file:
+        self.where |= dict.fromkeys(file.keys(), path)
 
-  def slice(self, name: str) -> Any:
-    return self.files[self.where[name]].get_slice(name)
+  def read(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
+    """The part `index` of a tensor that should have this shape."""
+    with safe_open(self.where[name], "numpy") as file:
+      tensor = file.get_slice(name)
+      if tuple(tensor.get_shape()) != shape:
+        raise InputError(f"{self.folder}: {name} has shape {tuple(tensor.get_shape())}, config.json asks for {shape}")
+      return tensor[index]
 
 
 def fingerprint(folder: pathlib.Path) -> str:
@@ -234,25 +247,72 @@ def check_names(files: WeightFiles, table: list[Weight], ignored: tuple[str, ...
     raise InputError(f"{files.folder}: weights do not fit config.json; missing: {listed(missing)}; not used: {listed(unused)}")
 
 
-def read_weight(files: WeightFiles, weight: Weight, shape: tuple[int, ...], dtype: Any, index: tuple[slice, ...]) -> np.ndarray:
-  """The part `index` of one of our parameters, put together from the layers it needs and nothing else."""
-  names, inner = (weight.names(), index) if weight.layers is None else (weight.names()[index[0]], index[1:])
-  theirs = inner[::-1] if weight.transpose else inner
-  expected = shape if weight.layers is None else shape[1:]
-  expected = expected[::-1] if weight.transpose else expected
-  parts = []
+def read_layers(files: WeightFiles, weight: Weight, shape: tuple[int, ...], index: tuple[slice, ...]) -> Iterator[np.ndarray]:
+  """The part `index` of one of our parameters of this shape, layer by layer; at once where there is no layer axis."""
+  names = weight.names() if weight.layers is None else weight.names()[index[0]]
+  if weight.layers is not None:
+    shape, index = shape[1:], index[1:]
   for name in names:
-    tensor = files.slice(name)
-    if tuple(tensor.get_shape()) != tuple(expected):
-      raise InputError(f"{files.folder}: {name} has shape {tuple(tensor.get_shape())}, config.json asks for {tuple(expected)}")
-    part = tensor[theirs]
-    parts.append((part.T if weight.transpose else part).astype(dtype))
-  return parts[0] if weight.layers is None else np.stack(parts)
+    if weight.transpose:
+      yield files.read(name, shape[::-1], index[::-1]).T
+    else:
+      yield files.read(name, shape, index)
+
+
+def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+  """An empty array that begins where JAX can take it over on a CPU; others it copies."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  memory = np.empty(size + 64, np.uint8)
+  start = -memory.ctypes.data % 64
+  return memory[start: start + size].view(dtype).reshape(shape)
+
+
+def read_weight(files: WeightFiles, weight: Weight, leaf: jax.ShapeDtypeStruct, index: tuple[slice, ...]) -> list[np.ndarray]:
+  """The part `index` of a parameter, put together from the layers it needs and nothing else."""
+  whole = aligned(tuple(len(range(size)[part]) for size, part in zip(leaf.shape, index, strict=True)), leaf.dtype)
+  for place, part in enumerate(read_layers(files, weight, leaf.shape, index)):
+    whole[place if weight.layers is not None else ...] = part
+  return [whole]
+
+
+def read_quantized(files: WeightFiles, weight: Weight, codes: jax.ShapeDtypeStruct, scales: jax.ShapeDtypeStruct,
+                   index: tuple[slice, ...]) -> list[np.ndarray]:
+  """The part `index` of the codes of a kernel, and the scales that go with it; one layer's kernel is there at a time."""
+  sizes = [range(size)[part] for size, part in zip(codes.shape, index, strict=True)]
+  group = quantize.group_of(codes.shape[-2])
+  rows = sizes[-2]
+  assert rows.start % group == rows.stop % group == 0
+  both = [aligned(tuple(map(len, sizes)), codes.dtype),
+          aligned((*map(len, sizes[:-2]), len(rows) // group, len(sizes[-1])), scales.dtype)]
+  for place, part in enumerate(read_layers(files, weight, codes.shape, index)):
+    for whole, found in zip(both, quantize.quantize(part, 8 if codes.dtype == jnp.int8 else 4, scales.dtype), strict=True):
+      whole[place] = found
+  return both
+
+
+def place_arrays(leaves: list[jax.ShapeDtypeStruct], read: Callable[[tuple[slice, ...]], list[np.ndarray]]) -> list[jax.Array]:
+  """Arrays that stand together on the mesh, split alike: `read` gives the parts of all of them at an index of the first.
+
+  A part is read once for all the devices that get it, and gone before the next one is read.
+  """
+  places: dict[str, list[jax.Device]] = {}
+  indices = leaves[0].sharding.addressable_devices_indices_map(leaves[0].shape)
+  for device, index in indices.items():
+    places.setdefault(str(index), []).append(device)
+  parts: list[list[jax.Array]] = [[] for _ in leaves]
+  for devices in places.values():
+    for several, part in zip(parts, read(indices[devices[0]]), strict=True):
+      several += [jax.device_put(part, device) for device in devices]
+    jax.block_until_ready(parts)
+  return [jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, several)
+          for leaf, several in zip(leaves, parts, strict=True)]
 
 
 def load_backbone(path: str, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh | None = None, remat: str = "dots",
-                  unroll: int = 1) -> Backbone:
+                  unroll: int = 1, bits: quantize.Bits = 0) -> Backbone:
   """Loads a frozen model, parameter by parameter, each straight to its place on the mesh.
+
+  The host holds what one device gets of one parameter at a time.
 
   Args:
     path: a Hugging Face model folder, or a hub id.
@@ -260,6 +320,8 @@ def load_backbone(path: str, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh |
     mesh: from sharding.make_mesh; None: the first device alone.
     remat: "none" or a name in layers.REMAT_POLICIES.
     unroll: layers per iteration of the scan over layers.
+    bits: 8 or 4 quantises the kernels of all layers (quantize.py) while they are read; embeddings, head, norms and position biases stay
+      in dtype. 0: nothing is quantised.
 
   Raises:
     InputError: no folder, no or unreadable config.json, another architecture, no safetensors, names or shapes that do not fit.
@@ -268,7 +330,7 @@ def load_backbone(path: str, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh |
   raw, files = read_config(folder), WeightFiles(folder)
   if raw.get("scale_decoder_outputs") is False and "lm_head.weight" in files.where:
     raw["tie_word_embeddings"] = False  # transformers 5 calls every T5 tied, also one whose files hold a head of its own
-  model = build_model(raw, dtype, remat, unroll, where=str(folder / "config.json"))
+  model = build_model(raw, dtype, remat, unroll, where=str(folder / "config.json"), bits=bits)
   architecture = ARCHITECTURES[raw["model_type"]]
   table = architecture.weights(model.config)
   check_names(files, table, architecture.ignored)
@@ -276,16 +338,20 @@ def load_backbone(path: str, dtype: Any = jnp.float32, mesh: jax.sharding.Mesh |
     sharding.abstract_params(lambda: init_params(model, jax.random.key(0)), mesh or sharding.make_mesh()), sep="/")
   params = {}
   for weight in table:
-    leaf = abstract.pop(weight.path)
-    read = partial(read_weight, files, weight, leaf.shape, leaf.dtype)
-    params[weight.path] = jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
+    if weight.path in abstract:
+      leaf = abstract.pop(weight.path)
+      [params[weight.path]] = place_arrays([leaf], partial(read_weight, files, weight, leaf))
+    else:
+      paths = [f"{weight.path.removesuffix('kernel')}{part}" for part in ("codes", "scales")]
+      codes, scales = map(abstract.pop, paths)
+      params |= zip(paths, place_arrays([codes, scales], partial(read_quantized, files, weight, codes, scales)), strict=True)
   if abstract:
     raise AssertionError(f"parameters without a row in the weight table: {sorted(abstract)}")
   return Backbone(model, traverse_util.unflatten_dict(params, sep="/"), folder, raw)
 
 
 def torch_tensors(model: Model, raw: dict[str, Any], params: Any) -> Iterator[tuple[str, np.ndarray]]:
-  """(Hugging Face name, array in Hugging Face's layout) of every parameter."""
+  """(Hugging Face name, array in Hugging Face's layout) of every parameter of a model that is not quantised."""
   flat = traverse_util.flatten_dict(params, sep="/")
   for weight in ARCHITECTURES[raw["model_type"]].weights(model.config):
     value = np.asarray(flat[weight.path])
@@ -295,6 +361,8 @@ def torch_tensors(model: Model, raw: dict[str, Any], params: Any) -> Iterator[tu
 
 def save_backbone(folder: str | pathlib.Path, model: Model, raw: dict[str, Any], params: Any, max_shard_bytes: int = 5 * 10**9) -> None:
   """Writes config.json and safetensors as Hugging Face names them: one file, or shards of at most max_shard_bytes with an index."""
+  if model.config.bits:
+    raise InputError(f"{folder}: a backbone of {model.config.bits} bits is not written; load it with backbone.bits 0 to do so")
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   shards: list[dict[str, np.ndarray]] = [{}]

@@ -8,8 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sapt_jax.backbones import quantize
 from sapt_jax.pet import lora
 from sapt_jax.pet.adapters import Adapters
+from sapt_jax.sharding import constrain
 
 # What a rematerialised layer keeps for its backward pass; "none" keeps everything.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
@@ -24,17 +26,29 @@ class Linear(nn.Module):
   Attributes:
     shape: (D_in, D_out).
     axes: logical axis of each dimension, for sharding.
+    bits: of a quantised kernel (quantize.py); 0: the kernel is kept in dtype.
   """
 
   shape: tuple[int, int]
-  axes: tuple[str, str]
+  axes: tuple[str | None, str | None]
   dtype: Any
   stddev: float = 0.02
+  bits: quantize.Bits = 0
+
+  def multiply(self, x: jax.Array) -> jax.Array:
+    if x.ndim == 3 and x.shape[1] == 1:  # decoding: one token's states are sent to where the weights are, not the other way round
+      x = constrain(x, "rows", None, self.axes[0])
+    placed = lambda init: nn.with_logical_partitioning(init, self.axes)
+    if not self.bits:
+      return x @ self.param("kernel", placed(nn.initializers.normal(self.stddev)), self.shape, self.dtype)
+    codes = self.param("codes", placed(quantize.random_codes(self.bits)), self.shape, quantize.CODES[self.bits])
+    groups = self.shape[0] // quantize.group_of(self.shape[0])
+    scale = nn.initializers.constant(quantize.scale_for(self.bits, self.stddev))
+    return quantize.product(x, codes, self.param("scales", placed(scale), (groups, self.shape[1]), self.dtype))
 
   @nn.compact
   def __call__(self, x: jax.Array, factors: dict[str, jax.Array] | None = None, adapters: Adapters | None = None) -> jax.Array:
-    init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), self.axes)
-    y = x @ self.param("kernel", init, self.shape, self.dtype)
+    y = self.multiply(x)
     if factors is None or adapters is None or adapters.gates is None:
       return y
     return y + lora.mixed_product(x, factors, adapters.gates, adapters.detached, adapters.chosen, adapters.newest)

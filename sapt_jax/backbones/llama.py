@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.backbones import attention, layers
+from sapt_jax.backbones import attention, layers, quantize
 from sapt_jax.backbones.layers import Embedding, Linear, RMSNorm
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import Sites
@@ -50,6 +51,7 @@ class LlamaConfig:
   eos_id: int = 2
   bos_id: int = 1
   dtype: Any = jnp.float32
+  bits: quantize.Bits = 0
   remat: str = "dots"
   unroll: int = 1
 
@@ -97,11 +99,12 @@ class LlamaLayer(nn.Module):
   def setup(self) -> None:
     c = self.config
     inner, key_inner = c.heads * c.head_width, c.key_heads * c.head_width
-    self.q = Linear((c.width, inner), ("embed", "heads"), c.dtype)
-    self.k, self.v = (Linear((c.width, key_inner), ("embed", "heads"), c.dtype) for _ in range(2))
-    self.o = Linear((inner, c.width), ("heads", "embed"), c.dtype)
-    self.gate, self.up = (Linear((c.width, c.mlp_width), ("embed", "mlp"), c.dtype) for _ in range(2))
-    self.down = Linear((c.mlp_width, c.width), ("mlp", "embed"), c.dtype)
+    linear = partial(Linear, dtype=c.dtype, bits=c.bits)
+    self.q = linear((c.width, inner), ("embed", "heads"))
+    self.k, self.v = (linear((c.width, key_inner), ("embed", "heads")) for _ in range(2))
+    self.o = linear((inner, c.width), ("inner", None))
+    self.gate, self.up = (linear((c.width, c.mlp_width), ("embed", "mlp")) for _ in range(2))
+    self.down = linear((c.mlp_width, c.width), ("inner", None))
     self.attention_norm, self.mlp_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
 
   def queries_keys_values(self, x: jax.Array, lora: Any, angles: jax.Array,
@@ -126,6 +129,8 @@ class LlamaLayer(nn.Module):
   def step(self, carry: tuple, lora: Any, layer: jax.Array, angles: jax.Array, bias: jax.Array, index: jax.Array,
            adapters: Adapters | None) -> tuple[tuple, None]:
     x, cache_k, cache_v = carry
+    if x.shape[1] > 1:  # a source; for one token per row it is cheaper to send states than weights
+      x = constrain(x, "batch", None, None)
     q, k, v = self.queries_keys_values(x, lora, angles, adapters)
     cache_k, cache_v = (attention.write_cache(cache, new, layer, index) for cache, new in ((cache_k, k), (cache_v, v)))
     return (self.finish(x, q, cache_k[layer], cache_v[layer], bias), cache_k, cache_v), None

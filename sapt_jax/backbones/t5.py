@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sapt_jax.backbones import attention, layers
+from sapt_jax.backbones import attention, layers, quantize
 from sapt_jax.backbones.layers import Embedding, Linear, RMSNorm
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import Sites
@@ -45,6 +45,7 @@ class T5Config:
   eos_id: int = 1
   start_id: int = 0
   dtype: Any = jnp.float32
+  bits: quantize.Bits = 0
   remat: str = "dots"
   unroll: int = 1
 
@@ -123,11 +124,11 @@ class Attention(nn.Module):
   def setup(self) -> None:
     c = self.config
     inner = c.heads * c.head_width
-    linear = partial(Linear, (c.width, inner), ("embed", "heads"), c.dtype)
+    linear = partial(Linear, (c.width, inner), ("embed", "heads"), c.dtype, bits=c.bits)
     self.q = linear(stddev=(c.width * c.head_width) ** -0.5)
     self.k = linear(stddev=c.width**-0.5)
     self.v = linear(stddev=c.width**-0.5)
-    self.o = Linear((inner, c.width), ("heads", "embed"), c.dtype, stddev=inner**-0.5)
+    self.o = Linear((inner, c.width), ("inner", None), c.dtype, inner**-0.5, c.bits)
 
   def keys_values(self, x: jax.Array, factors: Any, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
     k, v = self.k(x), self.v(x, factors and factors["v"], adapters)
@@ -147,11 +148,11 @@ class FeedForward(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     c = self.config
-    wi = partial(Linear, (c.width, c.mlp_width), ("embed", "mlp"), c.dtype, stddev=c.width**-0.5)
+    wi = partial(Linear, (c.width, c.mlp_width), ("embed", "mlp"), c.dtype, c.width**-0.5, c.bits)
     hidden = ACTIVATIONS[c.activation](wi(name="wi_0")(x))
     if c.gated:
       hidden = hidden * wi(name="wi_1")(x)
-    return Linear((c.mlp_width, c.width), ("mlp", "embed"), c.dtype, stddev=c.mlp_width**-0.5, name="wo")(hidden)
+    return Linear((c.mlp_width, c.width), ("inner", None), c.dtype, c.mlp_width**-0.5, c.bits, name="wo")(hidden)
 
 
 class EncoderLayer(nn.Module):

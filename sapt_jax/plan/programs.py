@@ -34,7 +34,8 @@ class Programs:
 
   def __init__(self, config: Config, mesh: jax.sharding.Mesh, raw: dict[str, Any], blocks: int, examples: int):
     self.config, self.mesh = config, mesh
-    model = hf.build_model(raw, config.backbone.dtype, config.backbone.remat, config.backbone.unroll)
+    c = config.backbone
+    model = hf.build_model(raw, c.dtype, c.remat, c.unroll, bits=c.bits)
     params = sharding.abstract_params(lambda: hf.init_params(model, jax.random.key(0)), mesh)
     backbone = hf.Backbone(model, params, pathlib.Path(), raw)
     self.built = learner.put_together(config, mesh, backbone, capacity_for(blocks), wanted(config.generator, examples))
