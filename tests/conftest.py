@@ -1,5 +1,6 @@
 """What every test runs under (JAX on the CPU as four devices, no network), and where reference data is found."""
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,8 @@ os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Products in true float32 on every platform: that is what the tolerances are for.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
+# Programs for tests run a few times on tiny arrays: optimising them is most of what they cost. `optimised` is for what needs it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Every model, tokenizer and data set in the tests is a local folder; reaching for a hub is a failure, at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -31,6 +34,16 @@ def pytest_configure(config: pytest.Config) -> None:
   if config.pluginmanager.hasplugin("cacheprovider") and config.cache is not None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+  """Programs compiled as users' are, for tests of what the compiler makes."""
+  import jax
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -48,13 +48,6 @@ def padded(rng, lengths, left):
   return np.where(mask, ids, 0).astype(np.int32), mask
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module", params=torch_models.NAMES)
 def pair(request, torch, tmp_path_factory):
   theirs = torch_models.make(request.param)

@@ -26,13 +26,6 @@ from tests import classroom
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 def small():
   """Sizes with heads * d_kv != d_model, as T5-3B and 11B have them."""
   import sizes

@@ -14,13 +14,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def parity():
-  # Compiling is nearly all of the time that these tests take; what is computed is the same but for rounding.
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield load_program()
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
-def load_program():
   spec = importlib.util.spec_from_file_location("parity", ROOT / "benchmarks/parity.py")
   module = importlib.util.module_from_spec(spec)
   sys.modules["parity"] = module  # dataclasses look their own module up

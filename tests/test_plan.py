@@ -17,6 +17,8 @@ from sapt_jax.plan.hlo import Module, real_pairs
 from sapt_jax.plan.programs import Programs
 from sapt_jax.plan.sizes import SIZES
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 # Wide enough that the products of a hand formula are nearly all there is.
 SMALL = tiny.LLAMA | {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
 ROWS, SOURCE, TARGET = 4, 64, 8

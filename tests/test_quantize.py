@@ -24,13 +24,6 @@ RAW = {"t5": tiny.T5 | {"d_model": 128, "d_kv": 32, "d_ff": 256},
 BITS = (8, 4)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module", params=list(RAW))
 def folder(request, tmp_path_factory):
   return tiny.model_folder(tmp_path_factory.mktemp(request.param), RAW[request.param])

@@ -23,13 +23,6 @@ TASKS, CAPACITY, SOURCE, TARGET = 3, 4, 7, 4
 EACH = pytest.mark.parametrize("raw", [tiny.T5, tiny.LLAMA], ids=["t5", "llama"])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @dataclasses.dataclass
 class Case:
   """A random model with a pool of three random blocks that remembers two tasks, with quirks or without."""
