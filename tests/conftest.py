@@ -40,7 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def optimised() -> Iterator[None]:
   """Programs compiled as users' are, for tests of what the compiler makes."""
   import jax
-  before = jax.config.jax_disable_most_optimizations
+  before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", False)
   yield
   jax.config.update("jax_disable_most_optimizations", before)
