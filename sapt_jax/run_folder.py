@@ -118,7 +118,9 @@ class RunFolder:
         raise InputError(f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose another --output")
     if file.exists() and any(checkpoint.is_finished(place) for place in self.path.glob("*/*")):
       # Before anything has been learned, no other configuration can spoil it; the mesh changes no result.
-      begun, now = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(self.asked)
+      # An option that is younger than the run has its default there.
+      now, usual = _flat(self.asked), _flat(json.loads(json.dumps(dataclasses.asdict(Config()))))
+      begun = {key: usual[key] for key in now.keys() & usual} | _flat(json.loads(file.read_text(encoding="utf-8")))
       changed = [f"{key}: {begun.get(key)} -> {now.get(key)}" for key in sorted(begun | now)
                  if begun.get(key) != now.get(key) and not key.startswith("mesh.")]
       if changed:

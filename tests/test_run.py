@@ -251,6 +251,17 @@ def test_other_options_in_the_same_folder_are_refused_and_listed(world, finished
   assert (code, "fit.steps: 6 -> 7" in complaint) == (2, True)
 
 
+def test_a_run_from_before_an_option_was_there_goes_on_with_its_default(world, finished, tmp_path, monkeypatch, capsys):
+  shutil.copytree(finished, tmp_path / "run")
+  file = tmp_path / "run/config.json"
+  begun = json.loads(file.read_text())
+  del begun["method"]["uniform"]
+  file.write_text(json.dumps(begun))
+  code, complaint = run_program(train, [*world, "--output", tmp_path / "run", "--method.uniform", "always"], monkeypatch, capsys)
+  assert (code, "method.uniform: never -> always" in complaint) == (2, True)
+  train.main([*world, "--output", str(tmp_path / "run")])
+
+
 def test_other_weights_of_the_same_shape_are_refused(world, finished, tmp_path, monkeypatch, capsys):
   model = tiny.model_folder(tmp_path / "t5", tiny.T5, seed=1)
   monkeypatch.setattr("sapt_jax.learner.backbone_folder", lambda _: model)
