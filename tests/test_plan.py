@@ -136,9 +136,12 @@ ENTRY %main (z: f32[4,8,16]) -> (s32[], f32[4,8,16]) {
 
 
 def test_a_tpus_spelling_is_read():
-  work = Module(TPU_TEXT, devices=8).work()
+  module = Module(TPU_TEXT, devices=8)
+  work = module.work()
   assert work.flops == 7 * 2 * 4 * 8 * 32 * 16
   assert work.collectives == {"all-gather": {"count": 7, "bytes": 7 * 3 * 2 * 4 * 4}}
+  assert module.loops() == [{"trips": 7, "kernels": 3}]  # the product and two fusions; names and tuples start nothing
+  assert work.kernels == 21
 
 
 def test_only_entries_of_the_input_are_paired_in_a_convolution():

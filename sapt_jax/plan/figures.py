@@ -20,9 +20,9 @@ def measure(lowered: jax.stages.Lowered, target: Target, config: Config, longest
 
   Returns:
     per device, in bytes: arguments, temporaries, outputs (of these `donated` in the arguments' place), peak = arguments + temporaries +
-    outputs - donated; flops, traffic, collectives (plan/hlo.py.Work), fits, compile_s, and floor_s: seconds that flops, traffic and sent
-    bytes take at least, each at the device's peak (None for the CPU). A TPU's compiler gives up on a program that does not fit: then only
-    fits, compile_s and, if it says so, peak are known.
+    outputs - donated; flops, kernels, traffic, collectives, loops (plan/hlo.py), fits, compile_s, and floor_s: seconds that flops, traffic
+    and sent bytes take at least, each at the device's peak (None for the CPU). A TPU's compiler gives up on a program that does not fit:
+    then only fits, compile_s and, if it says so, peak are known.
   """
   began = time.monotonic()
   try:
@@ -31,7 +31,8 @@ def measure(lowered: jax.stages.Lowered, target: Target, config: Config, longest
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     used = re.search(r"Used ([\d.]+)([MG]) of", str(error))
-    unknown = dict.fromkeys(("arguments", "temporaries", "outputs", "donated", "flops", "traffic", "collectives", "floor_s"))
+    unknown = dict.fromkeys(("arguments", "temporaries", "outputs", "donated", "flops", "kernels", "loops", "traffic", "collectives",
+                             "floor_s"))
     peak = int(float(used[1]) * {"M": 2**20, "G": GIB}[used[2]]) if used else None
     return {**unknown, "peak": peak, "fits": False, "compile_s": round(time.monotonic() - began, 1)}
   seconds = round(time.monotonic() - began, 1)
@@ -43,7 +44,7 @@ def measure(lowered: jax.stages.Lowered, target: Target, config: Config, longest
   peak = arguments + temporaries + outputs - donated
   return {
     "arguments": arguments, "temporaries": temporaries, "outputs": outputs, "donated": donated, "peak": peak, "fits": peak <= target.usable,
-    "flops": int(work.flops), "traffic": int(work.traffic),
+    "flops": int(work.flops), "kernels": int(work.kernels), "loops": module.loops(), "traffic": int(work.traffic),
     "collectives": {kind: {name: int(value) for name, value in found.items()} for kind, found in sorted(work.collectives.items())},
     "floor_s": floor(work, target, config.backbone.dtype), "compile_s": seconds}
 
@@ -99,6 +100,7 @@ def table(report: dict[str, Any]) -> str:
     row(f"{name}, GiB", ["-" if figures[name] is None else f"{figures[name] / GIB:.3g}" for figures in both])
   row("fits", ["yes" if figures["fits"] else "NO" for figures in both])
   row("products, TFLOP", ["-" if figures["flops"] is None else f"{figures['flops'] / 1e12:.3g}" for figures in both])
+  row("kernels", ["-" if figures["kernels"] is None else figures["kernels"] for figures in both])
   for kind in sorted({kind for figures in both for kind in figures["collectives"] or {}}):
     cells = [(figures["collectives"] or {}).get(kind, {"count": 0, "bytes": 0}) for figures in both]
     row(f"{kind}, GiB", [f"{cell['count']}x {cell['bytes'] / GIB:.3g}" for cell in cells])

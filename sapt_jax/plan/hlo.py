@@ -1,4 +1,4 @@
-"""What a compiled program does on each device, read from its HLO text: products, and bytes sent to other devices, loops multiplied out.
+"""What a compiled program does on each device, read from its HLO text: products, kernels, bytes sent to other devices, loops multiplied out.
 
 XLA's own cost analysis counts the body of a loop once, so that a model whose layers are scanned looks as if it had one layer of each kind.
 Here every loop counts as often as it runs: as XLA says (known_trip_count), or else as its condition `i < constant` says; a loop that says
@@ -28,6 +28,10 @@ SENT = {
   "all-to-all": lambda g: (g - 1) / g, "ragged-all-to-all": lambda g: (g - 1) / g, "collective-permute": lambda g: 1,
   "collective-broadcast": lambda g: 1,
 }
+
+# Instructions that start nothing on the device: they name values, or steer what does.
+NO_KERNEL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "opt-barrier",
+             "partition-id", "replica-id", "async-update"}
 
 
 def array_shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -98,16 +102,19 @@ class Work:
 
   Attributes:
     flops: of products, two for a multiplication and an addition.
+    kernels: started, a fusion or a library's call being one.
     traffic: bytes of the products' operands and results.
     collectives: kind -> {"count": how many are run, "bytes": what this device sends in them, in a ring}.
   """
 
   flops: float = 0.0
+  kernels: float = 0.0
   traffic: float = 0.0
   collectives: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
 
   def add(self, other: Work, times: float = 1) -> None:
     self.flops += times * other.flops
+    self.kernels += times * other.kernels
     self.traffic += times * other.traffic
     for kind, figures in other.collectives.items():
       self.send(kind, times * figures["count"], times * figures["bytes"])
@@ -149,8 +156,15 @@ class Module:
       work, seen = Work(), set[str]()
       for where, instruction in self.fused(name):
         self.count(work, where, instruction, seen)
+      work.kernels += sum(not instruction.opcode.endswith("-done") and instruction.opcode not in NO_KERNEL
+                          for instruction in self.computations[name].values())
       self.done[name] = work
     return self.done[name]
+
+  def loops(self) -> list[dict[str, int]]:
+    """Of every loop: how often it runs (trips), and the kernels of one run, those of loops inside it included."""
+    return [{"trips": self.trips(where, instruction), "kernels": int(self.work_of(instruction.called("body")[0]).kernels)}
+            for where, computation in self.computations.items() for instruction in computation.values() if instruction.opcode == "while"]
 
   def fused(self, name: str) -> Iterator[tuple[str, Instruction]]:
     """(computation, instruction) for a computation and the fusions in it."""
