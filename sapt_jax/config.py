@@ -111,7 +111,7 @@ class Method:
 class Generator:
   """ARM's source of pseudo inputs: one LoRA block per task that learns to write the task's inputs.
 
-  lfpt5 samples its pseudo examples with batch_size, max_length, oversample, top_k, repetition_penalty and temperature from here.
+  lfpt5 samples its pseudo examples with max_length, oversample, top_k, repetition_penalty and temperature from here.
   """
 
   steps: int = 5000
@@ -119,7 +119,7 @@ class Generator:
   epochs: int = 50
   """Most passes over the task's inputs."""
   batch_size: int = 16
-  """Inputs per step, and samples drawn at once."""
+  """Inputs per step."""
   learning_rate: float = 1e-3
   """Constant, AdamW."""
   rank: int = 8
@@ -280,7 +280,7 @@ class Evaluation:
   """Scoring."""
 
   batch_size: int = 32
-  """Inputs answered at once."""
+  """Inputs answered, or pseudo inputs sampled, at once."""
   metric: Literal["benchmark", "rouge_l", "rouge_l_multilingual", "exact_match"] = "benchmark"
   """benchmark: rouge_l for superni, exact_match for the others; rouge_l_multilingual: for answers that are not in Latin script."""
   every_task: bool = True

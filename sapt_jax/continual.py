@@ -72,10 +72,11 @@ class Continual:
     self.built = built = learner.build(config, backbone, self.capacity, self.memory_inputs)
     self.method, self.answerer, self.pooler = built.method, built.answerer, built.pooler
     self.trainer = Trainer(built.backbone, built.method, config.fit, built.batcher, built.mesh)
+    answering = built.answerer.batcher
     self.generator: Generator | Stored | None = None
     if built.method.wants_pseudo_inputs:
-      self.generator = stored or Generator(config.generator, built.backbone, built.setting, codec, built.batcher, built.mesh)
-    self.recaller = (Recaller(config.generator, config.method.pseudo_examples, built.backbone, built.method, codec, built.batcher,
+      self.generator = stored or Generator(config.generator, built.backbone, built.setting, codec, answering, built.mesh)
+    self.recaller = (Recaller(config.generator, config.method.pseudo_examples, built.backbone, built.method, codec, answering,
                               built.mesh) if built.method.writes_examples else None)
     self.moments = SiteMoments(built.backbone, built.method, built.batcher, built.mesh) if built.method.wants_moments else None
     self.metric = BENCHMARKS[config.data.benchmark].metric if config.evaluation.metric == "benchmark" else config.evaluation.metric

@@ -100,16 +100,15 @@ def clean(samples: Sequence[str], task: Task, keep: int, max_overlap: float) -> 
 class Generator:
   """Learns and samples pseudo inputs, task after task, with one compiled step and one compiled sampler."""
 
-  def __init__(self, options: config.Generator, backbone: Backbone, setting: Setting, codec: Codec, batcher: Batcher,
+  def __init__(self, options: config.Generator, backbone: Backbone, setting: Setting, codec: Codec, answering: Batcher,
                mesh: jax.sharding.Mesh):
     pet = config.Pet(kind="lora", rank=options.rank, alpha=setting.pet.alpha)
     self.options, self.codec = options, codec
     self.method = Sequential(config.Method(name="sequential"), dataclasses.replace(setting, pet=pet))
     fit = config.Fit(batch_size=options.batch_size, learning_rate=options.learning_rate, epochs=options.epochs)
-    batcher = dataclasses.replace(batcher, size=options.batch_size)
-    self.trainer = Trainer(backbone, self.method, fit, batcher, mesh)
+    self.trainer = Trainer(backbone, self.method, fit, dataclasses.replace(answering, size=options.batch_size), mesh)
     choose = sampler(options.top_k, options.repetition_penalty, options.temperature)
-    self.answerer = Answerer(backbone, self.method, batcher, mesh, choose)
+    self.answerer = Answerer(backbone, self.method, answering, mesh, choose)
 
   def rows(self, task: Task) -> list[Row]:
     """start marker -> definition, separator, input; one row per training example."""
@@ -123,7 +122,7 @@ class Generator:
     steps = min(self.options.steps, self.trainer.steps(len(rows)))
     learned = self.trainer.fit(self.method.start(rng), rows, Plan(f"{task.name} (inputs)", steps, None, log))
     keep = wanted(self.options, len(task.train))
-    drawn = math.ceil(keep * self.options.oversample / self.options.batch_size) * self.options.batch_size
+    drawn = math.ceil(keep * self.options.oversample)
     longest = min(self.options.max_length, bucket(max(len(row.target) for row in rows)))
     answers = self.answerer.answer(learned, rows[:1] * drawn, longest, seed + index)
     pseudo = clean([self.codec.text(ids) for ids in answers.tokens], task, keep, self.options.max_overlap)

@@ -84,11 +84,11 @@ def sort_out(samples: Sequence[str], separator: str, labels: frozenset[str] | No
 class Recaller:
   """Has a method learn to write examples, and write some: one compiled sampler for all tasks."""
 
-  def __init__(self, options: config.Generator, keep: int, backbone: Backbone, method: Method, codec: Codec, batcher: Batcher,
+  def __init__(self, options: config.Generator, keep: int, backbone: Backbone, method: Method, codec: Codec, answering: Batcher,
                mesh: jax.sharding.Mesh):
     self.options, self.keep, self.codec = options, keep, codec
     choose = sampler(options.top_k, options.repetition_penalty, options.temperature)
-    self.answerer = Answerer(backbone, method, dataclasses.replace(batcher, size=options.batch_size), mesh, choose)
+    self.answerer = Answerer(backbone, method, answering, mesh, choose)
 
   def with_lm_pairs(self, rows: Sequence[Row], examples: Sequence[Example]) -> list[Row]:
     """The rows of these examples, each with its language-modelling pair."""
@@ -97,7 +97,7 @@ class Recaller:
 
   def write(self, learned: Learned, labels: Sequence[frozenset[str] | None], seed: int) -> list[PseudoExamples]:
     """Pseudo examples of the first tasks of the stream, as many as there are `labels` (see sort_out); fixed by learned and seed."""
-    drawn = math.ceil(self.keep * self.options.oversample / self.options.batch_size) * self.options.batch_size
+    drawn = math.ceil(self.keep * self.options.oversample)
     rows = [Row(marker(self.codec, index), [self.codec.eos_id], index) for index in range(len(labels)) for _ in range(drawn)]
     texts = [self.codec.text(ids) for ids in self.answerer.answer(learned, rows, self.options.max_length, seed).tokens]
     separator = self.codec.frame[1].strip()

@@ -206,8 +206,8 @@ def test_a_task_is_learned_from_its_examples_and_what_the_learned_prompt_recalls
 
     def answer(self, learned, rows, max_new, seed):
       asked.append((learned, rows, max_new))
-      texts = ["nothing", "x Output: pink", *(f"thought {i}\nOutput: {'red' if i % 2 else 'green'}" for i in range(10))]
-      return Answers([[byte_ids[byte] for byte in text.encode()] for text in texts], np.ones((12, 1)))
+      texts = ["nothing", "x Output: pink", *(f"thought {i}\nOutput: {'red' if i % 2 else 'green'}" for i in range(8))]
+      return Answers([[byte_ids[byte] for byte in text.encode()] for text in texts], np.ones((10, 1)))
 
   def learn(trainer, learned, rows, plan):
     lessons.append((rows, jax.tree.map(lambda x: x + 1, learned)))
@@ -222,7 +222,7 @@ def test_a_task_is_learned_from_its_examples_and_what_the_learned_prompt_recalls
   [(writer, rows, max_new)] = asked
   assert same(writer, after_first)
   assert {tuple(row.source) for row in rows} == {tuple(tokenizer("Task 1:")["input_ids"])}
-  assert (len(rows), max_new) == (12, 32)  # 5 wanted, twice as many drawn, in whole batches of 4
+  assert (len(rows), max_new) == (10, 32)  # 5 wanted, twice as many drawn
   assert [row.task for row in first] == [0] * 12
   assert [row.task for row in second] == [0] * 5 + [1] * 12
   decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
@@ -234,7 +234,7 @@ def test_a_task_is_learned_from_its_examples_and_what_the_learned_prompt_recalls
   saved = [json.loads(line) for line in (tmp_path / "run/pseudo_examples/01_task002_count.jsonl").read_text().splitlines()]
   assert saved[0] == {"task": "task001_colour", "definition": "Name the colour.", "input": "thought 0", "output": "green"}
   record = json.loads((tmp_path / "run/snapshots/01_task002_count" / checkpoint.RECORD).read_text())
-  assert record["pseudo_examples"] == [{"drawn": 12, "malformed": 1, "no_label": 1, "repeated": 0, "kept": 5}]
+  assert record["pseudo_examples"] == [{"drawn": 10, "malformed": 1, "no_label": 1, "repeated": 0, "kept": 5}]
 
 
 @pytest.mark.slow
