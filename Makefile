@@ -14,8 +14,9 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 train: $(READY)
 	$(BIN)/python -m sapt_jax.train
 
+# A process per core: most of a test is compiling, which keeps one busy. Files stay whole, as their tests share runs.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -92,11 +92,12 @@ def causal_mask(length: int) -> jax.Array:
   return jnp.tril(jnp.ones((length, length), bool))[None, None]
 
 
-def write_cache(cache: jax.Array, new: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Array:
-  """Writes new (B, G, L, K) into a stacked cache (layers, B, G, S, K) at one layer, from position index on.
+def write_cache(cache: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
+  """Writes new (..., B, G, 1, K) into a cache (..., B, G, S, K), of one layer or of all, at position index.
 
-  The whole stacked cache is a scan's carry, so that XLA updates it in place instead of copying every layer at every token.
+  While one token goes through the layers, the stacked cache is only read: a layer writes its keys and values into its own slice, which the
+  loop over layers cuts out anyway, and those of all layers are written together behind the loop. As the loop's carry the whole cache
+  would be copied at every layer.
   """
-  zero = jnp.zeros((), jnp.int32)
-  cache = jax.lax.dynamic_update_slice(cache, new[None].astype(cache.dtype), (layer, zero, zero, index, zero))
-  return constrain(cache, None, "batch", "any", None, "any")
+  cache = jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), index, cache.ndim - 2)
+  return constrain(cache, *[None] * (cache.ndim - 4), "batch", "any", None, "any")

@@ -73,6 +73,9 @@ class LlamaCache(flax.struct.PyTreeNode):
   position: jax.Array
 
 
+KeysValues = tuple[jax.Array, jax.Array]
+
+
 def rotary_frequencies(config: LlamaConfig) -> jax.Array:
   """(K/2,) float32, radians per position; with llama3 scaling slow waves are stretched, fast ones kept, those between interpolated."""
   frequencies = 1.0 / config.rope_theta ** (jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width)
@@ -92,7 +95,7 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 class LlamaLayer(nn.Module):
-  """Self-attention and gated mlp, each after a norm and added to what came in; `step` is the same with a cache."""
+  """Self-attention and gated mlp, each after a norm and added to what came in; `read` fills a cache on the way, `step` uses it."""
 
   config: LlamaConfig
 
@@ -122,18 +125,23 @@ class LlamaLayer(nn.Module):
     return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
 
   def __call__(self, x: jax.Array, lora: Any, angles: jax.Array, bias: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, None]:
+    return self.read(x, lora, angles, bias, None, adapters)[0], None
+
+  def read(self, x: jax.Array, lora: Any, angles: jax.Array, bias: jax.Array, room: jax.Array | None,
+           adapters: Adapters | None) -> tuple[jax.Array, KeysValues]:
+    """A source; its keys and values are returned with room (B, G, N, K) for those of N tokens behind them."""
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
-    return self.finish(x, *self.queries_keys_values(x, lora, angles, adapters), bias), None
-
-  def step(self, carry: tuple, lora: Any, layer: jax.Array, angles: jax.Array, bias: jax.Array, index: jax.Array,
-           adapters: Adapters | None) -> tuple[tuple, None]:
-    x, cache_k, cache_v = carry
-    if x.shape[1] > 1:  # a source; for one token per row it is cheaper to send states than weights
-      x = constrain(x, "batch", None, None)
     q, k, v = self.queries_keys_values(x, lora, angles, adapters)
-    cache_k, cache_v = (attention.write_cache(cache, new, layer, index) for cache, new in ((cache_k, k), (cache_v, v)))
-    return (self.finish(x, q, cache_k[layer], cache_v[layer], bias), cache_k, cache_v), None
+    kept = (k, v) if room is None else (jnp.concatenate([k, room], axis=2), jnp.concatenate([v, room], axis=2))
+    return self.finish(x, q, k, v, bias), kept
+
+  def step(self, x: jax.Array, lora: Any, earlier: KeysValues, angles: jax.Array, bias: jax.Array, index: jax.Array,
+           adapters: Adapters | None) -> tuple[jax.Array, KeysValues]:
+    """One token (B, 1, D); `earlier` are the keys and values of those before it. Also returns this token's, (B, G, 1, K) each."""
+    q, *new = self.queries_keys_values(x, lora, angles, adapters)
+    k, v = (attention.write_cache(cache, one, index) for cache, one in zip(earlier, new, strict=True))
+    return self.finish(x, q, k, v, bias), (new[0], new[1])
 
 
 class Llama(nn.Module):
@@ -146,7 +154,8 @@ class Llama(nn.Module):
     self.embedding = Embedding(c.vocab_size, c.width, c.dtype, stddev=0.02)
     split, shared = 0, nn.broadcast
     self.layers = layers.scan_layers(LlamaLayer, c.layers, c.remat, c.unroll, methods={
-      "__call__": (split, shared, shared, shared), "step": (split, split, shared, shared, shared, shared)})(c)
+      "__call__": (split, shared, shared, shared), "read": (split, shared, shared, shared, shared),
+      "step": (split, split, shared, shared, shared, shared)})(c)
     self.norm = RMSNorm(c.epsilon, c.dtype)
     if not c.tied_head:
       self.head = Linear((c.width, c.vocab_size), ("embed", "vocab"), c.dtype)
@@ -158,12 +167,15 @@ class Llama(nn.Module):
   def with_prompt(self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
     return layers.put_prompts_before(self.embedding(tokens), mask, adapters)
 
+  def angles_and_bias(self, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(B, L, K/2) radians and (B, 1, L, L) of tokens that see those before them; both float32, mask (B, L) bool."""
+    angles = (jnp.cumsum(mask, axis=1) - 1)[:, :, None] * rotary_frequencies(self.config)
+    return angles, attention.mask_bias(attention.causal_mask(mask.shape[1]) & mask[:, None, None, :])
+
   def states(self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None = None) -> jax.Array:
     """tokens (B, L) int32, mask (B, L) bool -> final states (B, prompt length + L, D); values at masked places mean nothing."""
     x, mask = self.with_prompt(tokens, mask, adapters)
-    angles = (jnp.cumsum(mask, axis=1) - 1)[:, :, None] * rotary_frequencies(self.config)
-    bias = attention.mask_bias(attention.causal_mask(x.shape[1]) & mask[:, None, None, :])
-    x, _ = self.layers(x, adapters and adapters.lora, angles, bias, adapters)
+    x, _ = self.layers(x, adapters and adapters.lora, *self.angles_and_bias(mask), adapters)
     return self.norm(x)
 
   def hidden(self, source: jax.Array, source_mask: jax.Array, target: jax.Array, target_mask: jax.Array,
@@ -187,21 +199,17 @@ class Llama(nn.Module):
     """Reads the source; returns logits (B, V) of the first answer token and a cache with room for max_new tokens."""
     c = self.config
     x, mask = self.with_prompt(source, source_mask, adapters)
-    empty = jnp.zeros((c.layers, x.shape[0], c.key_heads, x.shape[1] + max_new, c.head_width), c.dtype)
-    cache = LlamaCache(k=empty, v=empty, filled=jnp.pad(mask, ((0, 0), (0, max_new))), index=jnp.zeros((), jnp.int32),
+    room = jnp.zeros((x.shape[0], c.key_heads, max_new, c.head_width), c.dtype)
+    states, (k, v) = self.layers.read(x, adapters and adapters.lora, *self.angles_and_bias(mask), room, adapters)
+    cache = LlamaCache(k, v, filled=jnp.pad(mask, ((0, 0), (0, max_new))), index=jnp.asarray(x.shape[1], jnp.int32),
                        position=jnp.sum(mask, axis=1))
-    visible = jnp.arange(empty.shape[3])[None, :] <= jnp.arange(x.shape[1])[:, None]
-    return self.read(x, jnp.cumsum(mask, axis=1) - 1, visible[None, None] & cache.filled[:, None, None, :], cache, adapters)
+    return self.logits(self.norm(states[:, -1])), cache
 
   def extend(self, tokens: jax.Array, cache: LlamaCache, adapters: Adapters | None = None) -> tuple[jax.Array, LlamaCache]:
     """Feeds one token per row (B,) int32; returns logits (B, V) of the next one and the longer cache."""
     filled = cache.filled | (jnp.arange(cache.filled.shape[1]) == cache.index)
-    positions, cache = cache.position[:, None], cache.replace(filled=filled, position=cache.position + 1)
-    return self.read(self.embedding(tokens[:, None]), positions, filled[:, None, None, :], cache, adapters)
-
-  def read(self, x: jax.Array, positions: jax.Array, visible: jax.Array, cache: LlamaCache,
-           adapters: Adapters | None) -> tuple[jax.Array, LlamaCache]:
-    angles = positions[:, :, None] * rotary_frequencies(self.config)
-    lora, numbers = adapters and adapters.lora, jnp.arange(self.config.layers)
-    (x_out, k, v), _ = self.layers.step((x, cache.k, cache.v), lora, numbers, angles, attention.mask_bias(visible), cache.index, adapters)
-    return self.logits(self.norm(x_out[:, -1])), cache.replace(k=k, v=v, index=cache.index + x.shape[1])
+    angles = cache.position[:, None, None] * rotary_frequencies(self.config)
+    x, new = self.layers.step(self.embedding(tokens[:, None]), adapters and adapters.lora, (cache.k, cache.v), angles,
+                              attention.mask_bias(filled)[:, None, None, :], cache.index, adapters)
+    k, v = (attention.write_cache(*both, cache.index) for both in zip((cache.k, cache.v), new, strict=True))
+    return self.logits(self.norm(x[:, -1])), cache.replace(k=k, v=v, filled=filled, index=cache.index + 1, position=cache.position + 1)

@@ -198,14 +198,13 @@ class DecoderLayer(nn.Module):
     cross = self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
     return self.mix(x, h, own, cross, lora, bias, source_bias, adapters), None
 
-  def step(self, carry: tuple, lora: Any, cross: KeysValues, layer: jax.Array, bias: jax.Array, source_bias: jax.Array, index: jax.Array,
-           adapters: Adapters | None) -> tuple[tuple, None]:
-    x, cache_k, cache_v = carry
+  def step(self, x: jax.Array, lora: Any, own: KeysValues, cross: KeysValues, bias: jax.Array, source_bias: jax.Array, index: jax.Array,
+           adapters: Adapters | None) -> tuple[jax.Array, KeysValues]:
+    """One token (B, 1, D); `own` are the keys and values of those before it. Also returns this token's, (B, H, 1, K) each."""
     h = self.self_norm(x)
-    k, v = self.self_attention.keys_values(h, lora and lora["self"], adapters)
-    cache_k, cache_v = (attention.write_cache(cache, new, layer, index) for cache, new in ((cache_k, k), (cache_v, v)))
-    x = self.mix(x, h, (cache_k[layer], cache_v[layer]), cross, lora, bias, source_bias, adapters)
-    return (x, cache_k, cache_v), None
+    new = self.self_attention.keys_values(h, lora and lora["self"], adapters)
+    k, v = (attention.write_cache(cache, one, index) for cache, one in zip(own, new, strict=True))
+    return self.mix(x, h, (k, v), cross, lora, bias, source_bias, adapters), new
 
   def mix(self, x: jax.Array, h: jax.Array, own: KeysValues, cross: KeysValues, lora: Any, bias: jax.Array, source_bias: jax.Array,
           adapters: Adapters | None) -> jax.Array:
@@ -288,9 +287,9 @@ class T5(nn.Module):
     """Feeds one token per row (B,) int32; returns logits (B, V) of the next one and the longer cache."""
     positions = jnp.arange(cache.self_k.shape[3])
     bias = self.decoder_bias(cache.index[None], positions) + attention.mask_bias(positions <= cache.index)[None, None, None]
-    lora = lora_of(adapters, "decoder")
-    carry = (self.embedding(tokens[:, None]), cache.self_k, cache.self_v)
-    (x, self_k, self_v), _ = self.decoder.step(
-      carry, lora, (cache.cross_k, cache.cross_v), jnp.arange(self.config.decoder_layers), bias, cache.source_bias, cache.index, adapters)
+    x, new = self.decoder.step(
+      self.embedding(tokens[:, None]), lora_of(adapters, "decoder"), (cache.self_k, cache.self_v), (cache.cross_k, cache.cross_v), bias,
+      cache.source_bias, cache.index, adapters)
+    self_k, self_v = (attention.write_cache(*both, cache.index) for both in zip((cache.self_k, cache.self_v), new, strict=True))
     logits = self.logits(self.decoder_norm(x))[:, 0]
     return logits, cache.replace(self_k=self_k, self_v=self_v, index=cache.index + 1)
