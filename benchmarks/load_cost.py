@@ -7,7 +7,6 @@ The loaded model counts, as the CPU is the device, and so do Python and JAX them
 """
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pathlib
@@ -15,11 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import ml_dtypes
 import numpy as np
+import sizes
 from safetensors.numpy import save_file
 
+from sapt_jax import cli
 from sapt_jax.backbones import hf
 
 LOAD = """
@@ -79,14 +81,14 @@ def measure(folder: pathlib.Path, bits: int) -> tuple[int, int, float]:
   return usage.ru_maxrss * 1024, int(printed), time.monotonic() - began
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> None:
   """Writes, measures, removes, prints."""
-  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  parser = sizes.Parser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--gigabytes", type=float, default=5.0, help="of weights, 10^9 bytes")
   parser.add_argument("--bits", type=int, default=0, choices=(0, 8, 4), help="quantise while loading")
   parser.add_argument("--limit", type=float, default=1.2, help="peak over bytes that is still well")
   parser.add_argument("--json", action="store_true")
-  options = parser.parse_args()
+  options = parser.parse_args(arguments)
   with tempfile.TemporaryDirectory() as place:
     folder = pathlib.Path(place)
     total = write_folder(folder, config_of(max(1, round(options.gigabytes * 1e9 / 103e6 - 1))), 500_000_000)
@@ -95,8 +97,9 @@ def main() -> int:
            "s": round(seconds, 1)}
   print(json.dumps(found) if options.json else
         f"{total / 1e9:.2f} GB of weights, {parameters / 1e9:.2f} GB here: peak {peak / 1e9:.2f} GB, {peak / total:.2f} x; {seconds:.0f} s")
-  return 0 if peak <= options.limit * total else 1
+  if peak > options.limit * total:
+    sys.exit(1)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  cli.run(main)

@@ -18,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
-from sapt_jax.run_folder import finished_snapshots
+from sapt_jax.run_folder import sound_snapshots
 from sapt_jax.training.checkpoint import TREE
 
 
@@ -30,7 +30,7 @@ def shared(earlier: Sequence[np.ndarray], new: np.ndarray) -> float:
 
 def factors_by_task(run: Path) -> list[list[np.ndarray]]:
   """[task][site and layer] -> A of the block that the task left, (D, R) float64."""
-  trees: list[dict[str, Any]] = [ocp.load(str((snapshot / TREE).absolute())) for snapshot in finished_snapshots(run)]
+  trees: list[dict[str, Any]] = [ocp.load(str((snapshot / TREE).absolute())) for snapshot in sound_snapshots(run)]
   names = sorted(name for name in trees[-1] if name.startswith("blocks.lora.") and name.endswith(".a"))
   if not names:
     raise InputError(f"{run}: its blocks are not LoRA")

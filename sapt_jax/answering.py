@@ -12,7 +12,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Row
 from sapt_jax.data.prompts import cut_to_fit
 from sapt_jax.errors import InputError
-from sapt_jax.run_folder import finished_snapshots, write_lines
+from sapt_jax.run_folder import sound_snapshots, write_lines
 from sapt_jax.training import checkpoint
 
 
@@ -28,10 +28,14 @@ class Answering:
       values = json.loads((run / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
       raise InputError(f"--run {run}: no config.json of a run there") from None
-    options = dataclasses.replace(config.from_dict(config.Config, values), mesh=mesh or config.Mesh())
-    if batch_size:
-      options = dataclasses.replace(options, evaluation=dataclasses.replace(options.evaluation, batch_size=batch_size))
-    snapshots = finished_snapshots(run)
+    options = config.from_dict(config.Config, values)
+    mesh, rows = mesh or config.Mesh(), batch_size or options.evaluation.batch_size
+    per_step = mesh.data * mesh.fsdp  # nothing is trained: any size that the mesh can split
+    options = dataclasses.replace(
+      options, mesh=mesh, evaluation=dataclasses.replace(options.evaluation, batch_size=rows),
+      fit=dataclasses.replace(options.fit, batch_size=per_step, accumulation=1),
+      generator=dataclasses.replace(options.generator, batch_size=per_step))
+    snapshots = sound_snapshots(run)
     folder = learner.backbone_folder(options)
     if hf.fingerprint(folder) != values["backbone.weights"]:
       raise InputError(f"--run {run}: {folder} does not hold the weights that it was trained on")

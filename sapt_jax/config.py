@@ -16,6 +16,20 @@ def _check(condition: bool, message: str) -> None:
     raise InputError(message)
 
 
+def _at_least(options: Any, part: str, least: int, *names: str) -> None:
+  """Whether the values of these options, of one part of the configuration, are no less."""
+  for name in names:
+    value = getattr(options, name)
+    _check(value >= least, f"{part}.{name} {value}: must {f'be at least {least}' if least else 'not be negative'}")
+
+
+def _positive(options: Any, part: str, *names: str) -> None:
+  """Whether the values of these options are above zero, where they are given."""
+  for name in names:
+    value = getattr(options, name)
+    _check(value is None or value > 0, f"{part}.{name} {value}: must be positive")
+
+
 @dataclasses.dataclass(frozen=True)
 class Pet:
   """The PET blocks."""
@@ -33,9 +47,8 @@ class Pet:
   one; 0: all blocks."""
 
   def __post_init__(self) -> None:
-    _check(self.rank > 0, f"pet.rank {self.rank}: must be at least 1")
-    _check(self.top_k >= 0, f"pet.top_k {self.top_k}: must not be negative")
-    _check(self.prompt_length > 0, f"pet.prompt_length {self.prompt_length}: must be at least 1")
+    _at_least(self, "pet", 1, "rank", "prompt_length")
+    _at_least(self, "pet", 0, "top_k")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +107,14 @@ class Method:
   """epi: how far the covariance of the look-up is drawn towards a multiple of the identity, from 0 to 1."""
 
   def __post_init__(self) -> None:
-    _check(self.reflection_weight >= 0, f"method.reflection_weight {self.reflection_weight}: must not be negative")
-    _check(self.routing_steps >= 0, f"method.routing_steps {self.routing_steps}: must not be negative")
+    _at_least(self, "method", 0, "reflection_weight", "routing_steps", "orthogonality_weight", "sparsity_weight", "key_weight", "lm_weight")
+    _at_least(self, "method", 1, "pseudo_examples")
     _check(0 < self.replay_share <= 1, f"method.replay_share {self.replay_share}: must be in (0, 1]")
     _check(0 < self.kept_energy <= 1, f"method.kept_energy {self.kept_energy}: must be in (0, 1]")
     _check(0 <= self.lookup_shrinkage <= 1, f"method.lookup_shrinkage {self.lookup_shrinkage}: must be in [0, 1]")
     _check(0 < self.chosen_prompts <= self.pool_prompts,
            f"method.chosen_prompts {self.chosen_prompts}: must be at least 1 and at most method.pool_prompts {self.pool_prompts}")
     _check(0 <= self.kd_weight < 1, f"method.kd_weight {self.kd_weight}: must be in [0, 1)")
-    _check(self.pseudo_examples > 0, f"method.pseudo_examples {self.pseudo_examples}: must be at least 1")
-    for name in ("orthogonality_weight", "sparsity_weight", "key_weight", "lm_weight"):
-      _check(getattr(self, name) >= 0, f"method.{name} {getattr(self, name)}: must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +155,12 @@ class Generator:
   generated_data do, or the pseudo_inputs folder of another run on the same tasks."""
 
   def __post_init__(self) -> None:
-    _check(self.steps > 0, f"generator.steps {self.steps}: must be at least 1")
+    _at_least(self, "generator", 1, "steps", "epochs", "batch_size", "rank", "max_length", "top_k")
+    _at_least(self, "generator", 0, "keep_at_least")
+    _positive(self, "generator", "learning_rate", "repetition_penalty", "temperature")
+    _check(self.oversample >= 1, f"generator.oversample {self.oversample}: must be at least 1")
     _check(0 < self.keep <= 1, f"generator.keep {self.keep}: must be in (0, 1]")
     _check(0 < self.max_overlap <= 1, f"generator.max_overlap {self.max_overlap}: must be in (0, 1]")
-    _check(self.repetition_penalty > 0, f"generator.repetition_penalty {self.repetition_penalty}: must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,12 +187,11 @@ class Fit:
   """Steps between lines of the metrics log."""
 
   def __post_init__(self) -> None:
+    _at_least(self, "fit", 0, "steps", "epochs", "checkpoint_every", "validate_every")
+    _at_least(self, "fit", 1, "batch_size", "accumulation", "log_every")
+    _positive(self, "fit", "learning_rate", "attention_learning_rate")
     _check(self.steps > 0 or self.epochs > 0, "fit.steps and fit.epochs are both 0: nothing would be learned")
-    _check(self.batch_size > 0, f"fit.batch_size {self.batch_size}: must be at least 1")
-    _check(self.checkpoint_every >= 0, f"fit.checkpoint_every {self.checkpoint_every}: must not be negative")
-    _check(self.log_every > 0, f"fit.log_every {self.log_every}: must be at least 1")
-    _check(self.learning_rate > 0, f"fit.learning_rate {self.learning_rate}: must be positive")
-    _check(self.accumulation > 0 and self.batch_size % self.accumulation == 0,
+    _check(self.batch_size % self.accumulation == 0,
            f"fit.accumulation {self.accumulation}: must divide fit.batch_size {self.batch_size}")
 
 
@@ -216,8 +227,9 @@ class Data:
 
   def __post_init__(self) -> None:
     _check(self.benchmark == "mini" or bool(self.root), f"data.root is empty: benchmark {self.benchmark} needs a folder")
-    _check(self.max_source_length > 0, f"data.max_source_length {self.max_source_length}: must be at least 1")
-    _check(self.max_target_length > 1, f"data.max_target_length {self.max_target_length}: must be at least 2")
+    _at_least(self, "data", 1, "max_source_length")
+    _at_least(self, "data", 2, "max_target_length")
+    _at_least(self, "data", 0, "max_train", "max_test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,6 +248,9 @@ class Backbone:
   unroll: int = 1
   """Layers per iteration of the loop over layers."""
 
+  def __post_init__(self) -> None:
+    _at_least(self, "backbone", 1, "unroll")
+
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
@@ -247,6 +262,9 @@ class Mesh:
   """Devices that share one copy of the backbone by model width, each with a share of the batch."""
   tensor: int = 1
   """Devices that share one copy by heads and mlp width."""
+
+  def __post_init__(self) -> None:
+    _at_least(self, "mesh", 1, "data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,8 +289,8 @@ class Distributed:
     _check(not self.address or self.address.rpartition(":")[2].isdigit(), f"distributed.address {self.address!r}: must be HOST:PORT")
     _check(self.process_id is None or 0 <= self.process_id < self.processes,
            f"distributed.process_id {self.process_id}: must be at least 0 and less than distributed.processes {self.processes}")
-    _check(self.local_devices >= 0, f"distributed.local_devices {self.local_devices}: must not be negative")
-    _check(self.heartbeat > 0, f"distributed.heartbeat {self.heartbeat}: must be at least 1")
+    _at_least(self, "distributed", 0, "local_devices")
+    _at_least(self, "distributed", 1, "heartbeat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +303,9 @@ class Evaluation:
   """benchmark: rouge_l for superni, exact_match for the others; rouge_l_multilingual: for answers that are not in Latin script."""
   every_task: bool = True
   """Score all tasks seen after each task; false: only after the last."""
+
+  def __post_init__(self) -> None:
+    _at_least(self, "evaluation", 1, "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sapt_jax
-from sapt_jax import learner, plots, processes
+from sapt_jax import learner, methods, plots, processes
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config
 from sapt_jax.cost import Cost
@@ -49,15 +49,26 @@ def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
       computed then.
     DivergedError, Stopped: see Trainer.fit.
   """
+  tasks, backbone, codec, stored, fingerprint = processes.together(lambda: _inputs(config))
+  with RunFolder(output, config, fingerprint) as folder:
+    single = processes.together(lambda: single_scores(config, [task.name for task in tasks], output))
+    with Cost() as cost:
+      return Continual(config, tasks, codec, backbone, single, stored, folder, cost).run()
+
+
+def _inputs(config: Config) -> tuple[list[Task], pathlib.Path, Codec, Stored | None, str]:
+  """All that a run reads before it computes anything, checked: tasks, the backbone's folder, tokenizer, pseudo inputs, fingerprint."""
+  methods.check(config.method, config.pet)
   tasks = load_stream(config.data, config.stream, config.seed)
   backbone = learner.backbone_folder(config)
   codec = learner.make_codec(config, backbone)
-  fingerprint = hf.fingerprint(backbone)
+  for task in tasks:
+    if not codec.has_room(task.definition):
+      raise InputError(f"data.max_source_length {config.data.max_source_length}: the instruction of {task.name} leaves no room for an "
+                       "input; raise it")
   names = [task.name for task in tasks]
-  stored = Stored.read(config.generator.folder, config.data.benchmark, names) if config.generator.folder else None
-  single = single_scores(config, names, output)
-  with RunFolder(output, config, fingerprint) as folder, Cost() as cost:
-    return Continual(config, tasks, codec, backbone, single, stored, folder, cost).run()
+  stored = Stored.read(config.generator.folder, config.data.benchmark, names, codec.has_room) if config.generator.folder else None
+  return tasks, backbone, codec, stored, hf.fingerprint(backbone)
 
 
 class Continual:
@@ -260,9 +271,11 @@ def single_scores(config: Config, names: list[str], output: pathlib.Path) -> lis
     run(dataclasses.replace(config, method=method, evaluation=evaluation, single=""), place)
   try:
     finished = json.loads((place / "scores.json").read_text(encoding="utf-8"))
+    alone = {name: finished["scores"][j][j] for j, name in enumerate(finished["tasks"])}
   except OSError:
     raise InputError(f"single {config.single!r}: {place / 'scores.json'} is not there; name a finished per_task run") from None
-  alone = {name: finished["scores"][j][j] for j, name in enumerate(finished["tasks"])}
+  except (ValueError, LookupError, TypeError):
+    raise InputError(f"single {config.single!r}: {place / 'scores.json'} is not what a run writes; name a finished per_task run") from None
   missing = [name for name in names if name not in alone]
   if finished["method"] != "per_task" or missing:
     raise InputError(f"single {config.single!r}: a per_task run of all tasks is needed, not {finished['method']} without {missing}")

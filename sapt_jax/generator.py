@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 
@@ -61,11 +61,13 @@ def distinct_2(texts: Sequence[str]) -> float:
   return round(len(set(pairs)) / max(len(pairs), 1), 4)
 
 
-def clean(samples: Sequence[str], task: Task, keep: int, max_overlap: float) -> PseudoInputs:
+def clean(samples: Sequence[str], task: Task, keep: int, max_overlap: float,
+          has_room: Callable[[str], bool] = lambda definition: True) -> PseudoInputs:
   """Well-formed, distinct samples that are no copies of a training input, word for word or nearly, at most `keep` of them.
 
   Args:
     max_overlap: see config.Generator. Inputs of fewer than four words are compared as a whole.
+    has_room: whether a definition leaves room for an input in a prompt; a sample whose definition does not is malformed.
   """
   known = {" ".join(example.input.split()) for example in task.train}
   known_runs = [set(runs(text, RUN)) for text in known]
@@ -81,7 +83,7 @@ def clean(samples: Sequence[str], task: Task, keep: int, max_overlap: float) -> 
   for sample in samples:
     definition, separator, text = (part.strip() for part in sample.partition(SEPARATOR))
     flat = " ".join(text.split())
-    if not (definition and separator and text):
+    if not (definition and separator and text and has_room(definition)):
       counts["malformed"] += 1
     elif flat in seen:
       counts["repeated"] += 1
@@ -125,7 +127,8 @@ class Generator:
     drawn = math.ceil(keep * self.options.oversample)
     longest = min(self.options.max_length, bucket(max(len(row.target) for row in rows)))
     answers = self.answerer.answer(learned, rows[:1] * drawn, longest, seed + index)
-    pseudo = clean([self.codec.text(ids) for ids in answers.tokens], task, keep, self.options.max_overlap)
+    pseudo = clean([self.codec.text(ids) for ids in answers.tokens], task, keep, self.options.max_overlap,
+                   self.codec.has_room)
     log({"pseudo_inputs": pseudo.figures})
     return pseudo
 
@@ -138,22 +141,27 @@ class Stored:
     self.most = max(map(len, pairs.values()))
 
   @classmethod
-  def read(cls, place: str, benchmark: str, names: Sequence[str]) -> Stored:
+  def read(cls, place: str, benchmark: str, names: Sequence[str], has_room: Callable[[str], bool]) -> Stored:
     """From a folder as config.Generator.folder says.
 
     Raises:
-      InputError: a task has none there, or its file does not hold what it should.
+      InputError: a task has none there, its file does not hold what it should, or a definition in it leaves no room for an input.
     """
     pairs, folder = {}, pathlib.Path(place).expanduser()
     for name in names:
-      published, own = folder / BENCHMARKS[benchmark].folder / name / "train.json", sorted(folder.glob(f"[0-9]*_{name}.jsonl"))
+      published = folder / BENCHMARKS[benchmark].folder / name / "train.json"
+      own = [path for path in sorted(folder.glob(f"[0-9]*_{name}.jsonl")) if path.stem.split("_", 1)[1] == name]
       if published.is_file():
         definition, examples = read_split(published)
         pairs[name] = [(definition, example.input) for example in examples]
       elif own:
         pairs[name] = [read_pair(line, f"{own[0]}:{number}") for number, line in enumerate(own[0].read_text("utf-8").splitlines(), 1)]
       else:
-        raise InputError(f"generator.folder {place!r}: no pseudo inputs of {name}; looked for {published} and *_{name}.jsonl")
+        raise InputError(f"generator.folder {place!r}: no pseudo inputs of {name}; looked for {published} and NUMBER_{name}.jsonl")
+      for definition in {definition for definition, _ in pairs[name]}:
+        if not has_room(definition):
+          raise InputError(f"generator.folder {place!r}: the definition {definition[:60]!r} of {name} leaves no room for an input; raise "
+                           "--data.max-source-length")
     return cls(pairs)
 
   def write(self, task: Task, index: int, seed: int, log: Log) -> PseudoInputs:

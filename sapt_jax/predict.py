@@ -43,6 +43,8 @@ def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
     lines = file.read_bytes().decode("utf-8-sig").splitlines()
   except FileNotFoundError:
     raise InputError(f"--input {file}: no such file") from None
+  except OSError as error:
+    raise InputError(f"--input {file}: cannot be read ({error.strerror})") from None
   except UnicodeDecodeError as error:
     raise InputError(f"--input {file}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
   questions = []
@@ -67,6 +69,10 @@ def main(arguments: Sequence[str]) -> None:
   """Parses, restores, answers, writes."""
   options = cli.parse(PredictOptions, arguments, "sapt_jax.predict", (__doc__ or "").split("\n")[0])
   questions = read_questions(pathlib.Path(options.input))
+  if options.batch_size < 0:
+    raise InputError(f"--batch-size {options.batch_size}: must not be negative")
+  if pathlib.Path(options.output).is_dir():
+    raise InputError(f"--output {options.output}: is a folder; name a file")
   cli.keep_compiled_programs()
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
   answering = Answering(pathlib.Path(options.run), options.batch_size, options.mesh)

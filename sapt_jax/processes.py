@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar, cast
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from sapt_jax.config import Distributed
 from sapt_jax.errors import InputError, Stopped
 
+T = TypeVar("T")
 PATIENCE = 30  # seconds that a process which has ended waits for the others to end
 LOST = 76  # exit code of a process that ends because another one is gone
 LONGEST = 2000  # bytes of an error that process 0 tells the others
@@ -48,7 +49,7 @@ def joined(options: Distributed) -> Iterator[None]:
   Where another process is lost or something fails here alone, the process is ended at once, since the others would wait for it.
 
   Raises:
-    InputError: the others are not to be found.
+    InputError: the others are not to be found. (If nobody answers for five minutes, JAX ends the process with code 134.)
   """
   if not _initialize(options):
     with _sigterm_asks():
@@ -90,6 +91,8 @@ def arguments_of(options: Distributed, environment: Mapping[str, str], on_tpu: b
   for name, (count, _, local, needed) in LAUNCHERS.items():
     if int(environment.get(count, 1)) == 1 or local not in environment:
       continue
+    if needed not in environment and name == "SLURM":
+      continue  # inside sbatch, but not srun: started once
     if needed not in environment:
       raise InputError(f"{name} started {environment[count]} processes without saying where process 0 is ({needed} is not set): give "
                        "--distributed.address HOST:PORT --distributed.processes N --distributed.process-id I")
@@ -173,6 +176,22 @@ def first_says(look: Callable[[], int]) -> int:
 def all_say(here: bool) -> list[bool]:
   """What each process finds, in order."""
   return [here] if jax.process_count() == 1 else [bool(found) for found in multihost_utils.process_allgather(np.array(here))]
+
+
+def together(look: Callable[[], T]) -> T:
+  """What each process finds by itself, if none of them meets wrong input; else all raise InputError, the others naming the one that did."""
+  complaint: InputError | None = None
+  found: T | None = None
+  try:
+    found = look()
+  except InputError as error:
+    complaint = error
+  fine = all_say(complaint is None)
+  if complaint is not None:
+    raise complaint
+  if not all(fine):
+    raise InputError(f"process {fine.index(False)} has found wrong input; see what it says")
+  return cast(T, found)
 
 
 def stop_asked() -> bool:

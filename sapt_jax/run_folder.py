@@ -23,7 +23,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from sapt_jax import processes
@@ -41,7 +41,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def write_lines(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
   """Writes JSON lines, whole or not at all."""
-  file.parent.mkdir(exist_ok=True)
+  file.parent.mkdir(parents=True, exist_ok=True)
   draft = file.with_name(file.name + ".draft")
   with draft.open("w", encoding="utf-8") as out:
     out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -77,8 +77,11 @@ class RunFolder:
     return self
 
   def _enter(self) -> None:
-    self.path.mkdir(parents=True, exist_ok=True)
-    self._lock = (self.path / "lock").open("a+")
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self._lock = (self.path / "lock").open("a+")
+    except OSError as error:
+      raise InputError(f"--output {self.path}: cannot be a run's folder ({error.strerror}); choose another") from None
     try:
       self._take_lock(self._lock)
       self._check_config(self.path / "config.json")
@@ -103,10 +106,13 @@ class RunFolder:
   def _take_lock(self, lock: TextIO) -> None:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
       lock.seek(0)
       holder = lock.read().strip() or "another process"
       raise InputError(f"{self.path}: {holder} is at work here; wait for it or choose another --output") from None
+    except OSError as error:
+      raise InputError(f"{self.path}: its file system has no locks ({error.strerror}), so that two runs could spoil each other; choose an "
+                       "--output on another one") from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
@@ -161,7 +167,7 @@ class RunFolder:
       try:
         checkpoint.verify(folder)
         self._records(tasks[:done])
-      except (checkpoint.DamagedError, OSError) as error:
+      except checkpoint.DamagedError as error:
         print(f"warning: {error}; going back to the snapshot before", file=sys.stderr)
         shutil.rmtree(self.path / "progress", ignore_errors=True)
         continue
@@ -169,15 +175,15 @@ class RunFolder:
     return 0
 
   def _records(self, tasks: list[str]) -> list[dict[str, Any]]:
-    return [json.loads((self.snapshot(i, task) / checkpoint.RECORD).read_text(encoding="utf-8")) for i, task in enumerate(tasks)]
+    return [checkpoint.read_record(self.snapshot(i, task)) for i, task in enumerate(tasks)]
 
   def trim_log(self, done: int) -> None:
-    """Drops log lines of tasks that will be learned again, so that no step stands in the log twice; and a checkpoint that is damaged."""
+    """Drops log lines of what will be learned again, so that no step stands in the log twice; and a checkpoint that is damaged."""
     processes.by_first(lambda: self._drop_damaged(self.progress(done)))
-    file = self.path / "metrics.jsonl"
-    if processes.is_first() and file.exists() and not checkpoint.is_finished(self.progress(done)):
-      complete = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-      write_lines(file, (row for row in map(json.loads, complete) if row["index"] < done))
+    file, progress = self.path / "metrics.jsonl", self.progress(done)
+    if processes.is_first() and file.exists():
+      step = checkpoint.read_record(progress)["step"] if checkpoint.is_finished(progress) else 0
+      write_lines(file, list(_kept_lines(file.read_text(encoding="utf-8").splitlines(), done, step)))
 
   def _drop_damaged(self, folder: pathlib.Path) -> None:
     try:
@@ -200,13 +206,36 @@ class RunFolder:
       write_lines(self.path / name, rows)
 
 
-def finished_snapshots(run: pathlib.Path) -> list[pathlib.Path]:
-  """The finished snapshots of a run, in order of the stream.
+def _kept_lines(lines: Iterable[str], done: int, step: int) -> Iterator[dict[str, Any]]:
+  """The log's rows of the tasks before the done-th, and that task's up to a step. A line that a process was killed in is no row."""
+  last = 0
+  for line in lines:
+    try:
+      row = json.loads(line)
+    except ValueError:
+      continue
+    if row["index"] == done:
+      # A step that is no later than the one before belongs to what came after: the pseudo inputs' training, or an earlier start.
+      if not last < row.get("step", 0) + ("dev" in row) or row["step"] > step:
+        return
+      last = max(last, row["step"] - ("dev" in row))
+    if row["index"] <= done:
+      yield row
+
+
+def sound_snapshots(run: pathlib.Path) -> list[pathlib.Path]:
+  """The finished snapshots of a run, in order of the stream, up to the newest that is not damaged; damaged ones are named on stderr.
 
   Raises:
     InputError: there is none.
   """
-  finished = [folder for folder in sorted((run / "snapshots").glob("*_*")) if checkpoint.is_finished(folder)]
-  if not finished:
-    raise InputError(f"{run}: no finished snapshot; the run has not learned a task yet")
-  return finished
+  found = sorted((run / "snapshots").glob("[0-9]*_*"), key=lambda folder: int(folder.name.split("_")[0]))  # 100 comes after 99
+  finished = [folder for folder in found if checkpoint.is_finished(folder)]
+  while finished:
+    try:
+      checkpoint.verify(finished[-1])
+      return finished
+    except checkpoint.DamagedError as error:
+      print(f"warning: {error}; going back to the snapshot before", file=sys.stderr)
+      finished.pop()
+  raise InputError(f"{run}: no finished snapshot; the run has not learned a task yet")

@@ -31,6 +31,12 @@ def test_only_well_formed_and_new_samples_are_kept(sample, fate):
   assert pseudo.figures["yield"] == (fate == "kept")
 
 
+def test_a_definition_that_leaves_no_room_for_an_input_is_malformed():
+  samples = ["Say it. Input: a blue boat", f"{'Say it. ' * 50}Input: a blue boat"]
+  pseudo = clean(samples, TASK, 2, 0.8, has_room=lambda definition: len(definition) < 100)
+  assert (pseudo.pairs, pseudo.figures["malformed"]) == ([("Say it.", "a blue boat")], 1)
+
+
 def test_a_copy_is_as_near_as_the_option_says():
   half = "Say it. Input: the red kite flew over the old tower and fell down"  # 4 of its 9 runs of four words stand in TRAINED
   assert [clean([half], TASK, 1, most).figures["kept"] for most in (0.4, 0.5)] == [0, 1]
@@ -58,9 +64,21 @@ def write_published(root, name, texts):
 def test_pseudo_inputs_are_read_in_the_published_layout_and_from_another_run(tmp_path):
   write_published(tmp_path, "task001", ["one", "two"])
   (tmp_path / "00_task002.jsonl").write_text(json.dumps({"definition": "Count.", "input": "drei"}) + "\n")
-  stored = Stored.read(str(tmp_path), "superni", ["task001", "task002"])
+  stored = Stored.read(str(tmp_path), "superni", ["task001", "task002"], bool)
   assert stored.pairs == {"task001": [("Say it.", "one"), ("Say it.", "two")], "task002": [("Count.", "drei")]}
   assert stored.most == 2
+
+
+def test_a_task_whose_name_ends_another_is_not_taken_for_it(tmp_path):
+  (tmp_path / "00_reverse_sort.jsonl").write_text(json.dumps({"definition": "Count.", "input": "drei"}) + "\n")
+  with pytest.raises(InputError, match="no pseudo inputs of sort"):
+    Stored.read(str(tmp_path), "superni", ["sort"], bool)
+
+
+def test_pseudo_inputs_whose_definition_leaves_no_room_are_refused(tmp_path):
+  (tmp_path / "00_task002.jsonl").write_text(json.dumps({"definition": "Count.", "input": "drei"}) + "\n")
+  with pytest.raises(InputError, match=r"'Count\.' of task002 leaves no room"):
+    Stored.read(str(tmp_path), "superni", ["task002"], lambda definition: False)
 
 
 @pytest.mark.parametrize(("line", "complaint"), [("", "no pseudo inputs of task002"), ("{", r"00_task002.jsonl:1: not an object"),
@@ -69,7 +87,7 @@ def test_what_is_missing_or_broken_is_named(tmp_path, line, complaint):
   if line:
     (tmp_path / "00_task002.jsonl").write_text(line + "\n")
   with pytest.raises(InputError, match=complaint):
-    Stored.read(str(tmp_path), "superni", ["task002"])
+    Stored.read(str(tmp_path), "superni", ["task002"], bool)
 
 
 def test_a_run_reflects_on_the_pseudo_inputs_it_was_given(tmp_path):

@@ -1,4 +1,5 @@
 """Plans for hardware that is not here: what is counted in a compiled program, and that the program is the run's."""
+import dataclasses
 import json
 import os
 import subprocess
@@ -56,6 +57,13 @@ def test_flops_of_a_step_are_those_of_a_hand_formula_scanned_and_unrolled():
   # In straight code XLA also drops what no loop can: the gradient of the first layer's input. A loop counted once would be half.
   scanned, unrolled = (work_of(unroll, "none").flops for unroll in (1, 2))
   assert 0.9 * scanned < unrolled <= scanned
+
+
+def test_a_method_that_writes_examples_is_planned_with_them():
+  options = small_config()
+  options = dataclasses.replace(options, method=config.Method(name="lfpt5"), pet=config.Pet(kind="prompt"))
+  pairs = Programs(options, sharding.make_mesh(), SMALL, blocks=2, examples=100).batch(ROWS).lm_pairs
+  assert pairs.target.shape == (ROWS, options.generator.max_length)
 
 
 def test_loops_inside_loops_count_as_often_as_they_run():

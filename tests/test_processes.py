@@ -124,6 +124,19 @@ def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
 
 
 @pytest.mark.slow
+def test_wrong_input_that_one_process_meets_ends_all_with_one_line_each(world, tmp_path):
+  odd = [*world[: world.index("--data.root") + 1], str(tmp_path / "nowhere"), *world[world.index("--data.root") + 2:]]
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    address = f"127.0.0.1:{free.getsockname()[1]}"
+  shared = f"--mesh.data 2 --distributed.address {address} --distributed.processes 2 --distributed.process-id".split()
+  outcomes = ended([start([*options, *shared, str(i)], tmp_path / "run") for i, options in enumerate((world, odd))])
+  assert [code for code, _, _ in outcomes] == [2, 2], outcomes
+  assert "process 1 has found wrong input" in outcomes[0][2]
+  assert "nowhere" in outcomes[1][2]
+
+
+@pytest.mark.slow
 def test_a_process_ends_soon_and_says_why_when_another_is_killed(world, tmp_path):
   outcomes = together(2, [*world, "--mesh.data", "2"], tmp_path / "run", numbers=(0, 9))
   assert outcomes[1][0] == -9
@@ -161,7 +174,7 @@ MPIRUN = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_W
 
 @pytest.mark.parametrize(("environment", "devices", "tpu", "expected"), [
   ({}, 0, False, None),
-  ({"SLURM_NTASKS": "16", "SLURM_JOB_ID": "1"}, 0, False, None),
+  ({"SLURM_NTASKS": "16", "SLURM_JOB_ID": "1", "SLURM_LOCALID": "0"}, 0, False, None),
   (SRUN, 0, False, [5]),
   (SRUN, 2, False, [10, 11]),
   (SRUN | {"SLURM_NTASKS": "1"}, 0, False, None),

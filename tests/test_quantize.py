@@ -59,6 +59,14 @@ def test_no_weight_is_further_off_than_the_levels_allow(bits, dtype):
   assert np.all(again[64:128] == 0)
 
 
+def test_a_part_of_a_kernel_is_quantised_as_the_whole_is():
+  kernel = np.random.default_rng(0).normal(size=(1024, 4)).astype(np.float32)  # its quarters alone would have smaller groups
+  group = quantize.group_of(1024)
+  parts = [quantize.quantize(part, 4, np.float32, group) for part in np.split(kernel, 4)]
+  for whole, of_parts in zip(quantize.quantize(kernel, 4, np.float32), zip(*parts, strict=True), strict=True):
+    assert np.array_equal(whole, np.concatenate(of_parts))
+
+
 def test_errors_on_normal_weights_are_those_of_the_docstring():
   kernel = np.random.default_rng(1).normal(size=(512, 512)).astype(np.float32)
   error = lambda bits: np.std(np.asarray(quantize.dequantize(*map(jnp.asarray, quantize.quantize(kernel, bits, np.float32)))) - kernel)

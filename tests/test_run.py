@@ -12,9 +12,10 @@ import tiny
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
-from sapt_jax import cli, export, predict, report, train
+from sapt_jax import cli, config, export, predict, report, train
 from sapt_jax.answering import Answering
 from sapt_jax.errors import InputError
+from sapt_jax.run_folder import RunFolder, sound_snapshots
 from sapt_jax.training import checkpoint, fit
 
 OPTIONS = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 6 "
@@ -101,6 +102,27 @@ def test_a_stopped_run_ends_where_an_unstopped_one_does_bit_for_bit(world, finis
   assert one.keys() == other.keys()
   for name, value in one.items():
     assert np.array_equal(value, other[name]), name
+
+
+def test_no_step_stands_in_the_log_twice_and_half_a_line_is_dropped(tmp_path):
+  folder = RunFolder(tmp_path, config.Config(), "weights")
+  checkpoint.save(folder.progress(1), {"x": np.zeros(1)}, {"step": 4})
+  step = lambda index, number, **more: json.dumps({"index": index, "step": number, **more})
+  kept = [step(0, 6, loss=1.0), step(0, 3, loss=1.0), '{"index": 0, "compile_s": 1}',
+          step(1, 2, loss=1.0), step(1, 4, dev=50.0), step(1, 4, loss=1.0)]
+  later = [step(1, 6, loss=1.0), step(1, 3, loss=1.0), '{"index": 1, "pseudo_inputs": {}}', '{"index": 1, "st']
+  (tmp_path / "metrics.jsonl").write_text("\n".join([*kept, *later]))
+  folder.trim_log(1)
+  assert (tmp_path / "metrics.jsonl").read_text().splitlines() == kept
+  shutil.rmtree(folder.progress(1))
+  folder.trim_log(1)
+  assert (tmp_path / "metrics.jsonl").read_text().splitlines() == kept[:3]
+
+
+def test_the_hundredth_snapshot_comes_after_the_ninety_ninth(tmp_path):
+  for index in (11, 99, 100, 2):
+    checkpoint.save(tmp_path / f"snapshots/{index:02d}_task", {"x": np.zeros(1)}, {})
+  assert [int(folder.name.split("_")[0]) for folder in sound_snapshots(tmp_path)] == [2, 11, 99, 100]
 
 
 def test_a_finished_run_is_not_learned_again(world, finished, monkeypatch):
@@ -222,6 +244,11 @@ WRONG = {
   "other shape": ("", ("config.json", json.dumps(tiny.T5 | {"d_model": 40})), ["config.json asks for"]),
   "fewer layers": ("", ("config.json", json.dumps(tiny.T5 | {"num_layers": 1})), ["not used: encoder.block.1"]),
   "no tokenizer": ("", ("tokenizer.json", None), ["tokenizer"]),
+  "no rows at once": ("--evaluation.batch-size 0", None, ["evaluation.batch_size 0"]),
+  "no devices": ("--mesh.data 0", None, ["mesh.data 0"]),
+  "no room for an input": ("--data.max-source-length 8", None, ["data.max_source_length 8", "task001_colour"]),
+  "blocks that cannot be chosen": ("--method.name o_lora --pet.top-k 2", None, ["pet.top_k 2", "o_lora"]),
+  "no per_task run": ("--single {}/data/SuperNI", None, ["single", "scores.json"]),
   "too few devices": ("--mesh.data 4 --mesh.fsdp 2 --fit.batch-size 8 --generator.batch-size 8", None, ["needs 8 devices"]),
   "broken config file": ("--config {}/model/config.json", None, ["--config", "config.json"]),
 }
@@ -292,6 +319,25 @@ def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(world, tmp_pa
   with pytest.raises(fit.DivergedError, match="step 1: loss nan"):
     train.main([*world, "--output", str(tmp_path / "run"), "--backbone.path", str(model)])
   assert not list((tmp_path / "run" / "snapshots").iterdir())
+
+
+def test_predict_goes_back_to_the_snapshot_before_a_damaged_one(finished, tmp_path, capsys):
+  shutil.copytree(finished, tmp_path / "run")
+  harmed = max((tmp_path / "run" / "snapshots").iterdir()) / checkpoint.RECORD
+  harmed.write_text("{}")
+  [answer] = ask(tmp_path / "run", tmp_path, [{"input": "red"}])
+  assert list(answer["mixture"]) == ["task001_colour"]
+  assert str(harmed) in capsys.readouterr().err
+
+
+def test_what_is_not_to_be_logged_is_looked_at_before_it_is_saved():
+  meter = fit.Meter(fit.Plan("task", 100, None, print), 0, 10)
+  metrics = {"loss": np.float32("nan"), "gradient_norm": np.float32(1)}
+  meter.pending = (3, metrics)
+  meter.flush()  # not read, so not waited for
+  meter.pending = (3, metrics)
+  with pytest.raises(fit.DivergedError, match="step 3: loss nan"):
+    meter.flush(look=True)
 
 
 def test_predict_refuses_what_is_no_run_or_no_question(finished, tmp_path, monkeypatch, capsys):

@@ -285,7 +285,7 @@ def read_quantized(files: WeightFiles, weight: Weight, codes: jax.ShapeDtypeStru
   both = [aligned(tuple(map(len, sizes)), codes.dtype),
           aligned((*map(len, sizes[:-2]), len(rows) // group, len(sizes[-1])), scales.dtype)]
   for place, part in enumerate(read_layers(files, weight, codes.shape, index)):
-    for whole, found in zip(both, quantize.quantize(part, 8 if codes.dtype == jnp.int8 else 4, scales.dtype), strict=True):
+    for whole, found in zip(both, quantize.quantize(part, 8 if codes.dtype == jnp.int8 else 4, scales.dtype, group), strict=True):
       whole[place] = found
   return both
 

@@ -41,20 +41,21 @@ def code_table(bits: int) -> np.ndarray:
   return codes[np.searchsorted(middle, places)].astype(CODES[bits])
 
 
-def quantize(kernel: np.ndarray, bits: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+def quantize(kernel: np.ndarray, bits: int, dtype: Any, group: int = 0) -> tuple[np.ndarray, np.ndarray]:
   """Codes and scales of one kernel, on the host.
 
   Args:
     kernel: (D_in, D_out), any float dtype.
     bits: 8 or 4.
     dtype: of the scales.
+    group: G, where the kernel is a part of one; 0: as group_of says.
 
   Returns:
     codes (D_in, D_out) int8 or int4, scales (D_in / G, D_out). A weight's error is at most the widest step between levels times the
     group's largest weight, and half of that but where it is near the largest and of the other sign.
   """
   d_in, d_out = kernel.shape
-  groups = kernel.astype(np.float32).reshape(-1, group_of(d_in), d_out)
+  groups = kernel.astype(np.float32).reshape(-1, group or group_of(d_in), d_out)
   low, high = groups.min(axis=1), groups.max(axis=1)
   scales = np.where(high > -low, -high, -low).astype(dtype)
   whole = scales.astype(np.float32)

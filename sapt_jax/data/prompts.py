@@ -55,6 +55,10 @@ class Codec:
     """
     return cut_to_fit(self.tokenizer, text, lambda part: self.prompt(definition, part), self.max_source)
 
+  def has_room(self, definition: str) -> bool:
+    """Whether the frame with this definition leaves room for an input."""
+    return len(self.tokenizer(self.prompt(definition, ""))["input_ids"]) <= self.max_source
+
   def target(self, answer: str) -> list[int]:
     """Token ids of an answer, ended by the end token, at most max_target."""
     ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]

@@ -120,7 +120,8 @@ def beam_search(model: Model, params: Any, source: jax.Array, source_mask: jax.A
   advance = partial(choose, eos_id=config.eos_id, length_penalty=length_penalty, early_stopping=early_stopping)
   logits, cache = model.apply(variables, source, source_mask, max_new, adapters, method="start")  # each source once
   if adapters is not None:
-    adapters = adapters.replace(gates=repeat_rows(adapters.gates, beams), prompts=repeat_rows(adapters.prompts, beams))
+    of_rows = ("gates", "chosen", "prompts", "prompts_mask")
+    adapters = adapters.replace(**{name: repeat_rows(getattr(adapters, name), beams) for name in of_rows})
 
   def unfinished(carry: tuple[Search, Any]) -> jax.Array:
     s = carry[0]

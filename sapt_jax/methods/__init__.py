@@ -24,13 +24,25 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
+def check(options: config.Method, pet: config.Pet) -> None:
+  """Whether the method that the options name can use such blocks.
+
+  Raises:
+    InputError: it cannot.
+  """
+  method = METHODS[options.name]
+  if pet.kind not in method.kinds:
+    raise InputError(f"method.name {options.name}: cannot use pet.kind {pet.kind}; give --pet.kind {' or '.join(method.kinds)}")
+  if pet.top_k and (pet.kind != "lora" or not method.selects or options.uniform != "never"):
+    raise InputError(f"pet.top_k {pet.top_k}: chooses LoRA blocks by their weights; method.name {options.name} with pet.kind {pet.kind} "
+                     "and these options has no unequal ones; give --pet.top-k 0")
+
+
 def build(options: config.Method, setting: Setting) -> Method:
   """The method that the options name.
 
   Raises:
-    InputError: it cannot use blocks of the setting's kind.
+    InputError: see check.
   """
-  method = METHODS[options.name]
-  if setting.pet.kind not in method.kinds:
-    raise InputError(f"method.name {options.name}: cannot use pet.kind {setting.pet.kind}; give --pet.kind {' or '.join(method.kinds)}")
-  return method(options, setting)
+  check(options, setting.pet)
+  return METHODS[options.name](options, setting)

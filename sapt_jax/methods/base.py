@@ -83,6 +83,7 @@ class Method:
     writes_examples: whether it learns to write each task's examples as well as to answer them; the loop then gives every row its
       language-modelling pair, and before a task has pseudo examples of all earlier tasks written, which are learned from with the task's.
     waits: whether nothing is learned before the last task is there; its training then makes the steps of all tasks.
+    selects: whether blocks have unequal weights, so that the largest can be chosen (config.Pet.top_k).
     block_per_task: whether block t is task t's, so that a mixture says which tasks an input takes from.
     kinds: the kinds of block (config.Pet.kind) that it can use.
   """
@@ -92,6 +93,7 @@ class Method:
   wants_moments = False
   writes_examples = False
   waits = False
+  selects = True
   block_per_task = True
   kinds: tuple[str, ...] = ("lora", "prompt")
 

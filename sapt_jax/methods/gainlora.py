@@ -40,6 +40,8 @@ class GainLora(InfLora):
   embedding over real tokens, not the sum of embeddings over the padded length.
   """
 
+  selects = True
+
   def start(self, rng: jax.Array) -> GainLoraLearned:
     learned, width, capacity = super().start(rng), self.setting.width, self.setting.capacity
     query = sals.init_query(jax.random.fold_in(rng, 1), width)

@@ -14,6 +14,7 @@ class Summed(Method):
   """No selection: every block is always on. Adding means nothing for soft prompts, so there are LoRA blocks only."""
 
   kinds = ("lora",)
+  selects = False
 
   def mixture(self, learned: Learned, pooled: jax.Array, task: jax.Array) -> jax.Array:
     slots = jnp.arange(blocks.capacity(learned.blocks))

@@ -1,4 +1,4 @@
-"""What a compiled program does on each device, read from its HLO text: products, kernels, bytes sent to other devices, loops multiplied out.
+"""What a compiled program does on each device, read from its HLO text: products, kernels, bytes sent to others, loops multiplied out.
 
 XLA's own cost analysis counts the body of a loop once, so that a model whose layers are scanned looks as if it had one layer of each kind.
 Here every loop counts as often as it runs: as XLA says (known_trip_count), or else as its condition `i < constant` says; a loop that says

@@ -58,8 +58,10 @@ class Programs:
     """A batch of the greatest lengths."""
     source, target = self.lengths["source"], self.lengths["target"]
     shape: Any = lambda dtype, *dims: jax.ShapeDtypeStruct((rows, *dims), dtype)
-    batch = Batch(shape(jnp.int32, source), shape(jnp.bool_, source), shape(jnp.int32, target), shape(jnp.bool_, target), shape(jnp.int32))
-    return placed(batch, sharding.batch_sharded(self.mesh))
+    batch: Any = lambda source, target, pairs=None: Batch(
+      shape(jnp.int32, source), shape(jnp.bool_, source), shape(jnp.int32, target), shape(jnp.bool_, target), shape(jnp.int32), pairs)
+    pairs = batch(bucket(1), bucket(self.config.generator.max_length)) if self.built.method.writes_examples else None
+    return placed(batch(source, target, pairs), sharding.batch_sharded(self.mesh))
 
   def step(self) -> jax.stages.Lowered:
     """The training step, as Trainer.fit calls it."""

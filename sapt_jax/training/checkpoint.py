@@ -52,11 +52,13 @@ def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
 
   def seal() -> None:
     write_json(draft / RECORD, record)
-    hashes = _hashes(draft)
+    write_json(draft / MANIFEST, _hashes(draft))
+    before = folder.with_name(folder.name + ".before")
+    shutil.rmtree(before, ignore_errors=True)
     if folder.exists():
-      shutil.rmtree(folder)
+      folder.rename(before)
     draft.rename(folder)
-    write_json(folder / MANIFEST, hashes)
+    shutil.rmtree(before, ignore_errors=True)
 
   processes.by_first(make_room)
   ocp.save(str((draft / TREE).absolute()), _flat(tree))
@@ -64,8 +66,8 @@ def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
 
 
 def is_finished(folder: pathlib.Path) -> bool:
-  """Whether a save of this folder was completed."""
-  return (folder / MANIFEST).is_file()
+  """Whether this is a folder whose save was completed; a draft of one, or what it replaced, is none."""
+  return (folder / MANIFEST).is_file() and folder.suffix not in (".draft", ".before")
 
 
 def verify(folder: pathlib.Path) -> None:
@@ -84,6 +86,21 @@ def verify(folder: pathlib.Path) -> None:
       raise DamagedError(f"{folder / name}: {'changed since it was written' if name in found else 'missing'}")
 
 
+def read_record(folder: pathlib.Path) -> dict[str, Any]:
+  """The plain values of a saved folder, whose arrays are not looked at.
+
+  Raises:
+    DamagedError: they are missing, or are not those that were written.
+  """
+  try:
+    text, written = (folder / RECORD).read_bytes(), json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise DamagedError(f"{folder}: {error}") from None
+  if written.get(RECORD) != hashlib.sha256(text).hexdigest():
+    raise DamagedError(f"{folder / RECORD}: changed since it was written")
+  return json.loads(text)
+
+
 def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
   """The tree and the record of a saved folder, whatever mesh they were saved from. All processes take part.
 
@@ -97,4 +114,4 @@ def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
   target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(abstract))
   flat = ocp.load(str((folder / TREE).absolute()), target)
   leaves = [flat[name] for name in _flat(abstract)]
-  return jax.tree.unflatten(jax.tree.structure(abstract), leaves), json.loads((folder / RECORD).read_text(encoding="utf-8"))
+  return jax.tree.unflatten(jax.tree.structure(abstract), leaves), read_record(folder)

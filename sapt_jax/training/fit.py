@@ -98,7 +98,7 @@ class Trainer:
       stopping = processes.stop_asked()
       due = self.options.checkpoint_every and (last or step % self.options.checkpoint_every == 0)
       if folder is not None and (due or stopping):
-        meter.flush()
+        meter.flush(look=True)
         checkpoint.save(folder, (state, best), {"step": step, "best_score": best_score})
       if stopping:
         meter.close()
@@ -124,18 +124,25 @@ class Meter:
     for part in (batch, batch.lm_pairs):
       self.tokens += 0 if part is None else int(part.source_mask.sum() + part.target_mask.sum())
 
-  def flush(self) -> None:
-    """Reads the metrics that are still pending."""
+  def flush(self, look: bool = False) -> None:
+    """Takes the metrics that are still pending; reads them if they are to be logged, or if the caller wants them looked at.
+
+    Raises:
+      DivergedError: they are no numbers.
+    """
     if self.pending is None:
       return
     (step, metrics), self.pending = self.pending, None
     self.bar.update(1)
-    if step % self.every and step != self.plan.steps:
+    logged = step % self.every == 0 or step == self.plan.steps
+    if not (logged or look):
       return
     figures = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(figures["loss"] + figures["gradient_norm"]):
       norm = figures["gradient_norm"]
       raise DivergedError(f"{self.plan.label}, step {step}: loss {figures['loss']}, gradient norm {norm}; lower fit.learning_rate")
+    if not logged:
+      return
     rate = self.tokens / (time.monotonic() - self.since)
     self.tokens, self.since = 0, time.monotonic()
     self.bar.set_postfix({"loss": f"{figures['loss']:.3f}", "own": f"{figures['own_weight']:.2f}", "tokens/s": f"{rate:,.0f}"})

@@ -21,6 +21,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 def make_optimizer(options: config.Fit) -> optax.GradientTransformation:
   """AdamW without weight decay at a constant rate, with a rate of its own for the attention where one is asked for."""
-  rates = {"block": options.learning_rate, "attention": options.attention_learning_rate or options.learning_rate}
+  attention = options.learning_rate if options.attention_learning_rate is None else options.attention_learning_rate
+  rates = {"block": options.learning_rate, "attention": attention}
   return optax.partition({part: optax.adamw(rate, weight_decay=0.0) for part, rate in rates.items()},
                          lambda trainable: {part: part for part in trainable})
