@@ -29,10 +29,10 @@ ROWS = [
   "llama2-13b h100:8 --fit.accumulation 4 --evaluation.batch-size 128",
   "llama2-13b rtx4090:1 --backbone.bits 4 --fit.accumulation 16 --evaluation.batch-size 8",
   "xuanyuan-70b h100:8 --fit.accumulation 4 --evaluation.batch-size 128",
-  "t5-xxl v5e:2x4 --evaluation.batch-size 64",
-  "t5-xxl v5p:2x2x2 --evaluation.batch-size 128",
-  "llama2-13b v5e:2x4 --fit.accumulation 4 --evaluation.batch-size 32",
-  "llama2-13b v5p:2x2x2 --fit.accumulation 4 --evaluation.batch-size 128",
+  "t5-xxl v5e:2x4 --evaluation.batch-size 128",
+  "t5-xxl v5p:2x2x1 --evaluation.batch-size 128",
+  "llama2-13b v5e:2x4 --fit.accumulation 4 --evaluation.batch-size 64",
+  "llama2-13b v5p:2x2x1 --fit.accumulation 4 --evaluation.batch-size 128",
 ]
 
 

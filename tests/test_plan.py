@@ -131,7 +131,9 @@ TPU_TEXT = """HloModule tpu
   %begun = f32[8,4]{1,0} fusion(%part), kind=kLoop, calls=%fused.1
   %ended = f32[8,4]{1,0} fusion(%part), kind=kLoop, calls=%fused.2
   %j = s32[]{:T(128)} get-tuple-element(%q), index=0
-  ROOT %next = (s32[]{:T(128)}, f32[4,8,16]{2,1,0}) tuple(%j, %x)
+  %by = s32[]{:T(128)} constant(1)
+  %j.next = s32[]{:T(128)} add(%j, %by)
+  ROOT %next = (s32[]{:T(128)}, f32[4,8,16]{2,1,0}) tuple(%j.next, %x)
 }
 
 ENTRY %main (z: f32[4,8,16]) -> (s32[], f32[4,8,16]) {
@@ -150,6 +152,11 @@ def test_a_tpus_spelling_is_read():
   assert work.collectives == {"all-gather": {"count": 7, "bytes": 7 * 3 * 2 * 4 * 4}}
   assert module.loops() == [{"trips": 7, "kernels": 3}]  # the product and two fusions; names and tuples start nothing
   assert work.kernels == 21
+
+
+def test_a_loop_that_counts_by_two_runs_half_as_often():
+  assert Module(TPU_TEXT.replace("%by = s32[]{:T(128)} constant(1)", "%by = s32[]{:T(128)} constant(2)"), devices=8).work().flops == (
+    4 * 2 * 4 * 8 * 32 * 16)
 
 
 def test_only_entries_of_the_input_are_paired_in_a_convolution():

@@ -164,9 +164,10 @@ def prepare(target: Target) -> None:
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), *found])
   elif target.platform == "tpu":
     place = need("libtpu", target=target, extra="plan-tpu")
-    # Not to be looked for on this machine; its logs would go to a folder in /tmp.
+    # Not to be looked for on this machine; its logs would go to a folder in /tmp; and as no TPU is touched, others may use or plan for one
+    # at the same time, which libtpu's lock file forbids otherwise.
     defaults = {"TPU_SKIP_MDS_QUERY": "1", "TPU_LIBRARY_PATH": str(place / "libtpu.so"), "TPU_LOG_DIR": "disabled",
-                "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
+                "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     for name, value in defaults.items():
       os.environ.setdefault(name, value)
 

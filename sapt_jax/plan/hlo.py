@@ -250,7 +250,19 @@ class Module:
     if bound.opcode != "constant" or counter.opcode != "get-tuple-element" or index is None:
       return self.longest
     first = self.constant(where, self.computations[where][loop.operands[0]], int(index[1]))
-    return int(bound.inside) - first
+    return -(-(int(bound.inside) - first) // self.stride(loop.called("body")[0], int(index[1])))
+
+  def stride(self, body: str, index: int) -> int:
+    """What a loop's counter grows by: 2 where a TPU's compiler has unrolled an exchange of weights that goes on beside the products."""
+    instructions = self.computations[body]
+    root = next(instruction for instruction in instructions.values() if instruction.root)
+    value = instructions.get(root.operands[index]) if root.opcode == "tuple" else None
+    while value is not None and value.opcode in ("copy", "bitcast") and value.operands:
+      value = instructions.get(value.operands[0])
+    if value is None or value.opcode != "add":
+      return 1
+    added = [instructions[name].inside for name in value.operands if name in instructions and instructions[name].opcode == "constant"]
+    return int(added[0]) if len(added) == 1 and added[0].isdigit() and int(added[0]) > 0 else 1
 
   def constant(self, where: str, start: Instruction, index: int) -> int:
     """What a loop's counter starts from; 0 where that is not written out."""
