@@ -60,7 +60,9 @@ class T5Config:
 
 
 class T5Cache(flax.struct.PyTreeNode):
-  """What decoding one more token needs: keys and values (layers, B, H, length, K), the source's mask as a bias, the next position."""
+  """What decoding one more token needs: keys and values of the answer (layers, B, H, length, K) and of the source (layers, B, H, K, length),
+  the source's mask as a bias, the next position.
+  """
 
   self_k: jax.Array
   self_v: jax.Array
@@ -187,7 +189,9 @@ class DecoderLayer(nn.Module):
     self.self_norm, self.cross_norm, self.feed_forward_norm = (RMSNorm(c.epsilon, c.dtype) for _ in range(3))
 
   def cross_keys_values(self, encoded: jax.Array, lora: Any, adapters: Adapters | None) -> tuple[jax.Array, KeysValues]:
-    return encoded, self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
+    # Positions last while they are kept: a TPU pads the last axis to 128, and a head may have 64 entries.
+    k, v = self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
+    return encoded, (k.swapaxes(-1, -2), v.swapaxes(-1, -2))
 
   def __call__(self, x: jax.Array, lora: Any, encoded: jax.Array, bias: jax.Array, source_bias: jax.Array,
                adapters: Adapters | None) -> tuple[jax.Array, None]:
@@ -204,6 +208,7 @@ class DecoderLayer(nn.Module):
     h = self.self_norm(x)
     new = self.self_attention.keys_values(h, lora and lora["self"], adapters)
     k, v = (attention.write_cache(cache, one, index) for cache, one in zip(own, new, strict=True))
+    cross = (cross[0].swapaxes(-1, -2), cross[1].swapaxes(-1, -2))
     return self.mix(x, h, (k, v), cross, lora, bias, source_bias, adapters), new
 
   def mix(self, x: jax.Array, h: jax.Array, own: KeysValues, cross: KeysValues, lora: Any, bias: jax.Array, source_bias: jax.Array,

@@ -75,6 +75,11 @@ class Instruction:
     """Of the (first) array."""
     return array_shapes(self.type)[0][1]
 
+  @property
+  def starts_kernel(self) -> bool:
+    """Not what names values or steers, what waits for what was started, or a TPU's sum of two counters."""
+    return self.opcode not in NO_KERNEL and not self.opcode.endswith("-done") and (self.opcode == "fusion" or bool(self.dims))
+
   def called(self, attribute: str) -> list[str]:
     """Computations that an attribute names: body=%a, or branch_computations={%a, %b}."""
     match = re.search(rf"\b{attribute}=(?:%([\w.\-]+)|{{([^}}]*)}})", self.attributes)
@@ -156,8 +161,7 @@ class Module:
       work, seen = Work(), set[str]()
       for where, instruction in self.fused(name):
         self.count(work, where, instruction, seen)
-      work.kernels += sum(not instruction.opcode.endswith("-done") and instruction.opcode not in NO_KERNEL
-                          for instruction in self.computations[name].values())
+      work.kernels += sum(instruction.starts_kernel for instruction in self.computations[name].values())
       self.done[name] = work
     return self.done[name]
 
