@@ -1,6 +1,7 @@
 """What greedy decoding with a whole pool costs.
 
     python benchmarks/decode_cost.py --tasks 1,15 --json
+    python benchmarks/decode_cost.py --tasks 1,15 --llama             a LLaMA with --layers layers of the same sizes
 
 One batch is answered by the answerer's own compiled program (sapt_jax.evaluation.evaluate.Answerer: pooled embeddings, mixture, encoder,
 cached decoder) on a random T5 in float32. No token ends an answer, so every row writes all --new tokens. --tgt has no meaning here.
@@ -27,10 +28,10 @@ from sapt_jax import cli
 from sapt_jax.evaluation.evaluate import Answerer
 
 
-def measure(s: sizes.Sizes, new: int, warmup: int, repeat: int, tasks: int) -> sizes.Row:
+def measure(s: sizes.Sizes, new: int, llama: bool, warmup: int, repeat: int, tasks: int) -> sizes.Row:
   """The row of one pool size."""
   jax.config.update("jax_enable_compilation_cache", False)
-  p = prepare(s, tasks, memory=1)
+  p = prepare(s, tasks, memory=1, llama=llama)
   answerer = Answerer(p.backbone, p.method, p.batcher, p.mesh)
   given = {"params": p.backbone.params, "learned": p.learned, "batch": p.batch, "rng": jax.random.key(0)}
   began = time.perf_counter()
@@ -46,8 +47,10 @@ def main(arguments: Sequence[str]) -> None:
   """Parses, measures, prints."""
   parser = sizes.parser(__doc__ or "", batch=32)
   parser.add_argument("--new", type=sizes.positive, default=50, metavar="N", help="tokens that each row writes (default 50)")
+  parser.add_argument("--llama", action="store_true", help="a LLaMA of these sizes in place of the T5")
   options = parser.parse_args(arguments)
-  sizes.report(__file__, arguments, options, partial(measure, sizes.sizes_of(options), options.new, options.warmup, options.repeat))
+  one = partial(measure, sizes.sizes_of(options), options.new, options.llama, options.warmup, options.repeat)
+  sizes.report(__file__, arguments, options, one)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,12 @@ class Sizes:
             "num_layers": self.layers, "num_decoder_layers": self.layers, "num_heads": self.heads, "feed_forward_proj": "gated-gelu",
             "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": self.vocab, "decoder_start_token_id": 0}
 
+  def llama(self) -> dict[str, Any]:
+    """config.json of a LLaMA with as many layers as this T5's decoder, and a key head for every head; no token ends an answer."""
+    return {"model_type": "llama", "vocab_size": self.vocab, "hidden_size": self.d_model, "head_dim": self.d_kv,
+            "intermediate_size": self.d_ff, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads, "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": self.vocab}
+
   def step_gflops(self) -> float:
     """Work of one training step of the backbone alone, in GFLOP (10^9 operations, a multiply-add is two).
 

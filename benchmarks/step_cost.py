@@ -83,16 +83,17 @@ def filled(method: Sapt, tasks: int) -> Learned:
 
 
 def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True, top_k: int = 0,
-            remat: str = config.Backbone().remat) -> Prepared:
+            remat: str = config.Backbone().remat, llama: bool = False) -> Prepared:
   """Everything that a step or an answer needs.
 
   Args:
     memory: pseudo inputs remembered of each earlier task.
     reflection: False leaves ARM out of the step.
     top_k, remat: as config.Pet and config.Backbone have them.
+    llama: a LLaMA of these sizes in place of the T5.
   """
   mesh = sharding.make_mesh()
-  backbone = random_backbone(s.t5(), mesh, remat)
+  backbone = random_backbone(s.llama() if llama else s.t5(), mesh, remat)
   jax.set_mesh(mesh)
   capacity = 1 << (tasks - 1).bit_length()  # as continual.Continual has it for a stream of so many tasks
   pet, table = config.Pet(rank=s.rank, top_k=top_k), backbone.params["embedding"]["table"]
@@ -105,7 +106,7 @@ def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True, to
   rows = (tokens(s.src), there(s.src), tokens(s.tgt), there(s.tgt), np.full(s.batch, tasks - 1, np.int32))
   source, source_mask, target, target_mask, task = map(jnp.asarray, rows)
   batch = jax.device_put(Batch(source, source_mask, target, target_mask, task), sharding.batch_sharded(mesh))
-  return Prepared(mesh, backbone, method, learned, Batcher(False, backbone.config.pad_id, s.batch), batch)
+  return Prepared(mesh, backbone, method, learned, Batcher(llama, backbone.config.pad_id, s.batch), batch)
 
 
 def measure(s: sizes.Sizes, memory: int, reflection: bool, top_k: int, remat: str, warmup: int, repeat: int, tasks: int) -> sizes.Row:
