@@ -7,13 +7,16 @@ Every report is kept in the output file as a line of JSON; rows that are there a
 """
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Sequence
 
+import sizes
+
+from sapt_jax import cli
 from sapt_jax.plan.hardware import GIB
 
 COMMON = ["--method.name", "sapt", "--method.attention", "published", "--pet.rank", "4", "--blocks", "15", "--examples", "1000",
@@ -75,12 +78,12 @@ def table(found: list[dict]) -> str:
   return "\n".join(lines)
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> None:
   """Makes the rows that are missing, then prints the table."""
-  parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+  parser = sizes.Parser(description=(__doc__ or "").split("\n")[0])
   parser.add_argument("--output", default="runs/plan_table.jsonl", help="where reports are kept, one line of JSON each")
   parser.add_argument("--only", default="", help="make only rows whose target begins so")
-  options = parser.parse_args()
+  options = parser.parse_args(arguments)
   file = pathlib.Path(options.output)
   file.parent.mkdir(parents=True, exist_ok=True)
   reports = {report["row"]: report for report in map(json.loads, file.read_text().splitlines() if file.exists() else [])}
@@ -97,8 +100,9 @@ def main() -> int:
     with file.open("a") as lines:
       lines.write(json.dumps(report) + "\n")
   print(table([reports[row] for row in ROWS if row in reports]))
-  return 1 if failed else 0
+  if failed:
+    sys.exit(1)
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  cli.run(main)
