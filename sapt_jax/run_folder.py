@@ -183,7 +183,7 @@ class RunFolder:
     file, progress = self.path / "metrics.jsonl", self.progress(done)
     if processes.is_first() and file.exists():
       step = checkpoint.read_record(progress)["step"] if checkpoint.is_finished(progress) else 0
-      write_lines(file, list(_kept_lines(file.read_text(encoding="utf-8").splitlines(), done, step)))
+      write_lines(file, _kept_lines(file.read_text(encoding="utf-8").splitlines(), done, step))
 
   def _drop_damaged(self, folder: pathlib.Path) -> None:
     try:
