@@ -60,8 +60,8 @@ class T5Config:
 
 
 class T5Cache(flax.struct.PyTreeNode):
-  """What decoding one more token needs: keys and values of the answer (layers, B, H, length, K) and of the source (layers, B, H, K, length),
-  the source's mask as a bias, the next position.
+  """What decoding one more token needs: keys and values of the answer (layers, B, H, length, K) and of the source (layers, B, H, K, S), the
+  source's mask as a bias, the next position.
   """
 
   self_k: jax.Array
