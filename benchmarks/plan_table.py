@@ -34,7 +34,7 @@ ROWS = [
   "xuanyuan-70b h100:8 --fit.accumulation 4 --evaluation.batch-size 128",
   "t5-xxl v5e:2x4 --evaluation.batch-size 128",
   "t5-xxl v5p:2x2x1 --evaluation.batch-size 128",
-  "llama2-13b v5e:2x4 --fit.accumulation 4 --evaluation.batch-size 64",
+  "llama2-13b v5e:2x4 --fit.accumulation 4 --evaluation.batch-size 32",
   "llama2-13b v5p:2x2x1 --fit.accumulation 4 --evaluation.batch-size 128",
 ]
 
