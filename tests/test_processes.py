@@ -62,13 +62,17 @@ def ended(started):
   return outcomes
 
 
-def together(count, options, output, numbers=None):
-  """Outcomes of so many processes that share a run."""
+def free_address():
+  """A port on loopback that nobody listens at."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
+    return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def together(count, options, output, numbers=None):
+  """Outcomes of so many processes that share a run."""
   # No heartbeat is missed on a machine that is busy or paused.
-  shared = f"--distributed.heartbeat 600 --distributed.address {address} --distributed.processes {count} --distributed.process-id".split()
+  shared = f"--distributed.heartbeat 600 --distributed.address {free_address()} --distributed.processes {count} --distributed.process-id".split()
   return ended([start([*options, *shared, str(i)], output, number=numbers and numbers[i]) for i in range(count)])
 
 
@@ -126,10 +130,7 @@ def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
 @pytest.mark.slow
 def test_wrong_input_that_one_process_meets_ends_all_with_one_line_each(world, tmp_path):
   odd = [*world[: world.index("--data.root") + 1], str(tmp_path / "nowhere"), *world[world.index("--data.root") + 2:]]
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    address = f"127.0.0.1:{free.getsockname()[1]}"
-  shared = f"--mesh.data 2 --distributed.address {address} --distributed.processes 2 --distributed.process-id".split()
+  shared = f"--mesh.data 2 --distributed.address {free_address()} --distributed.processes 2 --distributed.process-id".split()
   outcomes = ended([start([*options, *shared, str(i)], tmp_path / "run") for i, options in enumerate((world, odd))])
   assert [code for code, _, _ in outcomes] == [2, 2], outcomes
   assert "process 1 has found wrong input" in outcomes[0][2]
