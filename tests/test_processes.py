@@ -72,7 +72,8 @@ def free_address():
 def together(count, options, output, numbers=None):
   """Outcomes of so many processes that share a run."""
   # No heartbeat is missed on a machine that is busy or paused.
-  shared = f"--distributed.heartbeat 600 --distributed.address {free_address()} --distributed.processes {count} --distributed.process-id".split()
+  shared = ["--distributed.heartbeat", "600", "--distributed.address", free_address(), "--distributed.processes", str(count),
+            "--distributed.process-id"]
   return ended([start([*options, *shared, str(i)], output, number=numbers and numbers[i]) for i in range(count)])
 
 
