@@ -132,13 +132,18 @@ def measured_apart(program: str, arguments: Sequence[str], tasks: int) -> Row:
 
 def timed(call: Callable[[], object], warmup: int, repeat: int) -> list[float]:
   """Seconds of each of `repeat` calls; a call must not return before its work is done."""
-  for _ in range(warmup):
-    call()
-  seconds = []
-  for _ in range(repeat):
-    began = time.perf_counter()
-    call()
-    seconds.append(time.perf_counter() - began)
+  return timed_in_turn([call], warmup, repeat)[0]
+
+
+def timed_in_turn(calls: Sequence[Callable[[], object]], warmup: int, repeat: int) -> list[list[float]]:
+  """As timed, for several calls that take turns, so that a machine whose rate wanders is the same to all; one list of seconds for each."""
+  seconds: list[list[float]] = [[] for _ in calls]
+  for number in range(warmup + repeat):
+    for call, taken in zip(calls, seconds, strict=True):
+      began = time.perf_counter()
+      call()
+      if number >= warmup:
+        taken.append(time.perf_counter() - began)
   return seconds
 
 

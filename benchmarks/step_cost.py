@@ -13,6 +13,7 @@ One row per pool size:
     compile_s     tracing, lowering and compiling the step
     gemm_gflops   measured rate of a 2048 x 2048 x 2048 float32 product in the same process, in GFLOP/s
     model_gflops  work of the backbone in one step by formula, in GFLOP (sizes.Sizes.step_gflops says what is counted)
+    reflection_ratio    with --pairs: median over pairs of a step's seconds over those of the step without ARM that follows it
 so that model_gflops / s_per_step / gemm_gflops is the share of the machine's rate that the step makes use of.
 """
 from __future__ import annotations
@@ -21,7 +22,7 @@ import dataclasses
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -109,11 +110,9 @@ def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True, to
   return Prepared(mesh, backbone, method, learned, Batcher(llama, backbone.config.pad_id, s.batch), batch)
 
 
-def measure(s: sizes.Sizes, memory: int, reflection: bool, top_k: int, remat: str, warmup: int, repeat: int, tasks: int) -> sizes.Row:
-  """The row of one pool size."""
-  jax.config.update("jax_enable_compilation_cache", False)  # what compiling costs, not what reading back does
-  p = prepare(s, tasks, memory, reflection, top_k, remat)
-  trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=s.batch), p.batcher, p.mesh)
+def step_of(p: Prepared, batch_size: int) -> tuple[Callable[[], None], float]:
+  """A call that takes the next training step and waits for it, and the seconds that compiling it took."""
+  trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=batch_size), p.batcher, p.mesh)
   trainable = jax.tree.map(jnp.copy, p.method.trainable(p.learned))
   state = TrainState(jnp.zeros((), jnp.int32), trainable, trainer.optimizer.init(trainable))
   began = time.perf_counter()
@@ -126,12 +125,28 @@ def measure(s: sizes.Sizes, memory: int, reflection: bool, top_k: int, remat: st
     if not np.isfinite(metrics["loss"]):
       raise FloatingPointError(f"the loss became {metrics['loss']}: arithmetic on such numbers is not what is to be timed")
 
-  seconds, peak = sizes.timed(call, warmup, repeat), sizes.peak_rss_mb()
+  return call, compile_s
+
+
+def measure(s: sizes.Sizes, memory: int, reflection: bool, top_k: int, remat: str, pairs: bool, warmup: int, repeat: int,
+            tasks: int) -> sizes.Row:
+  """The row of one pool size."""
+  jax.config.update("jax_enable_compilation_cache", False)  # what compiling costs, not what reading back does
+  prepared = partial(prepare, s, tasks, memory, top_k=top_k, remat=remat)
+  step, compile_s = step_of(prepared(reflection), s.batch)
+  calls = [step]
+  if pairs:
+    calls.append(step_of(prepared(False), s.batch)[0])
+  seconds = sizes.timed_in_turn(calls, warmup, repeat)
+  peak = sizes.peak_rss_mb()
   left, right = (jax.random.normal(jax.random.key(i), (sizes.GEMM, sizes.GEMM)) for i in range(2))
   product = jax.jit(jnp.matmul)
   rate = sizes.gemm_gflops(lambda: jax.block_until_ready(product(left, right)))
-  return {"tasks": tasks, "s_per_step": statistics.median(seconds), "all_s": seconds, "peak_rss_mb": peak, "compile_s": compile_s,
-          "gemm_gflops": rate, "model_gflops": s.step_gflops()}
+  row = {"tasks": tasks, "s_per_step": statistics.median(seconds[0]), "all_s": seconds[0], "peak_rss_mb": peak, "compile_s": compile_s,
+         "gemm_gflops": rate, "model_gflops": s.step_gflops()}
+  if pairs:
+    row["reflection_ratio"] = statistics.median(a / b for a, b in zip(*seconds, strict=True))
+  return row
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -139,12 +154,14 @@ def main(arguments: Sequence[str]) -> None:
   parser = sizes.parser(__doc__ or "")
   parser.add_argument("--memory", type=sizes.positive, default=20, metavar="N", help=(
     "pseudo inputs remembered of each earlier task (default 20: 2 %% of SuperNI's 1,000 rows)"))
-  parser.add_argument("--no-reflection", action="store_true", help="leave ARM out, to see its share")
+  arm = parser.add_mutually_exclusive_group()
+  arm.add_argument("--no-reflection", action="store_true", help="leave ARM out")
+  arm.add_argument("--pairs", action="store_true", help="after each step one without ARM, to see ARM's share: adds reflection_ratio")
   parser.add_argument("--top-k", type=sizes.positive, default=0, metavar="N", help="blocks that each example uses (default: all)")
   parser.add_argument("--remat", choices=("none", "full", "dots"), default=config.Backbone().remat, help="as backbone.remat")
   options = parser.parse_args(arguments)
   one = partial(measure, sizes.sizes_of(options), options.memory, not options.no_reflection, options.top_k, options.remat,
-                options.warmup, options.repeat)
+                options.pairs, options.warmup, options.repeat)
   sizes.report(__file__, arguments, options, one)
 
 

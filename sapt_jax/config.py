@@ -67,9 +67,9 @@ class Method:
   """sapt, routed: Adam steps on query and new key before the blocks are trained."""
   routing_learning_rate: float = 3e-4
   """sapt, routed: learning rate of these steps."""
-  new_block: Literal["fresh", "mixture"] = "fresh"
-  """sapt: what a new block starts as: fresh, or the mixture of earlier blocks that the new task's inputs get before it has a key of its
-  own, brought down to pet.rank."""
+  new_block: Literal["fresh", "mixture", "directions"] = "fresh"
+  """sapt: what a new block starts as: fresh; as the mixture of earlier blocks that the new task's inputs get before it has a key of its
+  own, brought down to pet.rank; or adding nothing, with the main input directions of that mixture as its A (soft prompts: fresh)."""
   uniform: Literal["never", "answering", "always"] = "never"
   """sapt, for ablation: mix all blocks alike instead of by attention."""
   paper_nonlinearity: bool = False

@@ -182,10 +182,10 @@ def test_step_and_decoder_rows_have_what_is_promised(capsys):
   import decode_cost
   import step_cost
   options = "--tasks 3 --json --batch 2 --src 8 --tgt 4 --d-model 16 --d-ff 16 --d-kv 4 --layers 1 --heads 2 --vocab 64 --repeat 3".split()
-  step_cost.main(options)
+  step_cost.main([*options, "--pairs"])
   decode_cost.main([*options, "--new", "5"])
   step, decode = map(json.loads, capsys.readouterr().out.splitlines())
-  assert {"tasks", "s_per_step", "all_s", "peak_rss_mb", "compile_s", "gemm_gflops", "model_gflops"} == step.keys()
+  assert {"tasks", "s_per_step", "all_s", "peak_rss_mb", "compile_s", "gemm_gflops", "model_gflops", "reflection_ratio"} == step.keys()
   assert {"tasks", "s", "tokens_per_s", "peak_rss_mb"} <= decode.keys()
   assert (step["tasks"], len(step["all_s"])) == (3, 3)
   assert decode["tokens_per_s"] == pytest.approx(10 / decode["s"])

@@ -55,6 +55,31 @@ def test_a_new_block_can_start_as_what_the_pool_says_of_the_new_inputs(kind):
   assert [same(blocks.read(opened.blocks, slot), blocks.read(learned.blocks, slot)) for slot in (0, 1)] == [True, True]
 
 
+def test_a_new_block_can_read_what_the_pool_reads_and_add_nothing():
+  method = build("sapt", attention="routed", new_block="directions")
+  pooled = clusters(3)
+  learned = method.close(through(method, pooled[:2]), TaskInputs(pooled[1], pooled[1], pooled[1]))
+  opened = method.open(learned, jax.random.key(9), TaskInputs(pooled[0], pooled[0], pooled[0][:0]))
+  said = method.mixture(learned, pooled[0], jnp.zeros(24, jnp.int32)).mean(axis=0)
+  of_site = lambda x: "a" in x
+  new, old = (jax.tree.leaves(tree["lora"], is_leaf=of_site) for tree in (blocks.read(opened.blocks, 2), learned.blocks))
+  for site, pool in zip(new, old, strict=True):
+    assert not np.any(site["b"])
+    whole = np.einsum("t,ldtr,ltro->ldo", said, pool["a"], pool["b"])
+    unit = np.asarray(site["a"]) * np.sqrt(3)
+    for columns in unit:
+      np.testing.assert_allclose(columns.T @ columns, np.eye(columns.shape[1]), atol=1e-5)
+    # What these directions miss of the mixture is what any so many must miss.
+    missed = whole - unit @ (np.swapaxes(unit, 1, 2) @ whole)
+    least = np.linalg.svd(whole, compute_uv=False)[:, unit.shape[2]:]
+    np.testing.assert_allclose(np.linalg.norm(missed, axis=(1, 2)), np.sqrt((least**2).sum(axis=1)), atol=1e-5)
+
+
+def test_a_soft_prompt_has_no_directions_to_start_from():
+  fresh, directed = (learned_by(build("sapt", kind="prompt", new_block=how), tasks=2) for how in ("fresh", "directions"))
+  assert same(fresh.blocks, directed.blocks)
+
+
 @pytest.mark.parametrize(("uniform", "learning", "answering"), [
   ("never", False, False), ("answering", False, True), ("always", True, True)])
 def test_blocks_can_be_mixed_alike_to_see_what_the_attention_is_worth(uniform, learning, answering):

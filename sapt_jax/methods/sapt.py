@@ -38,10 +38,13 @@ class Sapt(Method):
   def __init__(self, options: config.Method, setting: Setting):
     super().__init__(options, setting)
     self.wants_pseudo_inputs = options.reflection_weight > 0
+    self.new_block_from = {"mixture": blocks.merged, "directions": blocks.reading_alike}.get(options.new_block)
+    if options.new_block == "directions" and setting.pet.kind == "prompt":
+      self.new_block_from = None  # a soft prompt reads nothing
 
   @property
   def label(self) -> str:
-    departures = {f"{self.options.new_block} start": self.options.new_block != "fresh", "no reflection": not self.wants_pseudo_inputs,
+    departures = {f"{self.options.new_block} start": self.new_block_from is not None, "no reflection": not self.wants_pseudo_inputs,
                   f"uniform {self.options.uniform}": self.options.uniform != "never"}
     return ", ".join([self.options.name, self.options.attention, *(words for words, there in departures.items() if there)])
 
@@ -54,9 +57,10 @@ class Sapt(Method):
   def open(self, learned: SaptLearned, rng: jax.Array, inputs: TaskInputs) -> SaptLearned:
     slot, before = learned.count, learned
     learned = super().open(learned, rng, inputs)
-    if self.options.new_block == "mixture" and int(slot):
+    if self.new_block_from is not None and int(slot):
       weights = jnp.mean(self.mixture(before, inputs.train, slot), axis=0)
-      learned = learned.replace(blocks=blocks.write(learned.blocks, blocks.merged(before.blocks, weights, self.setting.pet), slot))
+      block = self.new_block_from(before.blocks, weights, self.setting.pet)
+      learned = learned.replace(blocks=blocks.write(learned.blocks, block, slot))
     if self.options.attention == "published":
       return learned.replace(keys=learned.keys.at[slot].set(sals.init_key(jax.random.fold_in(rng, 1), self.setting.width)))
     learned = learned.replace(centre=running_centre(learned.centre, inputs.train, slot))

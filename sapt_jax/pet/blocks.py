@@ -90,6 +90,11 @@ def merged(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
   return {"lora": jax.tree.map(lambda site: lora.best_of_rank(site, weights, pet.rank), pool["lora"], is_leaf=lambda x: "a" in x)}
 
 
+def reading_alike(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
+  """A block of LoRA that adds nothing yet and reads what the pool mixed by weights (T,) reads (lora.main_directions)."""
+  return {"lora": jax.tree.map(lambda site: lora.main_directions(site, weights, pet.rank), pool["lora"], is_leaf=lambda x: "a" in x)}
+
+
 def mixed(pool: Blocks, mixture: jax.Array, pet: Pet, detached: jax.Array | None = None, newest: jax.Array | None = None) -> Adapters:
   """The pool as a backbone applies it, each example with its own mixture (B, T) float32 (SAPT Eq. 4).
 

@@ -117,11 +117,26 @@ def best_of_rank(factors: dict[str, jax.Array], weights: jax.Array, rank: int) -
   Returns:
     {"a": (layers, D_in, rank), "b": (layers, rank, D_out)}.
   """
+  left, values, right = _singular(factors, weights, rank)
+  share = jnp.sqrt(values)
+  return {"a": left * share[:, None, :], "b": right * share[:, :, None]}
+
+
+def main_directions(factors: dict[str, jax.Array], weights: jax.Array, rank: int) -> dict[str, jax.Array]:
+  """A block that adds nothing yet but reads what sum_i w_i B_i A_i reads: A has its `rank` main input directions, B is 0.
+
+  They are as long as a fresh block's are on average (init_block), 1/sqrt(3), so that a learning rate means the same to both.
+  Arguments and result as in best_of_rank.
+  """
+  left, _, right = _singular(factors, weights, rank)
+  return {"a": left / math.sqrt(3), "b": jnp.zeros_like(right)}
+
+
+def _singular(factors: dict[str, jax.Array], weights: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The first `rank` singular vectors and values of sum_i w_i B_i A_i: (layers, D_in, rank), (layers, rank), (layers, rank, D_out)."""
   a = (factors["a"] * weights[:, None]).reshape(*factors["a"].shape[:2], -1)
   b = factors["b"].reshape(a.shape[0], -1, factors["b"].shape[-1])
   # The product of two thin matrices has the singular values of the small product of their triangular parts.
   (a_basis, a_rest), (b_basis, b_rest) = jnp.linalg.qr(a), jnp.linalg.qr(jnp.swapaxes(b, 1, 2))
   left, values, right = jnp.linalg.svd(a_rest @ jnp.swapaxes(b_rest, 1, 2))
-  share = jnp.sqrt(values[:, :rank])
-  return {"a": a_basis @ (left[:, :, :rank] * share[:, None, :]),
-          "b": (right[:, :rank] * share[:, :, None]) @ jnp.swapaxes(b_basis, 1, 2)}
+  return a_basis @ left[:, :, :rank], values[:, :rank], right[:, :rank] @ jnp.swapaxes(b_basis, 1, 2)
