@@ -44,7 +44,8 @@ pseudo="--generator.folder $folder/lora/sapt-SEED/pseudo_inputs"
 # Of 3e-3 (the default here) and 1e-3, what each LoRA method did better with on seed 0: one block trained on and on is not stable at 3e-3.
 slow="--fit.learning-rate 1e-3"
 all_seeds <<ROWS
-lora sapt_published --method.attention published --fit.attention-learning-rate 3e-3 $pseudo
+lora sapt_fresh --method.new-block fresh $pseudo
+lora sapt_published --method.attention published --method.new-block fresh --fit.attention-learning-rate 3e-3 $pseudo
 lora sequential --method.name sequential $slow
 lora replay --method.name replay $slow
 lora epi --method.name epi
