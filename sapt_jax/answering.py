@@ -20,7 +20,7 @@ class Answering:
   """Restores a run, on a mesh that need not be the run's; without one, on one device.
 
   Raises:
-    InputError: the folder is no run's, has no snapshot yet, its method needs the task's identity, or its backbone has changed.
+    InputError: the folder is no run's, has no snapshot yet, or its backbone has changed.
   """
 
   def __init__(self, run: pathlib.Path, batch_size: int = 0, mesh: config.Mesh | None = None):
@@ -43,10 +43,23 @@ class Answering:
     self.tasks = [snapshot.name.split("_", 1)[1] for snapshot in snapshots]
     self.codec = learner.make_codec(options, folder)
     self.built = learner.build(options, folder, record["capacity"], record["memory_inputs"])
-    if self.built.method.knows_task:
-      raise InputError(f"--run {run}: method {options.method.name} needs to know the task of an input, which is not given here")
     self.learned, _ = checkpoint.load(snapshots[-1], self.built.start(options.seed))
     self.max_new = options.data.max_target_length
+
+  def check(self, pairs: Sequence[tuple[str | None, str]]) -> None:
+    """Whether it can answer these (definition, input).
+
+    Raises:
+      InputError: its method needs the task's identity, or an input has no tokens or no room beside its definition.
+    """
+    if self.built.method.knows_task:
+      raise InputError(f"method {self.built.method.options.name} needs to know the task of an input, which is not given here")
+    for number, (definition, text) in enumerate(pairs, 1):
+      if definition is not None and not self.codec.has_room(definition):
+        raise InputError(f"input {number}: its definition leaves no room for it in the {self.codec.max_source} tokens of a prompt that the "
+                         "run was trained with; shorten it")
+      if definition is None and not self.source(None, text):
+        raise InputError(f"input {number}: {text!r} has no tokens, and no definition goes with it")
 
   def __call__(self, pairs: Sequence[tuple[str | None, str]]) -> Iterator[tuple[str, dict[str, float]]]:
     """(definition, input) -> (answer, {task (or block): weight}), in order; without a definition the input is the whole prompt."""

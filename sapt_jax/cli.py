@@ -81,6 +81,17 @@ def keep_compiled_programs() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def output_folder(name: str) -> pathlib.Path:
+  """The folder that --output names, which need not be there.
+
+  Raises:
+    InputError: there is a file of that name.
+  """
+  if pathlib.Path(name).is_file():
+    raise InputError(f"--output {name}: is a file; name a folder")
+  return pathlib.Path(name)
+
+
 def parse_over_config(kind: type[C], arguments: Sequence[str], program: str, description: str, embedded: Config,
                       own: Callable[[str], dict[str, Any]] = lambda file: {}) -> C:
   """Options that extend a Config and have a `config` of their own: values of the file that --config names, changed by the other options.

@@ -49,6 +49,7 @@ class Pet:
   def __post_init__(self) -> None:
     _at_least(self, "pet", 1, "rank", "prompt_length")
     _at_least(self, "pet", 0, "top_k")
+    _positive(self, "pet", "alpha")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +85,8 @@ class Method:
   sparsity_weight: float = 0.4
   """n_lora: weight of the L1 norm of the new block's update; the authors give 0.4 to 1.8."""
   kept_energy: float = 0.995
-  """inflora, gainlora: share of the energy of a task's inputs in the directions that later blocks leave alone; it rises to 1 over the
-  stream."""
+  """inflora, gainlora: share of the energy of a task's inputs in the directions that later blocks leave alone; it rises towards 1 over the
+  stream, by equal steps that would reach it as the pool's capacity (the next power of two) is full."""
   pool_prompts: int = 10
   """l2p: soft prompts in the pool, each of pet.prompt_length."""
   chosen_prompts: int = 4
@@ -109,6 +110,7 @@ class Method:
   def __post_init__(self) -> None:
     _at_least(self, "method", 0, "reflection_weight", "routing_steps", "orthogonality_weight", "sparsity_weight", "key_weight", "lm_weight")
     _at_least(self, "method", 1, "pseudo_examples")
+    _positive(self, "method", "routing_learning_rate")
     _check(0 < self.replay_share <= 1, f"method.replay_share {self.replay_share}: must be in (0, 1]")
     _check(0 < self.kept_energy <= 1, f"method.kept_energy {self.kept_energy}: must be in (0, 1]")
     _check(0 <= self.lookup_shrinkage <= 1, f"method.lookup_shrinkage {self.lookup_shrinkage}: must be in [0, 1]")
@@ -325,9 +327,11 @@ class Config:
   seed: int = 0
   """Of blocks, batches, sampling and the mini stream."""
   single: str = ""
-  """A finished per_task run on the same stream, for FWT; "train": make one inside this run's folder first."""
+  """A finished per_task run on the same stream with the same seed and backbone, for FWT; "train": make one inside this run's folder
+  first."""
 
   def __post_init__(self) -> None:
+    _check(self.seed >= 0, f"seed {self.seed}: must not be negative")
     devices = self.mesh.data * self.mesh.fsdp
     for name, rows in (("fit.batch_size / fit.accumulation", self.fit.batch_size // self.fit.accumulation),
                        ("evaluation.batch_size", self.evaluation.batch_size), ("generator.batch_size", self.generator.batch_size)):

@@ -51,7 +51,7 @@ def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
   """
   tasks, backbone, codec, stored, fingerprint = processes.together(lambda: _inputs(config))
   with RunFolder(output, config, fingerprint) as folder:
-    single = processes.together(lambda: single_scores(config, [task.name for task in tasks], output))
+    single = processes.together(lambda: single_scores(config, [task.name for task in tasks], output, fingerprint))
     with Cost() as cost:
       return Continual(config, tasks, codec, backbone, single, stored, folder, cost).run()
 
@@ -87,10 +87,12 @@ class Continual:
     self.generator: Generator | Stored | None = None
     if built.method.wants_pseudo_inputs:
       self.generator = stored or Generator(config.generator, built.backbone, built.setting, codec, answering, built.mesh)
+      for task in tasks:
+        self.generator.check(task)
     self.recaller = (Recaller(config.generator, config.method.pseudo_examples, built.backbone, built.method, codec, answering,
                               built.mesh) if built.method.writes_examples else None)
     self.moments = SiteMoments(built.backbone, built.method, built.batcher, built.mesh) if built.method.wants_moments else None
-    self.metric = BENCHMARKS[config.data.benchmark].metric if config.evaluation.metric == "benchmark" else config.evaluation.metric
+    self.metric = metric_of(config)
 
   def run(self) -> dict[str, Any]:
     """Learns the whole stream, from where an earlier start of the same run stopped; returns what scores.json holds."""
@@ -107,11 +109,12 @@ class Continual:
       lesson = self.lesson(index, recalled)
       learned = self.learn(learned, index, task, lesson, log)
       self.cost.lap("learn")
+      mixture = self.training_mixture(learned, index, inputs)
       learned, pseudo = self.reflect(learned, index, task, inputs, log)
       self.cost.lap("reflect")
       record, answers = self.evaluate(learned, index)
       self.cost.lap("evaluate")
-      record |= {"task": task.name, "steps": self.steps(index, lesson), "training_mixture": self.training_mixture(learned, index, inputs),
+      record |= {"task": task.name, "steps": self.steps(index, lesson), "training_mixture": mixture,
                  "pseudo_examples": [examples.counts for examples in recalled], "capacity": self.capacity,
                  "memory_inputs": self.memory_inputs, "wall_s": round(time.monotonic() - began, 1)}
       self.snapshot(learned, index, task, record, answers, pseudo)
@@ -241,13 +244,18 @@ class Continual:
       "method": self.config.method.name, "label": self.method.label, "backbone": self.config.backbone.path, "tasks": self.names,
       "scores": [row + [None] * (count - len(row)) for row in rows], "single": self.single,
       "metrics": continual_metrics(rows, self.single), "metric": self.metric, "protocol": self.config.data.protocol,
-      "seed": self.config.seed, "steps": [r["steps"] for r in records],
+      "pet": self.pet_words(), "seed": self.config.seed, "steps": [r["steps"] for r in records],
       "wall_s": round(sum(r["wall_s"] for r in records), 1), "versions": versions()}
     if self.method.block_per_task:
       result["own_weight"] = round(float(np.mean(np.diag(np.array(records[-1]["testing_mixture"])))), 4)
     result["blocks_used"] = round(blocks_used(records[-1]["testing_mixture"]), 2)
     processes.by_first(lambda: self.publish(records, result))
     return result
+
+  def pet_words(self) -> str:
+    """The kind and size of a block, for tables."""
+    pet = self.config.pet
+    return f"lora of rank {pet.rank}" if pet.kind == "lora" else f"prompt of {pet.prompt_length}"
 
   def publish(self, records: list[dict[str, Any]], result: dict[str, Any]) -> None:
     """Writes what the whole run leaves for the reader, scores.json last."""
@@ -260,8 +268,12 @@ class Continual:
     write_json(path / "scores.json", result)
 
 
-def single_scores(config: Config, names: list[str], output: pathlib.Path) -> list[float] | None:
-  """Scores of blocks trained alone on each task (a0 of FWT), from another run, or from one made now inside this run's folder."""
+def single_scores(config: Config, names: list[str], output: pathlib.Path, fingerprint: str) -> list[float] | None:
+  """Scores of blocks trained alone on each task (a0 of FWT), from another run, or from one made now inside this run's folder.
+
+  Raises:
+    InputError: the other run is not finished, not of per_task, or its scores are not to be held beside this run's.
+  """
   if not config.single:
     return None
   place = output / "single" if config.single == "train" else pathlib.Path(config.single)
@@ -271,15 +283,28 @@ def single_scores(config: Config, names: list[str], output: pathlib.Path) -> lis
     run(dataclasses.replace(config, method=method, evaluation=evaluation, single=""), place)
   try:
     finished = json.loads((place / "scores.json").read_text(encoding="utf-8"))
+    asked = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    its = {"seed": finished["seed"], "data.protocol": finished["protocol"], "evaluation.metric": finished["metric"],
+           "backbone.weights": asked["backbone.weights"]}
     alone = {name: finished["scores"][j][j] for j, name in enumerate(finished["tasks"])}
   except OSError:
-    raise InputError(f"single {config.single!r}: {place / 'scores.json'} is not there; name a finished per_task run") from None
+    raise InputError(f"single {config.single!r}: no scores.json of a finished run is there; name the folder of one of per_task") from None
   except (ValueError, LookupError, TypeError):
     raise InputError(f"single {config.single!r}: {place / 'scores.json'} is not what a run writes; name a finished per_task run") from None
   missing = [name for name in names if name not in alone]
   if finished["method"] != "per_task" or missing:
     raise InputError(f"single {config.single!r}: a per_task run of all tasks is needed, not {finished['method']} without {missing}")
+  own = {"seed": config.seed, "data.protocol": config.data.protocol, "evaluation.metric": metric_of(config),
+         "backbone.weights": fingerprint}
+  if its != own:
+    others = ", ".join(f"{name} {value} (here {own[name]})" for name, value in its.items() if value != own[name])
+    raise InputError(f"single {config.single!r}: a run with {others}, whose scores are not to be held beside this run's")
   return [alone[name] for name in names]
+
+
+def metric_of(config: Config) -> str:
+  """The metric that a run's answers are scored by."""
+  return BENCHMARKS[config.data.benchmark].metric if config.evaluation.metric == "benchmark" else config.evaluation.metric
 
 
 def versions() -> dict[str, str]:

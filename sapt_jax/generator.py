@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from sapt_jax import config
+from sapt_jax import config, processes
 from sapt_jax.backbones.hf import Backbone
 from sapt_jax.data.batches import Batcher, Row, bucket
 from sapt_jax.data.benchmarks import BENCHMARKS
@@ -118,6 +118,16 @@ class Generator:
     codec = dataclasses.replace(self.codec, max_target=self.options.max_length)
     return [Row(start, codec.target(f"{task.definition}\n{SEPARATOR} {example.input}"), 0) for example in task.train]
 
+  def check(self, task: Task) -> None:
+    """Whether there is room for an input behind the task's instruction.
+
+    Raises:
+      InputError: there is none.
+    """
+    if len(self.codec.tokenizer(f"{task.definition}\n{SEPARATOR}")["input_ids"]) >= self.options.max_length:
+      raise InputError(f"generator.max_length {self.options.max_length}: the instruction of {task.name} leaves no room for an input; "
+                       "raise it")
+
   def write(self, task: Task, index: int, seed: int, log: Log) -> PseudoInputs:
     """Trains the task's generator block and returns its cleaned samples."""
     rows, rng = self.rows(task), jax.random.fold_in(jax.random.key(seed), index)
@@ -130,6 +140,8 @@ class Generator:
     pseudo = clean([self.codec.text(ids) for ids in answers.tokens], task, keep, self.options.max_overlap,
                    self.codec.has_room)
     log({"pseudo_inputs": pseudo.figures})
+    if len(pseudo.pairs) < keep:
+      processes.say(f"{task.name}: {len(pseudo.pairs)} of {keep} pseudo inputs wanted; more generator.steps or generator.oversample help")
     return pseudo
 
 
@@ -155,7 +167,8 @@ class Stored:
         definition, examples = read_split(published)
         pairs[name] = [(definition, example.input) for example in examples]
       elif own:
-        pairs[name] = [read_pair(line, f"{own[0]}:{number}") for number, line in enumerate(own[0].read_text("utf-8").splitlines(), 1)]
+        lines = own[0].read_text("utf-8").split("\n")
+        pairs[name] = [read_pair(line, f"{own[0]}:{number}") for number, line in enumerate(lines, 1) if line]
       else:
         raise InputError(f"generator.folder {place!r}: no pseudo inputs of {name}; looked for {published} and NUMBER_{name}.jsonl")
       for definition in {definition for definition, _ in pairs[name]}:
@@ -163,6 +176,9 @@ class Stored:
           raise InputError(f"generator.folder {place!r}: the definition {definition[:60]!r} of {name} leaves no room for an input; raise "
                            "--data.max-source-length")
     return cls(pairs)
+
+  def check(self, task: Task) -> None:
+    """All is checked as it is read."""
 
   def write(self, task: Task, index: int, seed: int, log: Log) -> PseudoInputs:
     """The task's pseudo inputs, all that there are."""

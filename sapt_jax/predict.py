@@ -40,7 +40,7 @@ def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
     InputError: no such file, or a line that is not that; the message names it.
   """
   try:
-    lines = file.read_bytes().decode("utf-8-sig").splitlines()
+    lines = file.read_bytes().decode("utf-8-sig").split("\n")
   except FileNotFoundError:
     raise InputError(f"--input {file}: no such file") from None
   except OSError as error:
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str]) -> None:
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
   answering = Answering(pathlib.Path(options.run), options.batch_size, options.mesh)
   pairs = [(question.get("definition"), question["input"]) for question in questions]
+  answering.check(pairs)
   rows = (question | {"output": text, "mixture": mixture} for question, (text, mixture) in zip(questions, answering(pairs), strict=True))
   answering.write(pathlib.Path(options.output), rows)
   print(f"{len(questions)} answers in {options.output}")

@@ -55,10 +55,15 @@ def read_run(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-  """Runs of the same method on the same stream and backbone together: seeds of one experiment. Best mean AP first."""
+  """Runs that differ in their seeds alone together, by the method's label and what else tells them from the others. Best mean AP first."""
   groups: dict[str, list[dict[str, Any]]] = {}
   for run in runs:
-    groups.setdefault(run["label"], []).append(run)
+    # Methods differ in their steps by nature, so that these tell runs of one method apart only.
+    alike = {"steps": [other for other in runs if other["label"] == run["label"]]}
+    differing = [name for name in ("backbone", "protocol", "metric", "pet", "steps")
+                 if any(other.get(name) != run.get(name) for other in alike.get(name, runs))]
+    values = {name: f"{sum(run['steps'])} steps" if name == "steps" and name in run else str(run.get(name, "?")) for name in differing}
+    groups.setdefault(", ".join([run["label"], *values.values()]), []).append(run)
   return dict(sorted(groups.items(), key=lambda item: -statistics.mean(run["metrics"]["AP"] for run in item[1])))
 
 
@@ -116,7 +121,8 @@ def write_page(file: pathlib.Path, runs: Sequence[dict[str, Any]], rows: Sequenc
   encoded = {picture.stem: base64.b64encode(picture.read_bytes()).decode() for picture in pictures}
   images = "".join(f'<p><img alt="{name}" src="data:image/png;base64,{content}">' for name, content in encoded.items())
   first = runs[0]
-  intro = f"Backbone {first['backbone']}, protocol {first['protocol']}, tasks in order: {', '.join(first['tasks'])}."
+  intro = (f"Backbone {first['backbone']}, protocol {first['protocol']} where the table names no other; tasks in order: "
+           f"{', '.join(first['tasks'])}.")
   comparison = f"<table><tr>{cells(rows[0], 'th')}</tr>{body}</table>"
   file.write_text(PAGE.format(stream=html.escape(intro), table=comparison, pictures=images), encoding="utf-8")
 
@@ -130,8 +136,8 @@ def main(arguments: Sequence[str]) -> None:
   for run in runs[1:]:
     if run["tasks"] != runs[0]["tasks"]:
       raise InputError(f"{run['run']} and {runs[0]['run']} are runs on different streams of tasks, which cannot be compared")
+  output = cli.output_folder(options.output)
   from sapt_jax import plots  # here, so that --help and wrong input answer at once
-  output = pathlib.Path(options.output)
   output.mkdir(parents=True, exist_ok=True)
   groups = grouped(runs)
   scores = {label: [run["scores"] for run in group] for label, group in groups.items()}

@@ -49,8 +49,8 @@ def write_lines(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a file of JSON lines."""
-  return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+  """The rows of a file of JSON lines. (splitlines would also split at U+2028 and the like, which texts may hold.)"""
+  return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 class RunFolder:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from sapt_jax import cli, config, export, predict, report, train
 from sapt_jax.answering import Answering
 from sapt_jax.errors import InputError
-from sapt_jax.run_folder import RunFolder, sound_snapshots
+from sapt_jax.run_folder import RunFolder, read_lines, sound_snapshots, write_lines
 from sapt_jax.training import checkpoint, fit
 
 OPTIONS = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 6 "
@@ -184,6 +184,30 @@ def test_forward_transfer_is_measured_against_blocks_learned_alone(world, tmp_pa
   assert "FWT" in capsys.readouterr().out
 
 
+def test_transfer_is_not_measured_against_unlike_runs(world, finished, tmp_path, monkeypatch, capsys):
+  shutil.copytree(finished, tmp_path / "alone")
+  file = tmp_path / "alone/scores.json"
+  file.write_text(json.dumps(scores(finished) | {"method": "per_task", "metric": "exact_match"}))
+  arguments = [*world, "--output", tmp_path / "run", "--seed", "1", "--single", tmp_path / "alone"]
+  code, complaint = run_program(train, arguments, monkeypatch, capsys)
+  assert code == 2
+  assert "seed 0 (here 1), evaluation.metric exact_match (here rouge_l)" in complaint
+
+
+def test_rows_are_read_as_they_were_written_whatever_is_in_them(tmp_path):
+  rows = [{"input": "a\u0085b\u2028c\u2029d\re\nf\x0bg"}, {"input": ""}]
+  write_lines(tmp_path / "rows.jsonl", rows)
+  assert read_lines(tmp_path / "rows.jsonl") == predict.read_questions(tmp_path / "rows.jsonl") == rows
+
+
+def test_the_mixture_in_training_is_that_of_training(world, finished, tmp_path):
+  train.main([*world, "--output", str(tmp_path / "run"), "--fit.steps", "1", "--method.uniform", "answering",
+              "--generator.folder", str(finished / "pseudo_inputs")])
+  record = json.loads((max((tmp_path / "run/snapshots").iterdir()) / checkpoint.RECORD).read_text())
+  assert record["testing_mixture"][0] == pytest.approx([0.5, 0.5])
+  assert record["training_mixture"][1] > 0.6
+
+
 @pytest.mark.slow
 def test_a_decoder_only_backbone_runs_with_soft_prompts(world, tmp_path):
   model = tiny.model_folder(tmp_path / "llama", tiny.LLAMA)
@@ -248,6 +272,12 @@ WRONG = {
   "no devices": ("--mesh.data 0", None, ["mesh.data 0"]),
   "no room for an input": ("--data.max-source-length 8", None, ["data.max_source_length 8", "task001_colour"]),
   "blocks that cannot be chosen": ("--method.name o_lora --pet.top-k 2", None, ["pet.top_k 2", "o_lora"]),
+  "the same blocks chosen for good": ("--method.attention published --pet.top-k 1", None, ["pet.top_k 1", "routed"]),
+  "no room for a pseudo input": ("--generator.max-length 4", None, ["generator.max_length 4", "task001_colour"]),
+  "a task twice": ("--stream.tasks task001 task001_colour", None, ["task001_colour", "already"]),
+  "negative seed": ("--seed -1", None, ["seed -1"]),
+  "half a file of weights": ("", ("model.safetensors", "version https://git-lfs.github.com/spec/v1"), ["model.safetensors", "in full"]),
+  "another program's tokenizer": ("", ("tokenizer.json", '{"version": "9.9"}'), ["tokenizer"]),
   "no per_task run": ("--single {}/data/SuperNI", None, ["single", "scores.json"]),
   "too few devices": ("--mesh.data 4 --mesh.fsdp 2 --fit.batch-size 8 --generator.batch-size 8", None, ["needs 8 devices"]),
   "broken config file": ("--config {}/model/config.json", None, ["--config", "config.json"]),
@@ -346,6 +376,8 @@ def test_predict_refuses_what_is_no_run_or_no_question(finished, tmp_path, monke
   assert "q.jsonl:2: field 'input'" in run("--run", finished)[1]
   (tmp_path / "q.jsonl").write_text('{"input": "a"}\n')
   assert run("--run", tmp_path)[0] == 2
+  (tmp_path / "q.jsonl").write_text('{"input": "a"}\n' + json.dumps({"input": "b", "definition": "long " * 200}) + "\n")
+  assert "input 2: its definition leaves no room" in run("--run", finished)[1]
   assert not (tmp_path / "o").exists()
 
 
@@ -363,12 +395,33 @@ def test_a_report_compares_finished_runs(finished, tmp_path, monkeypatch, capsys
   (other / "scores.json").write_text(json.dumps(changed))
   report.main([str(finished), str(other), "--output", str(tmp_path / "report")])
   table = capsys.readouterr().out.splitlines()
-  assert [line.split(" | ")[0] for line in table[2:]] == ["| better", "| sapt, routed"]
+  assert [line.split(" | ")[0] for line in table[2:]] == ["| better", "| sapt, routed, directions start"]
   assert "99.0" in (tmp_path / "report" / "index.html").read_text()
   assert len((tmp_path / "report" / "comparison.csv").read_text().splitlines()) == 3
   (other / "scores.json").write_text(json.dumps(changed | {"tasks": ["another"]}))
   code, complaint = run_program(report, [finished, other, "--output", tmp_path / "report"], monkeypatch, capsys)
   assert (code, "different streams" in complaint) == (2, True)
+
+
+def test_a_report_averages_seeds_of_one_experiment_alone():
+  run = {"label": "sapt", "backbone": "t5", "protocol": "clean", "metric": "rouge_l", "pet": "lora of rank 4", "steps": [5, 5]}
+  others = [{"seed": 1}, {"pet": "prompt of 10"}, {"label": "replay", "steps": [5, 9]}, {"label": "replay", "steps": [5, 10]}]
+  runs = [run | other | {"metrics": {"AP": 50.0 - number}} for number, other in enumerate([{}, *others])]
+  groups = {label: len(members) for label, members in report.grouped(runs).items()}
+  assert groups == {"sapt, lora of rank 4": 2, "sapt, prompt of 10": 1, "replay, lora of rank 4, 14 steps": 1,
+                    "replay, lora of rank 4, 15 steps": 1}
+
+
+def test_a_block_of_a_method_that_knows_the_task_is_exported_but_does_not_answer(world, tmp_path, monkeypatch, capsys):
+  train.main([*world, "--output", str(tmp_path / "run"), "--method.name", "per_task", "--fit.steps", "1"])
+  export.main(["--run", str(tmp_path / "run"), "--task", "task002", "--output", str(tmp_path / "block")])
+  assert (tmp_path / "block/adapter_model.safetensors").is_file()
+  (tmp_path / "q.jsonl").write_text('{"input": "a"}\n')
+  arguments = ["--run", tmp_path / "run", "--input", tmp_path / "q.jsonl", "--output", tmp_path / "o"]
+  code, complaint = run_program(predict, arguments, monkeypatch, capsys)
+  assert (code, "per_task needs to know the task" in complaint) == (2, True)
+  code, complaint = run_program(export, ["--run", tmp_path / "run", "--output", tmp_path / "q.jsonl"], monkeypatch, capsys)
+  assert (code, "is a file" in complaint) == (2, True)
 
 
 def test_a_block_and_a_mean_mixture_are_exported_for_peft(finished, tmp_path, capsys):

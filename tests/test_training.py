@@ -181,6 +181,7 @@ def test_sampling_keeps_to_the_top_k_and_away_from_what_was_written():
   written = jnp.asarray([[0, 3, 4]] * 200)  # the last place is not written yet
   drawn = np.array(sampler(2, 100.0, 1.0)(logits, written, jnp.asarray(2), jax.random.key(0)))
   assert set(drawn.tolist()) == {1, 2}
+  assert sampler(50, 1.0, 1.0)(logits, written, jnp.asarray(2), jax.random.key(0)).max() < 5  # more than there are: all
 
 
 def test_the_first_block_of_a_lora_pool_adds_nothing():

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sapt_jax import sharding
@@ -208,12 +208,15 @@ class WeightFiles:
     self.paths = [folder / name for name in names]
     for path in self.paths:
       if not path.is_file():
-        others = ", ".join(p.name for p in folder.glob("*.bin")) or "none"
-        raise InputError(f"{path}: no such file; weights are read from safetensors (other weight files here: {others})")
+        raise InputError(f"{path}: no such file; weights are read from safetensors alone; a model that comes as pytorch_model.bin: load it "
+                         "with transformers, save_pretrained it to a folder, and name that")
     self.where: dict[str, pathlib.Path] = {}
     for path in self.paths:
-      with safe_open(path, "numpy") as file:
-        self.where |= dict.fromkeys(file.keys(), path)
+      try:
+        with safe_open(path, "numpy") as file:
+          self.where |= dict.fromkeys(file.keys(), path)
+      except SafetensorError as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}); was it downloaded in full?") from None
 
   def read(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
     """The part `index` of a tensor that should have this shape."""

@@ -20,8 +20,9 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
   from transformers import AutoTokenizer  # here: it takes seconds to import
   try:
     return AutoTokenizer.from_pretrained(str(folder))
-  except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
-    raise InputError(f"{folder}: no tokenizer that transformers can read ({str(error).splitlines()[0]})") from error
+  except Exception as error:  # tokenizers raises no narrower one for files that it cannot read
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise InputError(f"{folder}: no tokenizer that transformers can read ({reason})") from error
 
 
 @dataclasses.dataclass(frozen=True)

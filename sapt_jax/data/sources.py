@@ -93,6 +93,8 @@ def choose(available: Sequence[str], wanted: Sequence[str], where: str) -> list[
     if len(fits) != 1:
       reason = f"is ambiguous: {', '.join(fits)}" if fits else f"is not in {where}, which has {', '.join(available)}"
       raise InputError(f"stream.tasks {name!r} {reason}")
+    if fits[0] in chosen:
+      raise InputError(f"stream.tasks {name!r} is {fits[0]}, which is in the stream already")
     chosen.append(fits[0])
   return chosen
 

@@ -31,7 +31,7 @@ def sampler(top_k: int, repetition_penalty: float, temperature: float) -> Choose
     places = jnp.where(jnp.arange(written.shape[1]) < count, written, logits.shape[1])
     seen = jnp.zeros(logits.shape, bool).at[rows, places].set(True, mode="drop")
     penalised = jnp.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
-    values, tokens = jax.lax.top_k(jnp.where(seen, penalised, logits) / temperature, top_k)
+    values, tokens = jax.lax.top_k(jnp.where(seen, penalised, logits) / temperature, min(top_k, logits.shape[1]))
     return jnp.take_along_axis(tokens, jax.random.categorical(rng, values)[:, None], axis=1)[:, 0].astype(jnp.int32)
 
   return choose

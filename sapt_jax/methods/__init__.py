@@ -36,6 +36,9 @@ def check(options: config.Method, pet: config.Pet) -> None:
   if pet.top_k and (pet.kind != "lora" or not method.selects or options.uniform != "never"):
     raise InputError(f"pet.top_k {pet.top_k}: chooses LoRA blocks by their weights; method.name {options.name} with pet.kind {pet.kind} "
                      "and these options has no unequal ones; give --pet.top-k 0")
+  if pet.top_k and options.name == "sapt" and options.attention == "published":
+    raise InputError(f"pet.top_k {pet.top_k}: a new key of the published attention is random, so that a new block might never be chosen, "
+                     "and never learned; give --method.attention routed, or --pet.top-k 0")
 
 
 def build(options: config.Method, setting: Setting) -> Method:
