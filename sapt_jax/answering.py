@@ -34,7 +34,7 @@ class Answering:
     options = dataclasses.replace(
       options, mesh=mesh, evaluation=dataclasses.replace(options.evaluation, batch_size=rows),
       fit=dataclasses.replace(options.fit, batch_size=per_step, accumulation=1),
-      generator=dataclasses.replace(options.generator, batch_size=per_step))
+      generator=dataclasses.replace(options.generator, batch_size=per_step, accumulation=1))
     snapshots = sound_snapshots(run)
     folder = learner.backbone_folder(options)
     if hf.fingerprint(folder) != values["backbone.weights"]:

@@ -132,6 +132,8 @@ class Generator:
   """Most passes over the task's inputs."""
   batch_size: int = 16
   """Inputs per step."""
+  accumulation: int = 1
+  """As fit.accumulation."""
   learning_rate: float = 1e-3
   """Constant, AdamW."""
   rank: int = 8
@@ -157,7 +159,9 @@ class Generator:
   generated_data do, or the pseudo_inputs folder of another run on the same tasks."""
 
   def __post_init__(self) -> None:
-    _at_least(self, "generator", 1, "steps", "epochs", "batch_size", "rank", "max_length", "top_k")
+    _at_least(self, "generator", 1, "steps", "epochs", "batch_size", "accumulation", "rank", "max_length", "top_k")
+    _check(self.batch_size % self.accumulation == 0,
+           f"generator.accumulation {self.accumulation}: must divide generator.batch_size {self.batch_size}")
     _at_least(self, "generator", 0, "keep_at_least")
     _positive(self, "generator", "learning_rate", "repetition_penalty", "temperature")
     _check(self.oversample >= 1, f"generator.oversample {self.oversample}: must be at least 1")
@@ -182,14 +186,16 @@ class Fit:
   attention_learning_rate: float | None = None
   """Of the query projection and the key; none: the same as learning_rate."""
   validate_every: int = 0
-  """Steps between scores on dev, after which the best weights are kept; 0: keep the last."""
+  """Steps between scores on dev, after which the best weights are kept; 0: as validate_epochs says."""
+  validate_epochs: int = 0
+  """The same in passes over a task's examples; both 0: keep the last weights."""
   checkpoint_every: int = 200
   """Steps between checkpoints inside a task; 0: only between tasks."""
   log_every: int = 10
   """Steps between lines of the metrics log."""
 
   def __post_init__(self) -> None:
-    _at_least(self, "fit", 0, "steps", "epochs", "checkpoint_every", "validate_every")
+    _at_least(self, "fit", 0, "steps", "epochs", "checkpoint_every", "validate_every", "validate_epochs")
     _at_least(self, "fit", 1, "batch_size", "accumulation", "log_every")
     _positive(self, "fit", "learning_rate", "attention_learning_rate")
     _check(self.steps > 0 or self.epochs > 0, "fit.steps and fit.epochs are both 0: nothing would be learned")
@@ -334,7 +340,8 @@ class Config:
     _check(self.seed >= 0, f"seed {self.seed}: must not be negative")
     devices = self.mesh.data * self.mesh.fsdp
     for name, rows in (("fit.batch_size / fit.accumulation", self.fit.batch_size // self.fit.accumulation),
-                       ("evaluation.batch_size", self.evaluation.batch_size), ("generator.batch_size", self.generator.batch_size)):
+                       ("generator.batch_size / generator.accumulation", self.generator.batch_size // self.generator.accumulation),
+                       ("evaluation.batch_size", self.evaluation.batch_size)):
       _check(rows % devices == 0, f"{name} {rows}: must be a multiple of mesh.data * mesh.fsdp = {devices}")
 
 

@@ -147,7 +147,7 @@ class Continual:
     """Trains the newest block (and what goes with it) on the task."""
     rows = [row for j, examples in lesson for row in self.training_rows(j, examples)]
     validate = None
-    if self.config.fit.validate_every:
+    if self.config.fit.validate_every or self.config.fit.validate_epochs:
       judged = range(index + 1) if self.method.waits else [index]
       validate = lambda current: float(np.mean([self.score(current, j, self.tasks[j], self.tasks[j].dev)[0] for j in judged]))
     plan = Plan(f"{index + 1}/{len(self.tasks)} {task.name}", self.steps(index, lesson), self.folder.progress(index), log, validate)

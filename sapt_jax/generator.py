@@ -107,7 +107,8 @@ class Generator:
     pet = config.Pet(kind="lora", rank=options.rank, alpha=setting.pet.alpha)
     self.options, self.codec = options, codec
     self.method = Sequential(config.Method(name="sequential"), dataclasses.replace(setting, pet=pet))
-    fit = config.Fit(batch_size=options.batch_size, learning_rate=options.learning_rate, epochs=options.epochs)
+    fit = config.Fit(batch_size=options.batch_size, accumulation=options.accumulation, learning_rate=options.learning_rate,
+                     epochs=options.epochs)
     self.trainer = Trainer(backbone, self.method, fit, dataclasses.replace(answering, size=options.batch_size), mesh)
     choose = sampler(options.top_k, options.repetition_penalty, options.temperature)
     self.answerer = Answerer(backbone, self.method, answering, mesh, choose)

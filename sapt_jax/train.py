@@ -21,7 +21,8 @@ class TrainOptions(Config):
   """Options of a run, and where it goes."""
 
   config: str = ""
-  """A Python file that defines `config` (see configs/); the other options change it. Empty: the embedded default."""
+  """A Python file that defines `config` (see configs/); the other options change it. Empty: all of them are made for the mini
+  run (sapt_jax/mini/default.py), which other benchmarks and backbones outgrow."""
   output: str = ""
   """The run's folder. Empty: runs/NAME, with the config file's name, or mini."""
 

@@ -11,13 +11,13 @@ import tiny
 
 from sapt_jax import config, learner, methods, sharding
 from sapt_jax.backbones import hf
-from sapt_jax.data.batches import Batch
+from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.evaluation.decode import generate, sampler
 from sapt_jax.methods.base import Setting, TaskInputs
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.training import checkpoint
-from sapt_jax.training.fit import Trainer
+from sapt_jax.training.fit import Plan, Trainer
 from sapt_jax.training.state import TrainState, make_optimizer
 from sapt_jax.training.step import train_step
 
@@ -126,6 +126,23 @@ def test_a_step_is_compiled_once_and_leaves_its_state_whole_on_every_device(shap
       state, _ = trainer.step(state, placed, learned, batch)
   assert trainer.step._cache_size() == 1
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
+
+
+def test_the_weights_with_the_best_dev_score_are_kept_and_scored_as_often_as_asked():
+  model, params = random_model(tiny.T5)
+  method, learned = learned_sapt(model, params)
+  options, batcher = config.Fit(batch_size=2, validate_epochs=1), Batcher(False, 0, 2)
+  trainer = Trainer(hf.Backbone(model, params, Path(), tiny.T5), method, options, batcher, sharding.make_mesh())
+  rows = [Row([2 + i, 3, 4], [5, 6 + i], 1) for i in range(4)]
+  seen, log = [], []
+
+  def validate(now):
+    seen.append(blocks.read(now.blocks, 1))
+    return [1.0, 5.0, 5.0, 3.0][len(seen) - 1]
+
+  kept = trainer.fit(learned, rows, Plan("task", 7, None, log.append, validate))
+  assert [(line["step"], line["dev"]) for line in log if "dev" in line] == [(2, 1.0), (4, 5.0), (6, 5.0), (7, 3.0)]
+  assert [jax.tree.all(jax.tree.map(np.array_equal, blocks.read(kept.blocks, 1), block)) for block in seen] == [False, True, False, False]
 
 
 def test_every_parameter_has_a_place_on_the_mesh():

@@ -29,8 +29,8 @@ class Lfpt5(Sequential):
   Other differences from the public code: a prompt stands before the input, not after it, has pet.prompt_length tokens where the authors
   take 300, and starts from random token embeddings, not from those of task names, labels and frequent words; the task's marker is plain
   words, not a new token; the optimizer is AdamW at fit.learning_rate, not Adafactor at 0.5 with a weight decay of 1e-5; the instruction of
-  a pseudo example is the real one. Pseudo examples for validation are not drawn: fit.validate_every looks at the newest task alone. LoRA
-  blocks, which the paper does not have, are learned in the same way.
+  a pseudo example is the real one. Pseudo examples for validation are not drawn: dev scores are those of the newest task
+  alone. LoRA blocks, which the paper does not have, are learned in the same way.
   """
 
   writes_examples = True

@@ -5,7 +5,8 @@
 
 No device and no weights are needed, only the compiler: pip install 'sapt-jax[plan-gpu]' or 'sapt-jax[plan-tpu]'; `cpu:N` simulates N
 devices, and overstates temporaries in bfloat16, as a CPU multiplies in float32. --mesh data=D,fsdp=F,tensor=T is short for --mesh.data D
---mesh.fsdp F --mesh.tensor T; without a mesh all devices stand on fsdp. With --json the report is one JSON object.
+--mesh.fsdp F --mesh.tensor T; without a mesh all devices stand on fsdp. The generator
+of pseudo inputs is not planned (docs/scale.md). With --json the report is one JSON object.
 """
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ class PlanOptions(Config):
   """The options of a run, and what it is planned for."""
 
   config: str = ""
-  """A Python file that defines `config` (see configs/); the other options change it. Empty: the embedded default."""
+  """A Python file that defines `config` (see configs/); the other options change it. Empty: that of the mini run."""
   target: str = ""
   """The hardware: a100-40:N a100-80:N h100:N rtx4090:N for N GPUs, v4:SHAPE v5e:SHAPE v5p:SHAPE v6e:SHAPE for a TPU slice, cpu:N."""
   model: str = ""

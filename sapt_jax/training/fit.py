@@ -85,12 +85,13 @@ class Trainer:
       best_score = record["best_score"]
     best = jax.tree.map(jnp.copy, best)
     start = int(state.step)
+    every = self.options.validate_every or self.options.validate_epochs * self.batcher.steps_per_epoch(len(rows))
     meter = Meter(plan, start, self.options.log_every)
     for step, batch in enumerate(self.batcher.training(rows, start, plan.steps), start + 1):
       state, metrics = self.step(state, self.backbone.params, learned, sharding.place(batch, self.placement))
       meter.add(step, batch, metrics)
       last = step == plan.steps
-      if plan.validate and (last or (self.options.validate_every and step % self.options.validate_every == 0)):
+      if plan.validate and (last or (every and step % every == 0)):
         score = plan.validate(self.method.merge(learned, state.trainable))
         plan.log({"step": step, "dev": score})
         if score > best_score:
