@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 OPTIONS = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 4 "
            "--fit.batch-size 4 --fit.checkpoint-every 3 --fit.log-every 1 --evaluation.batch-size 8 --method.attention routed "
            "--method.routing-steps 5 --pet.rank 2 --generator.steps 2 --generator.batch-size 4 --generator.rank 2 "
-           "--generator.max-length 24 --generator.keep 0.2 --generator.oversample 2").split()
+           "--generator.max-length 48 --generator.keep 0.2 --generator.oversample 2").split()
 
 # A training run that sends itself a signal in its second task, after step 2. It then waits until the runtime has seen it, as it looks once
 # a second.
