@@ -151,7 +151,7 @@ class Stored:
 
   def __init__(self, pairs: dict[str, Pairs]):
     self.pairs = pairs
-    self.most = max(map(len, pairs.values()))
+    self.most = max(1, *map(len, pairs.values()))  # Orbax saves no memory without a place in it
 
   @classmethod
   def read(cls, place: str, benchmark: str, names: Sequence[str], has_room: Callable[[str], bool]) -> Stored:
