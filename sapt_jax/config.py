@@ -179,6 +179,8 @@ class Fit:
   """Passes over a task's training examples, when steps is 0."""
   batch_size: int = 32
   """Examples per step, over all devices."""
+  length_window: int = 8
+  """Batches whose examples are sorted by length together: the more, the less padding, and the less random are the batches."""
   accumulation: int = 1
   """Parts that a batch is computed in, one after the other, to save memory; gradients are those of the whole batch."""
   learning_rate: float = 3e-4
@@ -196,7 +198,7 @@ class Fit:
 
   def __post_init__(self) -> None:
     _at_least(self, "fit", 0, "steps", "epochs", "checkpoint_every", "validate_every", "validate_epochs")
-    _at_least(self, "fit", 1, "batch_size", "accumulation", "log_every")
+    _at_least(self, "fit", 1, "batch_size", "length_window", "accumulation", "log_every")
     _positive(self, "fit", "learning_rate", "attention_learning_rate")
     _check(self.steps > 0 or self.epochs > 0, "fit.steps and fit.epochs are both 0: nothing would be learned")
     _check(self.batch_size % self.accumulation == 0,

@@ -67,7 +67,7 @@ def put_together(config: Config, mesh: jax.sharding.Mesh, backbone: hf.Backbone,
   setting = Setting(config.pet, backbone.config.lora_sites(), backbone.params["embedding"]["table"], capacity, memory_inputs)
   method = methods.build(config.method, setting)
   batcher = Batcher(backbone.config.is_decoder_only, backbone.config.pad_id, config.fit.batch_size, config.seed,
-                    divisor=config.mesh.data * config.mesh.fsdp)
+                    divisor=config.mesh.data * config.mesh.fsdp, window=config.fit.length_window)
   answering = dataclasses.replace(batcher, size=config.evaluation.batch_size)
   return Learner(mesh, backbone, setting, method, batcher, Answerer(backbone, method, answering, mesh),
                  Pooler(backbone, answering, method.pools_padding, mesh))

@@ -1,9 +1,11 @@
 """Reading tasks, cutting prompts, making batches."""
 import json
 
+import jax
 import numpy as np
 import pytest
 import tiny
+from padding import padding
 
 from sapt_jax import config
 from sapt_jax.data.batches import Batcher, Row, bucket
@@ -136,6 +138,28 @@ def test_padding_stands_on_its_side_and_masks_say_so(left):
   assert bool(batch.source_mask[1, -1 if left else 0])
   assert batch.target[0, :3].tolist() == [5, 1, 0]
   assert batch.task.tolist() == [0, 1]
+
+
+def test_joined_rows_have_room_for_source_and_answer_and_keep_them():
+  rows = [Row(list(range(2, 2 + source)), [3] * (answer - 1) + [1], 0) for source, answer in ((40, 1), (1, 40), (30, 12), (400, 300))]
+  for part in (rows[:1], rows[1:2], rows[:3], rows):
+    batch = Batcher(left=True, pad_id=0, size=4).collate(part, joined=True)
+    both = max(len(row.source) + len(row.target) - 1 for row in part)
+    assert both <= batch.source.shape[1] < both + 16
+    assert max(len(row.target) for row in part) <= batch.target.shape[1] <= batch.source.shape[1]
+    for row, source, source_mask, target, target_mask in zip(part, *jax.tree.leaves(batch)[:4], strict=True):
+      assert source[source_mask].tolist() == row.source
+      assert bool(source_mask[-1])
+      assert target[target_mask].tolist() == row.target
+
+
+def test_joined_rows_and_longer_windows_leave_less_padding():
+  rng = np.random.default_rng(0)
+  rows = [Row([2] * rng.integers(100, 300), [3] * rng.integers(1, 30), 0) for _ in range(512)]
+  counted = [padding(Batcher(left, pad_id=0, size=8, window=window), rows) for left, window in ((False, 8), (True, 8), (True, 32))]
+  apart, together, sorted_further = (real / places for real, places, _ in counted)
+  assert apart < 0.9 < together < sorted_further
+  assert sorted_further > 0.95
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 11])

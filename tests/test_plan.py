@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("optimised")
 
 # Wide enough that the products of a hand formula are nearly all there is.
 SMALL = tiny.LLAMA | {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
-ROWS, SOURCE, TARGET = 4, 64, 8
+ROWS, SOURCE, TARGET = 4, 49, 16  # joined in rows of 64
 
 
 def small_config(**changes):
@@ -62,7 +62,7 @@ def test_flops_of_a_step_are_those_of_a_hand_formula_scanned_and_unrolled():
 def test_a_method_that_writes_examples_is_planned_with_them():
   options = small_config()
   options = dataclasses.replace(options, method=config.Method(name="lfpt5"), pet=config.Pet(kind="prompt"))
-  pairs = Programs(options, sharding.make_mesh(), SMALL, blocks=2, examples=100).batch(ROWS).lm_pairs
+  pairs = Programs(options, sharding.make_mesh(), SMALL, blocks=2, examples=100).batch(ROWS, learning=True).lm_pairs
   assert pairs.target.shape == (ROWS, options.generator.max_length)
 
 

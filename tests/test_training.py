@@ -32,10 +32,16 @@ def random_batch(model, rows=4):
   rng = np.random.default_rng(0)
   lengths = np.array([8, 5, 7, 3] * rows)[:rows, None]
   places = np.arange(8)[::-1] if model.config.is_decoder_only else np.arange(8)
-  source_mask, target_mask = places[None] < lengths, np.arange(4)[None] < np.array([4, 2, 3, 1] * rows)[:rows, None]
+  source_mask, target_mask = places[None] < lengths, np.arange(4)[None] < np.array([1, 3, 2, 4] * rows)[:rows, None]
   source, target = rng.integers(2, 270, (rows, 8)), rng.integers(2, 270, (rows, 4))
   return Batch(*map(jnp.asarray, (np.where(source_mask, source, 0), source_mask, np.where(target_mask, target, 0), target_mask,
                                   np.zeros(rows, np.int32))))
+
+
+def joined(batch):
+  """The same rows, each computed in 9 places; the longest has 8 tokens without its answer's last, source and answer apart take 11."""
+  one_more = lambda x: jnp.pad(x, ((0, 0), (1, 0)))
+  return batch.replace(source=one_more(batch.source), source_mask=one_more(batch.source_mask), joined=True)
 
 
 def learned_sapt(model, params, tasks=2, **options):
@@ -79,6 +85,18 @@ def test_a_step_lowers_the_loss_and_changes_the_newest_block_and_the_attention_a
   assert jax.tree.all(moved)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_source_and_answer_joined_in_one_row_give_the_same_gradient(accumulation):
+  model, params = random_model(tiny.LLAMA)
+  method, learned = learned_sapt(model, params)
+  batch = random_batch(model)
+  apart, apart_metrics = one_step(model, method, params, learned, batch, accumulation)
+  together, together_metrics = one_step(model, method, params, learned, joined(batch), accumulation)
+  for name, value in apart_metrics.items():
+    np.testing.assert_allclose(together_metrics[name], value, rtol=1e-5, err_msg=name)
+  assert jax.tree.all(jax.tree.map(partial(np.allclose, rtol=1e-3, atol=1e-5), apart.trainable, together.trainable))
+
+
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch():
   model, params = random_model(tiny.T5)
   method, learned = learned_sapt(model, params)
@@ -95,7 +113,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch():
 def test_four_devices_compute_what_one_computes(raw, shape):
   model, params = random_model(raw)
   method, learned = learned_sapt(model, params)
-  batch = random_batch(model)
+  batch = joined(random_batch(model)) if model.config.is_decoder_only else random_batch(model)
   alone, alone_metrics = one_step(model, method, params, learned, batch)
   mesh = sharding.make_mesh(**shape)
   abstract = sharding.abstract_params(lambda: hf.init_params(model, jax.random.key(0)), mesh)
@@ -171,6 +189,15 @@ def test_cached_decoding_writes_what_the_whole_forward_pass_prefers(raw, adapted
     length = ids.tolist().index(1) + 1 if 1 in ids else len(ids)
     assert np.argmax(logits[row, :length], axis=-1).tolist() == ids[:length].tolist()
     assert set(ids[length:].tolist()) <= {0}
+
+
+def test_a_soft_prompt_stands_before_joined_rows_too():
+  model, params = random_model(tiny.LLAMA)
+  batch, adapters = random_batch(model), prompts(model, 4)
+  apart, together = (
+    jax.jit(partial(model.apply, method=method))({"params": params}, b.source, b.source_mask, b.target, b.target_mask, adapters)
+    for method, b in (("hidden", batch), ("hidden_joined", joined(batch))))
+  np.testing.assert_allclose(together[batch.target_mask], apart[batch.target_mask], atol=1e-5)
 
 
 @pytest.mark.parametrize("raw", [tiny.T5, tiny.LLAMA], ids=["t5", "llama"])

@@ -185,6 +185,18 @@ class Llama(nn.Module):
     x = self.states(tokens, jnp.concatenate([source_mask, target_mask[:, :-1]], axis=1), adapters)
     return x[:, x.shape[1] - target.shape[1]:]
 
+  def hidden_joined(self, source: jax.Array, source_mask: jax.Array, target: jax.Array, target_mask: jax.Array,
+                    adapters: Adapters | None = None) -> jax.Array:
+    """As `hidden`, with less padding: L has room for any row's source and answer (without its last token), and L places are computed."""
+    length = source.shape[1]
+    tokens = jnp.concatenate([source, target[:, :-1]], axis=1)
+    mask = jnp.concatenate([source_mask, target_mask[:, :-1]], axis=1)
+    places = jnp.argmax(mask, axis=1)[:, None] + jnp.arange(length)  # a row's tokens stand together, padding on both sides
+    moved = partial(jnp.take_along_axis, indices=places, axis=1, mode="fill", fill_value=0)
+    x = self.states(moved(tokens), moved(mask), adapters)
+    before_answer = x.shape[1] - length + jnp.sum(source_mask, axis=1, keepdims=True) - 1
+    return jax.vmap(lambda row, places: row.at[places].get(mode="clip"))(x, before_answer + jnp.arange(target.shape[1]))
+
   def logits(self, hidden: jax.Array) -> jax.Array:
     """(..., D) -> (..., V) in the compute dtype."""
     return self.embedding.logits(hidden) if self.config.tied_head else self.head(hidden)

@@ -14,7 +14,7 @@ import numpy as np
 
 # Lengths that batches are padded to: each shape is compiled once.
 BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1536, 2048, 3072, 4096)
-WINDOW = 8  # batches whose rows are sorted by length together: less padding, still nearly random
+ANSWERS = (16, 64, 128, 256, 512, 1024)  # places for answers in rows that hold both: their logits are all that more of them cost
 
 
 class Batch(flax.struct.PyTreeNode):
@@ -25,6 +25,7 @@ class Batch(flax.struct.PyTreeNode):
     source_mask, target_mask: bool, true at real tokens.
     task: (B,) int32, each row's place in the stream; in answering only methods that know the task look at it.
     lm_pairs: a batch of the rows' language-modelling pairs, in the same order; None where there are none.
+    joined: static; decoder-only, in training: L has room for a row's source and answer together, and both are computed in one row.
   """
 
   source: jax.Array
@@ -33,6 +34,7 @@ class Batch(flax.struct.PyTreeNode):
   target_mask: jax.Array
   task: jax.Array
   lm_pairs: Batch | None = None
+  joined: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +52,18 @@ def bucket(length: int) -> int:
   return next((size for size in BUCKETS if size >= length), length)
 
 
-def pad(lists: Sequence[list[int]], left: bool, pad_id: int) -> tuple[Any, Any]:
-  """(rows, bucket) int32 ids and bool mask, padded on one side; numpy arrays, that the trainer puts on the devices."""
-  width = bucket(max(len(ids) for ids in lists))
+def joined_lengths(both: int, answer: int) -> tuple[int, int]:
+  """L and M of a joined batch whose longest row has `both` tokens, and whose longest answer has `answer`.
+
+  As there is but one length to a row, L can go in small steps: 16 places up to 1024, above that at most 1/32 of the length.
+  """
+  step = max(16, (1 << both.bit_length() - 1) // 32)
+  row = -(-both // step) * step
+  return row, next((size for size in ANSWERS if answer <= size < row), row)
+
+
+def pad(lists: Sequence[list[int]], width: int, left: bool, pad_id: int) -> tuple[Any, Any]:
+  """(rows, width) int32 ids and bool mask, padded on one side; numpy arrays, that the trainer puts on the devices."""
   ids = np.full((len(lists), width), pad_id, np.int32)
   mask = np.zeros((len(lists), width), bool)
   for row, tokens in enumerate(lists):
@@ -71,6 +82,7 @@ class Batcher:
     size: rows in every batch.
     seed: of the order in training.
     divisor: devices that share a batch; every batch has a multiple of so many rows.
+    window: batches whose rows are sorted by length together in training: the more, the less padding, and the less random.
   """
 
   left: bool
@@ -78,14 +90,23 @@ class Batcher:
   size: int
   seed: int = 0
   divisor: int = 1
+  window: int = 8
 
-  def collate(self, rows: Sequence[Row]) -> Batch:
+  def collate(self, rows: Sequence[Row], joined: bool = False) -> Batch:
     """One batch of these rows."""
-    source, source_mask = pad([row.source for row in rows], self.left, self.pad_id)
-    target, target_mask = pad([row.target for row in rows], False, self.pad_id)
+    longest, answer = (max(len(ids) for ids in side) for side in ([row.source for row in rows], [row.target for row in rows]))
+    lengths = bucket(longest), bucket(answer)
+    if joined:
+      lengths = joined_lengths(max(self.row_length(row) for row in rows), answer)
+    source, source_mask = pad([row.source for row in rows], lengths[0], self.left, self.pad_id)
+    target, target_mask = pad([row.target for row in rows], lengths[1], False, self.pad_id)
     task: Any = np.array([row.task for row in rows], np.int32)
     pairs = [row.lm_pair for row in rows if row.lm_pair is not None]
-    return Batch(source, source_mask, target, target_mask, task, self.collate(pairs) if pairs else None)
+    return Batch(source, source_mask, target, target_mask, task, self.collate(pairs, joined) if pairs else None, joined)
+
+  def row_length(self, row: Row) -> int:
+    """Tokens that rows are sorted by in training: the source's, and where the answer follows it in one row, those that are read of it."""
+    return len(row.source) + (len(row.target) - 1 if self.left else 0)
 
   def steps_per_epoch(self, rows: int) -> int:
     """Batches that one pass over so many rows takes."""
@@ -95,8 +116,8 @@ class Batcher:
     """Row numbers of each batch of one pass, in training order. Every row occurs; the last batch is filled up from the beginning."""
     rng = np.random.default_rng((self.seed, epoch))
     order = np.resize(rng.permutation(len(rows)), self.steps_per_epoch(len(rows)) * self.size)
-    windows = [order[start: start + WINDOW * self.size] for start in range(0, len(order), WINDOW * self.size)]
-    lengths = np.array([len(row.source) for row in rows])
+    windows = [order[start: start + self.window * self.size] for start in range(0, len(order), self.window * self.size)]
+    lengths = np.array([self.row_length(row) for row in rows])
     by_length = [window[np.argsort(lengths[window], kind="stable")] for window in windows]
     batches = [part for window in by_length for part in np.split(window, len(window) // self.size)]
     return [batches[i] for i in rng.permutation(len(batches))]
@@ -108,7 +129,7 @@ class Batcher:
     for step in range(start, stop):
       if not order or step % per_epoch == 0:
         order = self.epoch(rows, step // per_epoch)
-      yield self.collate([rows[i] for i in order[step % per_epoch]])
+      yield self.collate([rows[i] for i in order[step % per_epoch]], joined=self.left)
 
   def answering(self, rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, Batch]]:
     """(row numbers, batch) over all rows once, alike lengths together.

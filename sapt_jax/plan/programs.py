@@ -6,12 +6,11 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from sapt_jax import learner, methods, sharding
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config
-from sapt_jax.data.batches import Batch, bucket
+from sapt_jax.data.batches import Batch, Row, bucket
 from sapt_jax.generator import wanted
 from sapt_jax.methods.base import Learned
 from sapt_jax.pet.blocks import capacity_for
@@ -51,24 +50,24 @@ class Programs:
 
   @property
   def lengths(self) -> dict[str, int]:
-    """Tokens of the longest sources and targets, padded as the batcher pads them."""
+    """Tokens of the longest sources and targets, padded as the batcher pads them, but where it joins both."""
     return {"source": bucket(self.config.data.max_source_length), "target": bucket(self.config.data.max_target_length)}
 
-  def batch(self, rows: int) -> Batch:
-    """A batch of the greatest lengths."""
-    source, target = self.lengths["source"], self.lengths["target"]
-    shape: Any = lambda dtype, *dims: jax.ShapeDtypeStruct((rows, *dims), dtype)
-    batch: Any = lambda source, target, pairs=None: Batch(
-      shape(jnp.int32, source), shape(jnp.bool_, source), shape(jnp.int32, target), shape(jnp.bool_, target), shape(jnp.int32), pairs)
-    pairs = batch(bucket(1), bucket(self.config.generator.max_length)) if self.built.method.writes_examples else None
-    return placed(batch(source, target, pairs), sharding.batch_sharded(self.mesh))
+  def batch(self, rows: int, learning: bool) -> Batch:
+    """A batch of the greatest lengths, as the batcher makes it."""
+    data, longest = self.config.data, lambda source, target, pair=None: Row([0] * source, [0] * target, 0, pair)
+    pair = longest(1, self.config.generator.max_length) if self.built.method.writes_examples else None
+    batcher = self.built.batcher
+    one = batcher.collate([longest(data.max_source_length, data.max_target_length, pair)], joined=learning and batcher.left)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one)
+    return placed(shapes, sharding.batch_sharded(self.mesh))
 
   def step(self) -> jax.stages.Lowered:
     """The training step, as Trainer.fit calls it."""
     learned = self.learned()
     state = placed(jax.eval_shape(self.trainer.start, learned), sharding.replicated(self.mesh))
     with jax.set_mesh(self.mesh):
-      return self.trainer.step.lower(state, self.trainer.backbone.params, learned, self.batch(self.config.fit.batch_size))
+      return self.trainer.step.lower(state, self.trainer.backbone.params, learned, self.batch(self.config.fit.batch_size, learning=True))
 
   def decode(self) -> jax.stages.Lowered:
     """Answering one batch, as Answerer.answer calls it."""
@@ -76,4 +75,4 @@ class Programs:
     with jax.set_mesh(self.mesh):
       return answerer.answer_batch.lower(
         max_new=self.config.data.max_target_length, choose=answerer.choose, params=answerer.backbone.params, learned=self.learned(),
-        batch=self.batch(self.config.evaluation.batch_size), rng=rng)
+        batch=self.batch(self.config.evaluation.batch_size, learning=False), rng=rng)

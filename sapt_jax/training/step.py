@@ -32,7 +32,8 @@ def answer_logits(model: Model, method: Method, params: Any, learned: Learned, b
   """Logits (B, M, V) of the batch's answer tokens in the compute dtype, and the mixtures (B, T) that they were computed with."""
   mixture = method.mixture(learned, pooled_inputs(model, params, batch, method.pools_padding), batch.task)
   adapters = method.adapters(learned, mixture)
-  hidden = model.apply({"params": params}, batch.source, batch.source_mask, batch.target, batch.target_mask, adapters, method="hidden")
+  hidden = model.apply({"params": params}, batch.source, batch.source_mask, batch.target, batch.target_mask, adapters,
+                       method="hidden_joined" if batch.joined else "hidden")
   return model.apply({"params": params}, hidden, method="logits"), mixture
 
 
