@@ -60,6 +60,7 @@ prompt replay --method.name replay $p
 prompt l2p --method.name l2p $p
 prompt lfpt5 --method.name lfpt5 $p
 prompt prog_prompt --method.name prog_prompt $p
+prompt prog_prompt_known --method.name prog_prompt --method.task-known $p
 prompt epi --method.name epi $p
 prompt multi_task --method.name multi_task $p
 ROWS
