@@ -187,6 +187,8 @@ class Fit:
   """Constant, AdamW without weight decay."""
   attention_learning_rate: float | None = None
   """Of the query projection and the key; none: the same as learning_rate."""
+  max_gradient_norm: float = 0.0
+  """Gradients that are longer, over all that is trained, are cut to this length; 0: none is."""
   validate_every: int = 0
   """Steps between scores on dev, after which the best weights are kept; 0: as validate_epochs says."""
   validate_epochs: int = 0
@@ -197,7 +199,7 @@ class Fit:
   """Steps between lines of the metrics log."""
 
   def __post_init__(self) -> None:
-    _at_least(self, "fit", 0, "steps", "epochs", "checkpoint_every", "validate_every", "validate_epochs")
+    _at_least(self, "fit", 0, "steps", "epochs", "checkpoint_every", "validate_every", "validate_epochs", "max_gradient_norm")
     _at_least(self, "fit", 1, "batch_size", "length_window", "accumulation", "log_every")
     _positive(self, "fit", "learning_rate", "attention_learning_rate")
     _check(self.steps > 0 or self.epochs > 0, "fit.steps and fit.epochs are both 0: nothing would be learned")

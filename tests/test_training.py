@@ -97,6 +97,21 @@ def test_source_and_answer_joined_in_one_row_give_the_same_gradient(accumulation
   assert jax.tree.all(jax.tree.map(partial(np.allclose, rtol=1e-3, atol=1e-5), apart.trainable, together.trainable))
 
 
+def test_long_gradients_are_cut_over_all_that_is_trained_and_short_ones_are_not():
+  gradient = {"block": {"a": jnp.asarray([3.0, 0.0])}, "attention": {"key": jnp.asarray([0.0, 4.0])}}  # length 5
+  scaled = lambda factor: jax.tree.map(lambda x: factor * x, gradient)
+
+  def second_update(first, **options):
+    optimizer = make_optimizer(config.Fit(**options))
+    _, state = optimizer.update(first, optimizer.init(gradient), gradient)  # Adam alone would forget the scale of its first gradient
+    return optimizer.update(scaled(0.1), state, gradient)[0]
+
+  same = lambda one, other: jax.tree.all(jax.tree.map(partial(np.allclose, rtol=1e-5), one, other))
+  assert same(second_update(scaled(100), max_gradient_norm=1.0), second_update(scaled(0.2)))
+  assert not same(second_update(scaled(100)), second_update(scaled(0.2)))
+  assert same(second_update(scaled(0.1), max_gradient_norm=1.0), second_update(scaled(0.1)))
+
+
 def test_accumulated_parts_give_the_gradient_of_the_whole_batch():
   model, params = random_model(tiny.T5)
   method, learned = learned_sapt(model, params)
