@@ -79,10 +79,7 @@ def together(count, options, output, numbers=None):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-  root = tmp_path_factory.mktemp("world")
-  model = tiny.model_folder(root / "t5", tiny.T5)
-  tiny.benchmark_folder(root / "data", tiny.TASKS)
-  return [*OPTIONS, "--backbone.path", str(model), "--data.root", str(root / "data")]
+  return tiny.world(tmp_path_factory.mktemp("world"), OPTIONS)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """Whole runs on tiny models: what they leave, how they go on after being stopped, what they refuse."""
-import fcntl
 import json
 import os
 import shutil
 import signal
-import sys
 
 import numpy as np
 import pytest
@@ -12,25 +10,17 @@ import tiny
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
-from sapt_jax import cli, config, export, predict, report, train
+from sapt_jax import config, export, predict, report, train
 from sapt_jax.answering import Answering
 from sapt_jax.errors import InputError
 from sapt_jax.run_folder import RunFolder, read_lines, sound_snapshots, write_lines
 from sapt_jax.training import checkpoint, fit
 
-OPTIONS = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 6 "
-           "--fit.batch-size 4 --fit.checkpoint-every 2 --fit.log-every 1 --evaluation.batch-size 8 --method.attention routed "
-           "--method.routing-steps 20 --pet.rank 2 --generator.steps 2 --generator.batch-size 4 --generator.rank 2 "
-           "--generator.max-length 48 --generator.keep 0.2 --generator.oversample 2").split()
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
   """The options that every run here shares, with a model and data to run on."""
-  root = tmp_path_factory.mktemp("world")
-  model = tiny.model_folder(root / "t5", tiny.T5)
-  tiny.benchmark_folder(root / "data", tiny.TASKS)
-  return [*OPTIONS, "--backbone.path", str(model), "--data.root", str(root / "data")]
+  return tiny.world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +179,7 @@ def test_transfer_is_not_measured_against_unlike_runs(world, finished, tmp_path,
   file = tmp_path / "alone/scores.json"
   file.write_text(json.dumps(scores(finished) | {"method": "per_task", "metric": "exact_match"}))
   arguments = [*world, "--output", tmp_path / "run", "--seed", "1", "--single", tmp_path / "alone"]
-  code, complaint = run_program(train, arguments, monkeypatch, capsys)
+  code, complaint = tiny.run_program(train, arguments, monkeypatch, capsys)
   assert code == 2
   assert "seed 0 (here 1), evaluation.metric exact_match (here rouge_l)" in complaint
 
@@ -215,14 +205,6 @@ def test_a_decoder_only_backbone_runs_with_soft_prompts(world, tmp_path):
   assert scores(tmp_path / "run")["metrics"]["AP"] is not None
 
 
-def run_program(program, arguments, monkeypatch, capsys):
-  """Exit code and stderr of a program."""
-  monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-  with pytest.raises(SystemExit) as stop:
-    cli.run(program.main)
-  return stop.value.code, capsys.readouterr().err
-
-
 def test_sigterm_saves_a_checkpoint_and_ends_with_code_75(world, tmp_path, monkeypatch, capsys):
   def add(meter, step, *rest, original=fit.Meter.add):
     original(meter, step, *rest)
@@ -231,7 +213,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_code_75(world, tmp_path, monke
 
   monkeypatch.setattr(fit.Meter, "add", add)
   before = signal.getsignal(signal.SIGTERM)
-  code, complaint = run_program(train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys)
+  code, complaint = tiny.run_program(train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys)
   stop = "stopped: SIGTERM came; 1/2 task001_colour, step 3 of 6 is saved; the same command continues this run"
   assert (code, stop in complaint) == (75, True)
   assert json.loads((tmp_path / "run/progress/00" / checkpoint.RECORD).read_text())["step"] == 3
@@ -251,60 +233,8 @@ def test_a_damaged_checkpoint_is_named_and_its_task_is_learned_from_the_beginnin
   assert scores(tmp_path / "run")["scores"] == scores(finished)["scores"]
 
 
-# What is wrong -> extra arguments, what is done to the data and model folders, what the one line must name. {} is the folder of both.
-WRONG = {
-  "no data folder": ("--data.root {}/nowhere", None, ["data.root", "nowhere"]),
-  "no model folder": ("--backbone.path {}/nowhere", None, ["backbone.path", "nowhere"]),
-  "unknown option": ("--fit.stepz 3", None, ["--fit.stepz"]),
-  "wrong value": ("--fit.batch-size 0", None, ["fit.batch_size 0"]),
-  "wrong choice": ("--method.name magic", None, ["magic", "sequential"]),
-  "unknown task": ("--stream.tasks task009", None, ["task009", "task001_colour"]),
-  "empty task file": ("", ("train.json", ""), ["train.json"]),
-  "no input": ("", ("train.json", '{"Definition": "d", "Instances": [{"output": "x"}]}'), ["train.json", "Instances[0]", "'input'"]),
-  "not utf-8": ("", ("train.json", b'{"Definition": "\xe9"}'), ["train.json:1", "UTF-8"]),
-  "no weights": ("", ("model.safetensors", None), ["model.safetensors"]),
-  "no config": ("", ("config.json", None), ["config.json"]),
-  "other architecture": ("", ("config.json", json.dumps(tiny.T5 | {"model_type": "gpt2"})), ["config.json", "'gpt2'", "t5, llama"]),
-  "other shape": ("", ("config.json", json.dumps(tiny.T5 | {"d_model": 40})), ["config.json asks for"]),
-  "fewer layers": ("", ("config.json", json.dumps(tiny.T5 | {"num_layers": 1})), ["not used: encoder.block.1"]),
-  "no tokenizer": ("", ("tokenizer.json", None), ["tokenizer"]),
-  "no rows at once": ("--evaluation.batch-size 0", None, ["evaluation.batch_size 0"]),
-  "no devices": ("--mesh.data 0", None, ["mesh.data 0"]),
-  "no room for an input": ("--data.max-source-length 8", None, ["data.max_source_length 8", "task001_colour"]),
-  "blocks that cannot be chosen": ("--method.name o_lora --pet.top-k 2", None, ["pet.top_k 2", "o_lora"]),
-  "the same blocks chosen for good": ("--method.attention published --pet.top-k 1", None, ["pet.top_k 1", "routed"]),
-  "no room for a pseudo input": ("--generator.max-length 4", None, ["generator.max_length 4", "task001_colour"]),
-  "a task twice": ("--stream.tasks task001 task001_colour", None, ["task001_colour", "already"]),
-  "negative seed": ("--seed -1", None, ["seed -1"]),
-  "half a file of weights": ("", ("model.safetensors", "version https://git-lfs.github.com/spec/v1"), ["model.safetensors", "in full"]),
-  "another program's tokenizer": ("", ("tokenizer.json", '{"version": "9.9"}'), ["tokenizer"]),
-  "no per_task run": ("--single {}/data/SuperNI", None, ["single", "scores.json"]),
-  "too few devices": ("--mesh.data 4 --mesh.fsdp 2 --fit.batch-size 8 --generator.batch-size 8", None, ["needs 8 devices"]),
-  "broken config file": ("--config {}/model/config.json", None, ["--config", "config.json"]),
-}
-
-
-@pytest.mark.parametrize(("extra", "harm", "named"), WRONG.values(), ids=WRONG)
-def test_wrong_input_ends_with_code_2_and_one_line_that_names_it(world, tmp_path, monkeypatch, capsys, extra, harm, named):
-  tiny.benchmark_folder(tmp_path / "data", tiny.TASKS)
-  model = tiny.model_folder(tmp_path / "model", tiny.T5)
-  if harm is not None:
-    name, content = harm
-    file = tmp_path / "data/SuperNI/task001_colour" / name if name == "train.json" else model / name
-    file.unlink()
-    if content is not None:
-      file.write_bytes(content if isinstance(content, bytes) else content.encode())
-  arguments = [*world, "--output", tmp_path / "run", "--data.root", tmp_path / "data", "--backbone.path", model]
-  code, complaint = run_program(train, [*arguments, *extra.format(tmp_path).split()], monkeypatch, capsys)
-  assert code == 2
-  assert complaint.startswith("error: ")
-  assert complaint.count("\n") == 1
-  for words in named:
-    assert words in complaint
-
-
 def test_other_options_in_the_same_folder_are_refused_and_listed(world, finished, monkeypatch, capsys):
-  code, complaint = run_program(train, [*world, "--output", finished, "--fit.steps", "7"], monkeypatch, capsys)
+  code, complaint = tiny.run_program(train, [*world, "--output", finished, "--fit.steps", "7"], monkeypatch, capsys)
   assert (code, "fit.steps: 6 -> 7" in complaint) == (2, True)
 
 
@@ -314,7 +244,7 @@ def test_a_run_from_before_an_option_was_there_goes_on_with_its_default(world, f
   begun = json.loads(file.read_text())
   del begun["method"]["uniform"]
   file.write_text(json.dumps(begun))
-  code, complaint = run_program(train, [*world, "--output", tmp_path / "run", "--method.uniform", "always"], monkeypatch, capsys)
+  code, complaint = tiny.run_program(train, [*world, "--output", tmp_path / "run", "--method.uniform", "always"], monkeypatch, capsys)
   assert (code, "method.uniform: never -> always" in complaint) == (2, True)
   train.main([*world, "--output", str(tmp_path / "run")])
 
@@ -322,26 +252,8 @@ def test_a_run_from_before_an_option_was_there_goes_on_with_its_default(world, f
 def test_other_weights_of_the_same_shape_are_refused(world, finished, tmp_path, monkeypatch, capsys):
   model = tiny.model_folder(tmp_path / "t5", tiny.T5, seed=1)
   monkeypatch.setattr("sapt_jax.learner.backbone_folder", lambda _: model)
-  code, complaint = run_program(train, [*world, "--output", finished], monkeypatch, capsys)
+  code, complaint = tiny.run_program(train, [*world, "--output", finished], monkeypatch, capsys)
   assert (code, "backbone.weights" in complaint) == (2, True)
-
-
-def test_a_second_process_in_the_same_folder_is_refused(world, tmp_path, monkeypatch, capsys):
-  (tmp_path / "run").mkdir()
-  with (tmp_path / "run" / "lock").open("a+") as lock:
-    lock.write("process 7 on elsewhere\n")
-    lock.flush()
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    code, complaint = run_program(train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys)
-  assert (code, "process 7 on elsewhere is at work here" in complaint) == (2, True)
-
-
-def test_a_folder_of_something_else_is_left_alone(world, tmp_path, monkeypatch, capsys):
-  (tmp_path / "run").mkdir()
-  (tmp_path / "run" / "thesis.tex").write_text("precious")
-  code, complaint = run_program(train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys)
-  assert (code, "thesis.tex" in complaint) == (2, True)
-  assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["lock", "thesis.tex"]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(world, tmp_path):
@@ -372,7 +284,7 @@ def test_what_is_not_to_be_logged_is_looked_at_before_it_is_saved():
 
 def test_predict_refuses_what_is_no_run_or_no_question(finished, tmp_path, monkeypatch, capsys):
   (tmp_path / "q.jsonl").write_text('{"input": "a"}\n{"inptu": "b"}\n')
-  run = lambda *extra: run_program(predict, ["--output", tmp_path / "o", "--input", tmp_path / "q.jsonl", *extra], monkeypatch, capsys)
+  run = lambda *extra: tiny.run_program(predict, ["--output", tmp_path / "o", "--input", tmp_path / "q.jsonl", *extra], monkeypatch, capsys)
   assert "q.jsonl:2: field 'input'" in run("--run", finished)[1]
   (tmp_path / "q.jsonl").write_text('{"input": "a"}\n')
   assert run("--run", tmp_path)[0] == 2
@@ -399,7 +311,7 @@ def test_a_report_compares_finished_runs(finished, tmp_path, monkeypatch, capsys
   assert "99.0" in (tmp_path / "report" / "index.html").read_text()
   assert len((tmp_path / "report" / "comparison.csv").read_text().splitlines()) == 3
   (other / "scores.json").write_text(json.dumps(changed | {"tasks": ["another"]}))
-  code, complaint = run_program(report, [finished, other, "--output", tmp_path / "report"], monkeypatch, capsys)
+  code, complaint = tiny.run_program(report, [finished, other, "--output", tmp_path / "report"], monkeypatch, capsys)
   assert (code, "different streams" in complaint) == (2, True)
 
 
@@ -418,9 +330,9 @@ def test_a_block_of_a_method_that_knows_the_task_is_exported_but_does_not_answer
   assert (tmp_path / "block/adapter_model.safetensors").is_file()
   (tmp_path / "q.jsonl").write_text('{"input": "a"}\n')
   arguments = ["--run", tmp_path / "run", "--input", tmp_path / "q.jsonl", "--output", tmp_path / "o"]
-  code, complaint = run_program(predict, arguments, monkeypatch, capsys)
+  code, complaint = tiny.run_program(predict, arguments, monkeypatch, capsys)
   assert (code, "per_task needs to know the task" in complaint) == (2, True)
-  code, complaint = run_program(export, ["--run", tmp_path / "run", "--output", tmp_path / "q.jsonl"], monkeypatch, capsys)
+  code, complaint = tiny.run_program(export, ["--run", tmp_path / "run", "--output", tmp_path / "q.jsonl"], monkeypatch, capsys)
   assert (code, "is a file" in complaint) == (2, True)
 
 

@@ -1,11 +1,16 @@
-"""Tiny real things for tests: a model folder with a byte tokenizer, and a benchmark folder."""
+"""Tiny real things for tests: a model folder with a byte tokenizer, a benchmark folder, and options of a run on them."""
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 import flax.linen as nn
 import jax
+import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
+from sapt_jax import cli
 from sapt_jax.backbones import hf
 
 T5 = {"model_type": "t5", "vocab_size": 272, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
@@ -57,3 +62,26 @@ TASKS = {
   "task001_colour": ("Name the colour.", [(f"thing {i} is {colour}", colour) for i, colour in enumerate(["red", "blue", "green"] * 4)]),
   "task002_count": ("Say how many.", [(f"{'o' * (i % 3 + 1)} here in row {i}", str(i % 3 + 1)) for i in range(12)]),
 }
+
+
+# A run of seconds over these tasks, with a part of every kind in it.
+RUN = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 6 "
+           "--fit.batch-size 4 --fit.checkpoint-every 2 --fit.log-every 1 --evaluation.batch-size 8 --method.attention routed "
+           "--method.routing-steps 20 --pet.rank 2 --generator.steps 2 --generator.batch-size 4 --generator.rank 2 "
+           "--generator.max-length 48 --generator.keep 0.2 --generator.oversample 2").split()
+
+
+def world(root: Path, options: Sequence[str] = RUN) -> list[str]:
+  """These options of a run and, below root, a T5 and two tasks for it."""
+  model = model_folder(root / "t5", T5)
+  benchmark_folder(root / "data", TASKS)
+  return [*options, "--backbone.path", str(model), "--data.root", str(root / "data")]
+
+
+def run_program(program: ModuleType, arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch,
+                capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+  """Exit code and stderr of a program that does not end well."""
+  monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+  with pytest.raises(SystemExit) as stop:
+    cli.run(program.main)
+  return int(stop.value.code or 0), capsys.readouterr().err
