@@ -7,7 +7,7 @@ Add --method.name sequential, per_task, or --method.attention published, and ano
 from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator, Method, Stream
 
 config = Config(
-  method=Method(name="sapt", attention="routed"),
+  method=Method(name="sapt", attention="routed", new_block="directions"),
   fit=Fit(steps=60, batch_size=8, learning_rate=1e-3, attention_learning_rate=1e-4, checkpoint_every=20),
   generator=Generator(steps=40, batch_size=8, learning_rate=2e-3, keep=0.05, oversample=1.5, max_length=256, repetition_penalty=1.0),
   stream=Stream(tasks=("task363", "task1510", "task591", "task875")),
