@@ -105,7 +105,7 @@ class Method:
   task_known: bool = False
   """prog_prompt: tell it the task when answering, as its paper does: task k then reads the prompts of tasks 1 to k alone."""
   lookup_shrinkage: float = 0.1
-  """epi: how far the covariance of the look-up is drawn towards a multiple of the identity, from 0 to 1."""
+  """epi: how far the covariance of the look-up is drawn towards a multiple of the identity, above 0 and up to 1."""
 
   def __post_init__(self) -> None:
     _at_least(self, "method", 0, "reflection_weight", "routing_steps", "orthogonality_weight", "sparsity_weight", "key_weight", "lm_weight")
@@ -113,7 +113,7 @@ class Method:
     _positive(self, "method", "routing_learning_rate")
     _check(0 < self.replay_share <= 1, f"method.replay_share {self.replay_share}: must be in (0, 1]")
     _check(0 < self.kept_energy <= 1, f"method.kept_energy {self.kept_energy}: must be in (0, 1]")
-    _check(0 <= self.lookup_shrinkage <= 1, f"method.lookup_shrinkage {self.lookup_shrinkage}: must be in [0, 1]")
+    _check(0 < self.lookup_shrinkage <= 1, f"method.lookup_shrinkage {self.lookup_shrinkage}: must be in (0, 1]")
     _check(0 < self.chosen_prompts <= self.pool_prompts,
            f"method.chosen_prompts {self.chosen_prompts}: must be at least 1 and at most method.pool_prompts {self.pool_prompts}")
     _check(0 <= self.kd_weight < 1, f"method.kd_weight {self.kd_weight}: must be in [0, 1)")
@@ -162,7 +162,7 @@ class Generator:
     _at_least(self, "generator", 1, "steps", "epochs", "batch_size", "accumulation", "rank", "max_length", "top_k")
     _check(self.batch_size % self.accumulation == 0,
            f"generator.accumulation {self.accumulation}: must divide generator.batch_size {self.batch_size}")
-    _at_least(self, "generator", 0, "keep_at_least")
+    _at_least(self, "generator", 1, "keep_at_least")
     _positive(self, "generator", "learning_rate", "repetition_penalty", "temperature")
     _check(self.oversample >= 1, f"generator.oversample {self.oversample}: must be at least 1")
     _check(0 < self.keep <= 1, f"generator.keep {self.keep}: must be in (0, 1]")

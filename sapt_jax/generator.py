@@ -83,7 +83,7 @@ def clean(samples: Sequence[str], task: Task, keep: int, max_overlap: float,
   for sample in samples:
     definition, separator, text = (part.strip() for part in sample.partition(SEPARATOR))
     flat = " ".join(text.split())
-    if not (definition and separator and text and has_room(definition)):
+    if not ((definition or not task.definition) and separator and text and has_room(definition)):
       counts["malformed"] += 1
     elif flat in seen:
       counts["repeated"] += 1

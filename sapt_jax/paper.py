@@ -20,7 +20,8 @@ ORDERS: dict[Benchmark, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 # The paper names T5-Large, XL and XXL and LLaMA-2; its scripts leave the paths out. "XL" and "XXL" are sizes of v1.1, whose heads fill the
-# model width, which the public code needs; the 3B and 11B of v1.0 work here as well. bfloat16 throughout, as in the scripts.
+# model width, which the public code needs; the 3B and 11B of v1.0 work here as well. Where the hub has no safetensors of a size, its folder
+# has to be converted first; the error says how. bfloat16 throughout; the scripts keep T5 in float32 and compute in bfloat16.
 MODELS = {
   "t5_large": "google-t5/t5-large",
   "t5_xl": "google/t5-v1_1-xl",
@@ -44,8 +45,12 @@ def paper(benchmark: Benchmark, order: int, model: str) -> Config:
   The scripts score dev every 5 epochs and keep the best block. Dev rows are the published ones, which are test rows: --data.protocol clean
   carves them out of train. The gradient's norm is limited to 1, Hugging Face's default, which the scripts leave as it is. They add the
   reflection of every part of a batch in full (of 4 on SuperNI with T5), so that it weighs more there than the paper's lambda, which is
-  taken here. Pseudo inputs are written anew, otherwise than by the authors: without dropout in the generator's block, for at
+  taken here. Pseudo inputs are written anew, otherwise than by the authors: without dropout and without a limit to the gradient, for at
   most 50 passes over a small task's rows, cleaned as generator.py says. The authors' own can be read with --generator.folder.
+
+  Other departures: T5's own dropout (0.1 in training there) is not here. The script for Long Sequence on LLaMA gives six tasks fewer steps
+  (cb 100, copa 200, boolq 500, imdb 250, dbpedia 200, multirc 500) and no reflection meanwhile; here all are alike. LLaMA's prompts begin
+  with the tokenizer's BOS token, which the public code leaves out.
 
   Args:
     order: 1 or 2.

@@ -96,6 +96,17 @@ def test_short_inputs_are_left_whole(codec):
   assert codec.tokenizer.decode(codec.source("Do it.", "é 漢"), skip_special_tokens=True) == codec.prompt("Do it.", "é 漢")
 
 
+def test_a_task_without_a_definition_has_prompts_without_its_line(tmp_path, codec):
+  tiny.benchmark_folder(tmp_path, {"task001_bare": ("", [("ja", "yes"), ("nein", "no")])})
+  for file in (tmp_path / "SuperNI/task001_bare").glob("*.json"):
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"Definition": []}))  # as Long Sequence's copa
+  [task] = stream(tmp_path, protocol="published")
+  assert task.definition == ""
+  assert codec.prompt(task.definition, "ja") == "Now complete the following example -\nInput: ja\nOutput: "
+  long_sequence = Codec(codec.tokenizer, BENCHMARKS["long_sequence"].frame, 120, 6, 1)
+  assert long_sequence.prompt("", "ja") == "ja\nOutput: "
+
+
 def test_a_frame_that_is_too_long_is_an_error(codec):
   with pytest.raises(InputError, match="the frame alone takes"):
     codec.source("Do it. " * 30, "input")

@@ -1,4 +1,5 @@
 """Pseudo inputs: what is kept of a generator's samples, and those that are read instead."""
+import dataclasses
 import json
 
 import pytest
@@ -29,6 +30,11 @@ def test_only_well_formed_and_new_samples_are_kept(sample, fate):
   assert pseudo.figures[fate] == 1
   assert len(pseudo.pairs) == (fate == "kept")
   assert pseudo.figures["yield"] == (fate == "kept")
+
+
+def test_a_task_without_a_definition_takes_samples_without_one():
+  bare = dataclasses.replace(TASK, definition="")
+  assert clean(["Input: a blue boat"], bare, 1, 0.8).pairs == [("", "a blue boat")]
 
 
 def test_a_definition_that_leaves_no_room_for_an_input_is_malformed():

@@ -113,6 +113,9 @@ def test_one_task_has_nothing_to_forget(form):
 
 def test_figures_that_need_a_missing_score_are_none():
   assert continual_metrics(RUN)["FWT"] is None
+  unseen: list[list[float | None]] = [[90.0, None, None], [None, 50.0, None], [80.0, 40.0, 70.0]]  # scored when learned, and at the end
+  assert continual_metrics(unseen)["F.Ra"] is None
+  assert continual_metrics(unseen)["BWT"] == pytest.approx(-10)
   only_last: list[list[float | None]] = [[None, None], [40.0, 50.0]]
   assert continual_metrics(only_last, [1.0, 2.0]) == {"AP": 45.0, "F.Ra": None, "BWT": None, "FWT": None}
   with pytest.raises(ValueError, match="shorter"):

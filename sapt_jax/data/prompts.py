@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -44,8 +45,10 @@ class Codec:
   eos_id: int
 
   def prompt(self, definition: str, text: str) -> str:
-    """The whole prompt as text."""
+    """The whole prompt as text; without a definition its line is left out."""
     before, after = self.frame
+    if not definition:
+      before = re.sub(r"[^\n]*\{d\}[^\n]*\n*", "", before)
     return before.replace("{d}", definition) + text + after
 
   def source(self, definition: str, text: str) -> list[int]:

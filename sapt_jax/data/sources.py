@@ -1,6 +1,7 @@
 """Where tasks come from: the generated mini stream, or a benchmark folder TASK/{train,dev,test}.json in SuperNI's layout.
 
-A file is JSON with "Definition" (str or list of str) and "Instances", a list of {"input": str, "output": str or list of str}.
+A file is JSON with "Definition" (str or list of str, which may be empty) and "Instances", a list of
+{"input": str, "output": str or list of str}.
 Wrong data is an InputError that names file, line or row, and field.
 """
 from __future__ import annotations
@@ -63,10 +64,11 @@ def read_split(file: pathlib.Path) -> tuple[str, list[Example]]:
   if not content["Instances"]:
     raise InputError(f"{file}: field 'Instances' is empty; a split needs at least one example")
   definition = content["Definition"]
-  definition = definition[0] if isinstance(definition, list) and definition else definition
+  if isinstance(definition, list):
+    definition = definition[0] if definition else ""  # Long Sequence has a task without any, copa
   if not isinstance(definition, str):
     raise InputError(f"{file}: field 'Definition' must be text or a list of texts")
-  return definition, [read_example(row, f"{file}: Instances[{number}]") for number, row in enumerate(content["Instances"])]
+  return definition.strip(), [read_example(row, f"{file}: Instances[{number}]") for number, row in enumerate(content["Instances"])]
 
 
 def read_task(folder: pathlib.Path) -> Task:

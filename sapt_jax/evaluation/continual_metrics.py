@@ -40,8 +40,8 @@ def continual_metrics(scores: Sequence[Scores], single: Sequence[float] | None =
   """
   tasks = len(scores)
   last, own = scores[-1][:tasks], [scores[j][j] for j in range(tasks)]
-  known = [[a for i in range(j, tasks - 1) if (a := scores[i][j]) is not None] for j in range(tasks - 1)]
-  best = [max(column, default=None) for column in known]
+  columns = [[scores[i][j] for i in range(j, tasks - 1)] for j in range(tasks - 1)]
+  best = [max((a for a in column if a is not None), default=None) if None not in column else None for column in columns]
   backward = mean_difference(last[:-1], own[:-1])
   if form == "public":
     backward = None if backward is None else backward * (tasks - 1) / tasks

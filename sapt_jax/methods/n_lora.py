@@ -13,8 +13,8 @@ class NLora(Summed):
   """Loss: cross-entropy + sparsity_weight * sum over sites and layers of ||B A||_1 / D_out, of the newest block.
 
   The paper asks for a sparse update B A (D_out x D_in); its code takes the norm of A B (r x r) instead, which says little about B A and
-  exists only where D_in = D_out. Here it is B A. Divided by D_out it is about as large as the code's quantity (T5-Large, rank 8, factors
-  with standard deviations s, t: 2900 s t against 2000 s t at each site), so that the published weights, 0.4 to 1.8, keep their meaning.
+  exists only where D_in = D_out. Here it is B A. Divided by D_out it is of the size of the code's quantity, so that the published weights,
+  0.4 to 1.8, keep their meaning.
   """
 
   def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
