@@ -3,8 +3,9 @@
     python benchmarks/decode_cost.py --tasks 1,15 --json
     python benchmarks/decode_cost.py --tasks 1,15 --llama             a LLaMA with --layers layers of the same sizes
 
-One batch is answered by the answerer's own compiled program (sapt_jax.evaluation.evaluate.Answerer: pooled embeddings, mixture, encoder,
-cached decoder) on a random T5 in float32. No token ends an answer, so every row writes all --new tokens. --tgt has no meaning here.
+One batch is answered by the answerer's own compiled program (sapt_jax.evaluation.evaluate.Answerer:
+pooled embeddings, mixture, encoder, cached decoder) on a random T5 in float32. No token ends an
+answer, so every row writes all --new tokens. --tgt has no meaning here.
 
 One row per pool size:
     tasks         filled blocks
@@ -13,6 +14,7 @@ One row per pool size:
     peak_rss_mb   most memory that the process held, compiling included, in MiB
     compile_s     tracing, lowering and compiling the program
 """
+
 from __future__ import annotations
 
 import statistics
@@ -28,28 +30,51 @@ from sapt_jax import cli
 from sapt_jax.evaluation.evaluate import Answerer
 
 
-def measure(s: sizes.Sizes, new: int, llama: bool, warmup: int, repeat: int, tasks: int) -> sizes.Row:
+def measure(
+  s: sizes.Sizes, new: int, llama: bool, warmup: int, repeat: int, tasks: int
+) -> sizes.Row:
   """The row of one pool size."""
   jax.config.update("jax_enable_compilation_cache", False)
   p = prepare(s, tasks, memory=1, llama=llama)
   answerer = Answerer(p.backbone, p.method, p.batcher, p.mesh)
-  given = {"params": p.backbone.params, "learned": p.learned, "batch": p.batch, "rng": jax.random.key(0)}
+  given = {
+    "params": p.backbone.params,
+    "learned": p.learned,
+    "batch": p.batch,
+    "rng": jax.random.key(0),
+  }
   began = time.perf_counter()
   answer = answerer.answer_batch.lower(max_new=new, choose=answerer.choose, **given).compile()
   compile_s = time.perf_counter() - began
   seconds = sizes.timed(lambda: jax.block_until_ready(answer(**given)), warmup, repeat)
   median = statistics.median(seconds)
-  return {"tasks": tasks, "s": median, "tokens_per_s": s.batch * new / median, "all_s": seconds, "peak_rss_mb": sizes.peak_rss_mb(),
-          "compile_s": compile_s}
+  return {
+    "tasks": tasks,
+    "s": median,
+    "tokens_per_s": s.batch * new / median,
+    "all_s": seconds,
+    "peak_rss_mb": sizes.peak_rss_mb(),
+    "compile_s": compile_s,
+  }
 
 
 def main(arguments: Sequence[str]) -> None:
   """Parses, measures, prints."""
   parser = sizes.parser(__doc__ or "", batch=32)
-  parser.add_argument("--new", type=sizes.positive, default=50, metavar="N", help="tokens that each row writes (default 50)")
-  parser.add_argument("--llama", action="store_true", help="a LLaMA of these sizes in place of the T5")
+  parser.add_argument(
+    "--new",
+    type=sizes.positive,
+    default=50,
+    metavar="N",
+    help="tokens that each row writes (default 50)",
+  )
+  parser.add_argument(
+    "--llama", action="store_true", help="a LLaMA of these sizes in place of the T5"
+  )
   options = parser.parse_args(arguments)
-  one = partial(measure, sizes.sizes_of(options), options.new, options.llama, options.warmup, options.repeat)
+  one = partial(
+    measure, sizes.sizes_of(options), options.new, options.llama, options.warmup, options.repeat
+  )
   sizes.report(__file__, arguments, options, one)
 
 

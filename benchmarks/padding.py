@@ -1,13 +1,17 @@
-"""How much of what a backbone computes in training is padding, and how many shapes it is compiled for.
+"""How much of what a backbone computes in training is padding, and how many shapes it is compiled
+for.
 
-    python benchmarks/padding.py --data.benchmark superni --data.root CL_BENCHMARK_FOLDER --backbone.path MODEL_FOLDER --fit.batch-size 8
+    python benchmarks/padding.py --data.benchmark superni --data.root CL_BENCHMARK_FOLDER
+    --backbone.path MODEL_FOLDER --fit.batch-size 8
 
-Takes a run's options, reads its tasks with its tokenizer and makes the batches of three passes over each; nothing is computed on them.
-Prints a row for each way of holding an example: `joined`, source and answer in one row, as a decoder-only backbone is trained, and `apart`,
-as an encoder-decoder has them.
+Takes a run's options, reads its tasks with its tokenizer and makes the batches of three passes over
+each; nothing is computed on them. Prints a row for each way of holding an example: `joined`, source
+and answer in one row, as a decoder-only backbone is trained, and `apart`, as an encoder-decoder has
+them.
     real     share of places that hold a token of a source or an answer
     shapes   of batches, over all tasks; each is a program to compile
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,12 +25,16 @@ from sapt_jax.train import options
 PASSES = 3
 
 
-def padding(batcher: Batcher, rows: Sequence[Row], passes: int = 1) -> tuple[int, int, set[tuple[int, ...]]]:
+def padding(
+  batcher: Batcher, rows: Sequence[Row], passes: int = 1
+) -> tuple[int, int, set[tuple[int, ...]]]:
   """Real tokens, places and shapes of the batches of so many passes over the rows."""
   real, places, shapes = 0, 0, set()
   for batch in batcher.training(rows, 0, passes * batcher.steps_per_epoch(len(rows))):
     # A joined row has no place for its answer's last token, which is not read.
-    real += int(batch.source_mask.sum() + batch.target_mask.sum()) - (len(batch.task) if batch.joined else 0)
+    real += int(batch.source_mask.sum() + batch.target_mask.sum()) - (
+      len(batch.task) if batch.joined else 0
+    )
     places += batch.source.size + (0 if batch.joined else batch.target.size)
     shapes.add((*batch.source.shape, *batch.target.shape))
   return real, places, shapes
@@ -35,12 +43,28 @@ def padding(batcher: Batcher, rows: Sequence[Row], passes: int = 1) -> tuple[int
 def main(arguments: Sequence[str]) -> None:
   """Reads, batches, prints."""
   config = cli.config_of(options(arguments))
-  tasks, codec = load_stream(config.data, config.stream, config.seed), learner.make_codec(config, learner.backbone_folder(config))
-  rows = [[Row(codec.source(task.definition, example.input), codec.target(example.references[0]), number) for example in task.train]
-          for number, task in enumerate(tasks)]
-  apart = Batcher(left=False, pad_id=0, size=config.fit.batch_size, seed=config.seed, window=config.fit.length_window)
+  tasks, codec = (
+    load_stream(config.data, config.stream, config.seed),
+    learner.make_codec(config, learner.backbone_folder(config)),
+  )
+  rows = [
+    [
+      Row(codec.source(task.definition, example.input), codec.target(example.references[0]), number)
+      for example in task.train
+    ]
+    for number, task in enumerate(tasks)
+  ]
+  apart = Batcher(
+    left=False,
+    pad_id=0,
+    size=config.fit.batch_size,
+    seed=config.seed,
+    window=config.fit.length_window,
+  )
   for name, batcher in (("joined", dataclasses.replace(apart, left=True)), ("apart", apart)):
-    real, places, shapes = zip(*(padding(batcher, task_rows, PASSES) for task_rows in rows), strict=True)
+    real, places, shapes = zip(
+      *(padding(batcher, task_rows, PASSES) for task_rows in rows), strict=True
+    )
     print(f"{name:<8} real {sum(real) / sum(places):.3f}   shapes {len(set().union(*shapes))}")
 
 

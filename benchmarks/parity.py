@@ -1,17 +1,21 @@
-"""Holds the library against goldens: what the authors' PyTorch code computes on small random models.
+"""Holds the library against goldens: what the authors' PyTorch code computes on small random
+models.
 
     python benchmarks/parity.py GOLDEN.npz [...]
 
-A golden holds a model's parameters, inputs and outputs: query, scores, mixture, hidden states, logits, loss, every
-gradient, the replay KL of each earlier task with its gradients, and greedily decoded ids. All of it is computed anew by
-the functions that train and answer, with `reference_quirks` on, and compared. One row per array: name, largest
-difference, the same over the array's largest entry, tolerance, ok. The exit code is 1 if any array is off, and 2 for a
-file that is no golden.
+A golden holds a model's parameters, inputs and outputs: query, scores, mixture, hidden states,
+logits, loss, every gradient, the replay KL of each earlier task with its gradients, and greedily
+decoded ids. All of it is computed anew by the functions that train and answer, with
+`reference_quirks` on, and compared. One row per array: name, largest difference, the same over the
+array's largest entry, tolerance, ok. The exit code is 1 if any array is off, and 2 for a file that
+is no golden.
 
-Sizes are read off the arrays. What they do not show comes from the golden's entry in an index*.json beside it; without
-one from the public code's defaults: alpha 32, epsilon 1e-6, relu or gated gelu, ids 0, 1 and 0 for T5's padding, end and
-start, 2 for LLaMA's end. LLaMA's number of heads is then the one whose logits come closest, unless --heads gives it.
+Sizes are read off the arrays. What they do not show comes from the golden's entry in an index*.json
+beside it; without one from the public code's defaults: alpha 32, epsilon 1e-6, relu or gated gelu,
+ids 0, 1 and 0 for T5's padding, end and start, 2 for LLaMA's end. LLaMA's number of heads is then
+the one whose logits come closest, unless --heads gives it.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -35,9 +39,17 @@ from sapt_jax.interop import public
 from sapt_jax.interop.golden import Arrays, Golden, batch_names, candidates
 from sapt_jax.training.step import answer_loss, batch_gradient, pooled_inputs
 
-# Part of an array's name -> how far it may be off: absolutely, or relative to its largest entry. The first that fits.
-TOLERANCES = (("/grad/", "rel", 5e-5), ("/kl", "abs", 1e-5), ("/loss", "rel", 1e-5), ("/generated_ids", "ids", 0.0),
-              ("/generated_margin", "abs", 2e-4), ("hidden_state", "rel", 5e-5), ("/out/", "abs", 1e-4))
+# Part of an array's name -> how far it may be off: absolutely, or relative to its largest entry.
+# The first that fits.
+TOLERANCES = (
+  ("/grad/", "rel", 5e-5),
+  ("/kl", "abs", 1e-5),
+  ("/loss", "rel", 1e-5),
+  ("/generated_ids", "ids", 0.0),
+  ("/generated_margin", "abs", 2e-4),
+  ("hidden_state", "rel", 5e-5),
+  ("/out/", "abs", 1e-4),
+)
 CLEAR_MARGIN = 1e-3  # where the two best logits are closer than this, either may be decoded
 NO_GRADIENT = 1e-6  # a gradient array smaller than this is zero but for rounding
 
@@ -54,7 +66,10 @@ def load_golden(path: Path, heads: int | None = None, quirks: bool = True) -> Go
 
 def make_batch(golden: Golden, name: str) -> Batch:
   """A golden's batch as training would have made it."""
-  given = lambda x: golden.arrays[f"{name}/in/{x}"]
+
+  def given(x):
+    return golden.arrays[f"{name}/in/{x}"]
+
   target, ending = given("labels"), ""
   if golden.model.config.is_decoder_only:
     # Labels stand below the whole sequence, at its right end: here they start at the left.
@@ -64,8 +79,12 @@ def make_batch(golden: Golden, name: str) -> Batch:
   real = target != -100
   target = np.where(real, target, golden.model.config.pad_id)
   return Batch(
-    source=jnp.asarray(given(f"input_ids{ending}"), jnp.int32), source_mask=jnp.asarray(given(f"attention_mask{ending}") == 1),
-    target=jnp.asarray(target, jnp.int32), target_mask=jnp.asarray(real), task=jnp.zeros(len(target), jnp.int32))
+    source=jnp.asarray(given(f"input_ids{ending}"), jnp.int32),
+    source_mask=jnp.asarray(given(f"attention_mask{ending}") == 1),
+    target=jnp.asarray(target, jnp.int32),
+    target_mask=jnp.asarray(real),
+    task=jnp.zeros(len(target), jnp.int32),
+  )
 
 
 def attention(golden: Golden, batch: Batch) -> tuple[dict[str, jax.Array], Any]:
@@ -74,7 +93,11 @@ def attention(golden: Golden, batch: Batch) -> tuple[dict[str, jax.Array], Any]:
   pooled = pooled_inputs(golden.model, golden.params, batch, method.pools_padding)
   query, mixture = sals.query(learned.query, pooled), method.mixture(learned, pooled, batch.task)
   scores = golden.newest_first(sals.scores(query, learned.keys, learned.count))
-  outputs = {"query": query, "key_attention_scores": scores, "key_attention_weights": golden.newest_first(mixture)}
+  outputs = {
+    "query": query,
+    "key_attention_scores": scores,
+    "key_attention_weights": golden.newest_first(mixture),
+  }
   return outputs, method.adapters(learned, mixture)
 
 
@@ -86,23 +109,39 @@ def hidden_states(name: str, inputs: jax.Array, last: jax.Array) -> dict[str, ja
 def t5_outputs(golden: Golden, batch: Batch) -> dict[str, jax.Array]:
   """Every forward output of a T5."""
   outputs, adapters = attention(golden, batch)
-  norms = lambda module, method: module.name in ("encoder_norm", "decoder_norm") and method == "__call__"
+
+  def norms(module, method):
+    return module.name in ("encoder_norm", "decoder_norm") and method == "__call__"
+
   logits, seen = golden.model.apply(
-    {"params": golden.params}, batch.source, batch.source_mask, batch.target, batch.target_mask, adapters,
-    mutable=["intermediates"], capture_intermediates=norms)
+    {"params": golden.params},
+    batch.source,
+    batch.source_mask,
+    batch.target,
+    batch.target_mask,
+    adapters,
+    mutable=["intermediates"],
+    capture_intermediates=norms,
+  )
   outputs["logits"], seen = logits, seen["intermediates"]
   for stack in ("encoder", "decoder"):
-    outputs |= hidden_states(f"{stack}_hidden_states", seen[stack]["hidden"][0], seen[f"{stack}_norm"]["__call__"][0])
+    outputs |= hidden_states(
+      f"{stack}_hidden_states", seen[stack]["hidden"][0], seen[f"{stack}_norm"]["__call__"][0]
+    )
   return outputs | {"encoder_last_hidden_state": seen["encoder_norm"]["__call__"][0]}
 
 
-def llama_outputs(golden: Golden, batch: Batch, tokens: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+def llama_outputs(
+  golden: Golden, batch: Batch, tokens: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
   """Every forward output of a LLaMA on whole sequences (prompt and answer)."""
   outputs, adapters = attention(golden, batch)
   apply = partial(golden.model.apply, {"params": golden.params})
   states, sown = apply(tokens, mask, adapters, method="states", mutable=["intermediates"])
   outputs |= {"logits": apply(states, method="logits"), "last_hidden_state": states}
-  return outputs | hidden_states("hidden_states", sown["intermediates"]["layers"]["hidden"][0], states)
+  return outputs | hidden_states(
+    "hidden_states", sown["intermediates"]["layers"]["hidden"][0], states
+  )
 
 
 def forward(golden: Golden, name: str) -> dict[str, jax.Array]:
@@ -116,21 +155,29 @@ def forward(golden: Golden, name: str) -> dict[str, jax.Array]:
 
 def decoded(golden: Golden, name: str) -> dict[str, np.ndarray]:
   """Greedily decoded ids, and the margins between the two best logits of the golden's own ids."""
-  batch, theirs = make_batch(golden, name), golden.arrays[f"{name}/out/generated_ids"].astype(np.int32)
+  batch, theirs = (
+    make_batch(golden, name),
+    golden.arrays[f"{name}/out/generated_ids"].astype(np.int32),
+  )
   only = golden.model.config.is_decoder_only
   before = theirs[:, : batch.source.shape[1] if only else 1]
-  written = theirs[:, before.shape[1]:]
+  written = theirs[:, before.shape[1] :]
 
   @jax.jit
   def answer(batch: Batch) -> tuple[jax.Array, jax.Array]:
     adapters, source = attention(golden, batch)[1], (batch.source, batch.source_mask)
-    logits = golden.model.apply({"params": golden.params}, *source, written, jnp.ones_like(written, bool), adapters)
+    logits = golden.model.apply(
+      {"params": golden.params}, *source, written, jnp.ones_like(written, bool), adapters
+    )
     ids = generate(golden.model, golden.params, *source, adapters, written.shape[1])
     best = jax.lax.top_k(logits, 2)[0]
     return ids, best[..., 0] - best[..., 1]
 
   ids, margin = answer(batch)
-  return {"generated_ids": np.concatenate([before, ids], axis=1), "generated_margin": np.asarray(margin)}
+  return {
+    "generated_ids": np.concatenate([before, ids], axis=1),
+    "generated_margin": np.asarray(margin),
+  }
 
 
 def named_gradient(golden: Golden, gradient: dict[str, Any]) -> Arrays:
@@ -152,30 +199,48 @@ def learning(golden: Golden, name: str) -> Arrays:
 def loss(golden: Golden, name: str) -> np.ndarray:
   """The loss of a batch alone."""
   batch = make_batch(golden, name)
-  total = jax.jit(partial(answer_loss, golden.model, golden.method))(golden.params, golden.learned, batch)[0]
+  total = jax.jit(partial(answer_loss, golden.model, golden.method))(
+    golden.params, golden.learned, batch
+  )[0]
   return np.asarray(total / np.sum(batch.target_mask))
 
 
 @partial(jax.jit, static_argnums=0)
-def reflection(golden: Golden, trainable: dict[str, Any], tokens: jax.Array, target: jax.Array) -> tuple[jax.Array, Any]:
-  """The reflection loss on pseudo inputs (B, L) of one task with its target (capacity,), and its gradient."""
+def reflection(
+  golden: Golden, trainable: dict[str, Any], tokens: jax.Array, target: jax.Array
+) -> tuple[jax.Array, Any]:
+  """The reflection loss on pseudo inputs (B, L) of one task with its target (capacity,), and its
+  gradient.
+  """
   method = golden.method
   embedded = golden.model.apply({"params": golden.params}, tokens.astype(jnp.int32), method="embed")
-  pooled = sals.pool_embeddings(embedded, jnp.ones(tokens.shape, bool))  # quirk: padding and, in a LLaMA, the answer
+  pooled = sals.pool_embeddings(
+    embedded, jnp.ones(tokens.shape, bool)
+  )  # quirk: padding and, in a LLaMA, the answer
   memory = arm.remember(arm.empty_memory(len(target), *pooled.shape), 0, pooled, target)
-  value = lambda t: method.reflection(dataclasses.replace(method.merge(golden.learned, t), memory=memory))
+
+  def value(t):
+    return method.reflection(dataclasses.replace(method.merge(golden.learned, t), memory=memory))
+
   return jax.value_and_grad(value)(trainable)
 
 
 def replay(golden: Golden, name: str) -> Arrays:
   """The reflection loss of one earlier task ("replay/0", ...) and its gradient."""
-  given = lambda x: golden.arrays[f"{name}/in/{x}"]
+
+  def given(x):
+    return golden.arrays[f"{name}/in/{x}"]
+
   trainable = golden.method.trainable(golden.learned)
   labels = jnp.asarray(golden.oldest_first(given("replay_labels")))
   loss, gradient = reflection(golden, trainable, given("input_ids"), labels)
-  arrays = {"out/kl": np.asarray(loss)} | {f"grad/{x}": value for x, value in named_gradient(golden, gradient).items()}
+  arrays = {"out/kl": np.asarray(loss)} | {
+    f"grad/{x}": value for x, value in named_gradient(golden, gradient).items()
+  }
   if f"{name}/in/input_ids_wo_label" in golden.arrays:
-    arrays["out/kl_if_prompt_only"] = np.asarray(reflection(golden, trainable, given("input_ids_wo_label"), labels)[0])
+    arrays["out/kl_if_prompt_only"] = np.asarray(
+      reflection(golden, trainable, given("input_ids_wo_label"), labels)[0]
+    )
   return arrays
 
 
@@ -190,7 +255,9 @@ def logit_error(golden: Golden) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One array's comparison. The tolerance "no input": nothing to compute it from, "not known": not an array of the format."""
+  """One array's comparison. The tolerance "no input": nothing to compute it from, "not known": not
+  an array of the format.
+  """
 
   name: str
   max_abs: float
@@ -205,13 +272,20 @@ class Row:
 def live_places(golden: Golden, name: str) -> np.ndarray:
   """(B, N) bool: decoded ids up to and including the first end token."""
   margin = golden.arrays[f"{name}/out/generated_margin"]
-  ended = golden.arrays[f"{name}/out/generated_ids"][:, -margin.shape[1]:] == golden.model.config.eos_id
+  ended = (
+    golden.arrays[f"{name}/out/generated_ids"][:, -margin.shape[1] :] == golden.model.config.eos_id
+  )
   return np.cumsum(ended, axis=1) - ended == 0
 
 
 def wrong_ids(golden: Golden, name: str, ours: np.ndarray) -> np.ndarray:
-  """(B,) bool: rows whose decoded ids differ, and not first where the choice was within CLEAR_MARGIN."""
-  theirs, margin = golden.arrays[f"{name}/out/generated_ids"], golden.arrays[f"{name}/out/generated_margin"]
+  """(B,) bool: rows whose decoded ids differ, and not first where the choice was within
+  CLEAR_MARGIN.
+  """
+  theirs, margin = (
+    golden.arrays[f"{name}/out/generated_ids"],
+    golden.arrays[f"{name}/out/generated_margin"],
+  )
   differ = ours != theirs
   first = np.argmax(differ, axis=1) - (theirs.shape[1] - margin.shape[1])
   at_first = np.take_along_axis(margin, np.maximum(first, 0)[:, None], axis=1)[:, 0]
@@ -228,7 +302,9 @@ def compare(golden: Golden, name: str, ours: np.ndarray) -> Row:
   where = np.ones((), bool)
   if name.endswith("generated_margin"):
     where = live_places(golden, batch)
-  elif golden.model.config.is_decoder_only and theirs.ndim == 3:  # a row that sees nothing but padding means nothing
+  elif (
+    golden.model.config.is_decoder_only and theirs.ndim == 3
+  ):  # a row that sees nothing but padding means nothing
     where = golden.arrays[f"{batch}/in/attention_mask"][:, :, None] == 1
   if theirs.shape != ours.shape:
     return Row(name, math.inf, math.inf, f"{kind}<={bound:.0e}", False)
@@ -259,7 +335,9 @@ def compare_all(golden: Golden, forward_only: bool = False) -> Iterator[Row]:
   if forward_only:
     parts = [part for part in parts if np.all(golden.arrays[f"{part}/in/attention_mask"])]
   else:
-    parts += sorted({name.rsplit("/", 2)[0] for name in golden.arrays if name.endswith("/in/replay_labels")})
+    parts += sorted(
+      {name.rsplit("/", 2)[0] for name in golden.arrays if name.endswith("/in/replay_labels")}
+    )
   for part in parts:
     ours = computed(golden, part, forward_only)
     for name in golden.arrays:
@@ -282,10 +360,19 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> int:
   """Prints the table; the exit code says whether all is well."""
   parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("goldens", nargs="+", type=Path, metavar="GOLDEN.npz", help="files to compare with")
-  parser.add_argument("--heads", type=int, help="attention heads of a LLaMA whose golden has no index*.json beside it")
-  parser.add_argument("--correct", action="store_true", help=(
-    "leave reference_quirks off and compare the outputs of batches without padding, which must be the same"))
+  parser.add_argument(
+    "goldens", nargs="+", type=Path, metavar="GOLDEN.npz", help="files to compare with"
+  )
+  parser.add_argument(
+    "--heads", type=int, help="attention heads of a LLaMA whose golden has no index*.json beside it"
+  )
+  parser.add_argument(
+    "--correct",
+    action="store_true",
+    help=(
+      "leave reference_quirks off and compare the outputs of batches without padding, which must be the same"
+    ),
+  )
   options = parser.parse_args(arguments)
   rows: list[Row] = []
   for path in options.goldens:

@@ -1,4 +1,7 @@
-"""What the speed benchmarks share: sizes of a random T5, its work by formula, a process per pool size, timing, printing. Imports no JAX."""
+"""What the speed benchmarks share: sizes of a random T5, its work by formula, a process per pool
+size, timing, printing. Imports no JAX.
+"""
+
 from __future__ import annotations
 
 import argparse
@@ -16,8 +19,8 @@ from typing import Any, NoReturn
 
 from sapt_jax.errors import InputError
 
-# A step allocates and frees hundreds of MB; in small pages, the kernel's handing them out anew each time costs a sixth of it. A C library
-# other than glibc takes no notice.
+# A step allocates and frees hundreds of MB; in small pages, the kernel's handing them out anew each
+# time costs a sixth of it. A C library other than glibc takes no notice.
 TUNED = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 GEMM = 2048  # rows and columns of the float32 product whose rate is the yardstick; large enough to reach what the machine can do
 Row = dict[str, Any]
@@ -25,7 +28,9 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """One random T5 (v1.1: gated gelu, a head of its own; as many decoder as encoder layers), its batch and its pool."""
+  """One random T5 (v1.1: gated gelu, a head of its own; as many decoder as encoder layers), its
+  batch and its pool.
+  """
 
   batch: int = 8  # rows
   src: int = 256  # tokens of each source; none is padding
@@ -40,28 +45,57 @@ class Sizes:
 
   def t5(self) -> dict[str, Any]:
     """config.json of this model. No token ends an answer: the end id stands behind the vocabulary."""
-    return {"model_type": "t5", "vocab_size": self.vocab, "d_model": self.d_model, "d_kv": self.d_kv, "d_ff": self.d_ff,
-            "num_layers": self.layers, "num_decoder_layers": self.layers, "num_heads": self.heads, "feed_forward_proj": "gated-gelu",
-            "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": self.vocab, "decoder_start_token_id": 0}
+    return {
+      "model_type": "t5",
+      "vocab_size": self.vocab,
+      "d_model": self.d_model,
+      "d_kv": self.d_kv,
+      "d_ff": self.d_ff,
+      "num_layers": self.layers,
+      "num_decoder_layers": self.layers,
+      "num_heads": self.heads,
+      "feed_forward_proj": "gated-gelu",
+      "tie_word_embeddings": False,
+      "pad_token_id": 0,
+      "eos_token_id": self.vocab,
+      "decoder_start_token_id": 0,
+    }
 
   def llama(self) -> dict[str, Any]:
-    """config.json of a LLaMA with as many layers as this T5's decoder, and a key head for every head; no token ends an answer."""
-    return {"model_type": "llama", "vocab_size": self.vocab, "hidden_size": self.d_model, "head_dim": self.d_kv,
-            "intermediate_size": self.d_ff, "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
-            "num_key_value_heads": self.heads, "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": self.vocab}
+    """config.json of a LLaMA with as many layers as this T5's decoder, and a key head for every
+    head; no token ends an answer.
+    """
+    return {
+      "model_type": "llama",
+      "vocab_size": self.vocab,
+      "hidden_size": self.d_model,
+      "head_dim": self.d_kv,
+      "intermediate_size": self.d_ff,
+      "num_hidden_layers": self.layers,
+      "num_attention_heads": self.heads,
+      "num_key_value_heads": self.heads,
+      "tie_word_embeddings": False,
+      "pad_token_id": 0,
+      "eos_token_id": self.vocab,
+    }
 
   def step_gflops(self) -> float:
-    """Work of one training step of the backbone alone, in GFLOP (10^9 operations, a multiply-add is two).
+    """Work of one training step of the backbone alone, in GFLOP (10^9 operations, a multiply-add is
+    two).
 
-    Counted: products with frozen weights, forward and the gradient of their input, but not of the weights; both products of every
-    attention core, forward and both their gradients, the causal half that is masked included; vocabulary logits. Not counted: the pool
-    (LoRA products, mixture, reflection), which is the overhead that is to be seen in the time; norms, softmax, activations, the loss.
-    The lowest layers' gradients of q, k and v by their input lead to frozen embeddings only; they are counted (1.6 % at the defaults).
+    Counted: products with frozen weights, forward and the gradient of their input, but not of the
+    weights; both products of every attention core, forward and both their gradients, the causal
+    half that is masked included; vocabulary logits. Not counted: the pool (LoRA products, mixture,
+    reflection), which is the overhead that is to be seen in the time; norms, softmax, activations,
+    the loss. The lowest layers' gradients of q, k and v by their input lead to frozen embeddings
+    only; they are counted (1.6 % at the defaults).
     """
     inner, source, target = self.heads * self.d_kv, self.batch * self.src, self.batch * self.tgt
     projection, mlp = self.d_model * inner, 3 * self.d_model * self.d_ff  # multiply-adds of a token
     encoder = source * (4 * projection + mlp)
-    decoder = target * (6 * projection + mlp) + source * 2 * projection  # self q k v o, cross q o; cross k v of every source token
+    decoder = (
+      target * (6 * projection + mlp) + source * 2 * projection
+    )  # self q k v o, cross q o; cross k v of every source token
     cores = 2 * inner * self.batch * (self.src**2 + self.tgt**2 + self.tgt * self.src)
     frozen = self.layers * (encoder + decoder) + target * self.d_model * self.vocab
     return 2e-9 * (2 * frozen + 3 * self.layers * cores)
@@ -89,14 +123,37 @@ def pool_sizes(text: str) -> list[int]:
 def parser(description: str, **defaults: int) -> Parser:
   """The options that all of these programs have; `defaults` replaces some of Sizes'."""
   made = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-  made.add_argument("--tasks", type=pool_sizes, default=[1, 2, 4, 8, 15], metavar="N,N,...", help=(
-    "pool sizes: filled blocks, the newest of which is learned (default 1,2,4,8,15); each is measured in a process of its own"))
+  made.add_argument(
+    "--tasks",
+    type=pool_sizes,
+    default=[1, 2, 4, 8, 15],
+    metavar="N,N,...",
+    help=(
+      "pool sizes: filled blocks, the newest of which is learned (default 1,2,4,8,15); each is measured in a process of its own"
+    ),
+  )
   for field in dataclasses.fields(Sizes):
     default = defaults.get(field.name, field.default)
-    made.add_argument(f"--{field.name.replace('_', '-')}", type=positive, default=default, metavar="N", help=f"default {default}")
-  made.add_argument("--repeat", type=positive, default=10, metavar="N", help="timed calls (default 10), after --warmup; the median counts")
-  made.add_argument("--warmup", type=positive, default=2, metavar="N", help="calls before that (default 2)")
-  made.add_argument("--json", action="store_true", help="a JSON line for each pool size in place of a table")
+    made.add_argument(
+      f"--{field.name.replace('_', '-')}",
+      type=positive,
+      default=default,
+      metavar="N",
+      help=f"default {default}",
+    )
+  made.add_argument(
+    "--repeat",
+    type=positive,
+    default=10,
+    metavar="N",
+    help="timed calls (default 10), after --warmup; the median counts",
+  )
+  made.add_argument(
+    "--warmup", type=positive, default=2, metavar="N", help="calls before that (default 2)"
+  )
+  made.add_argument(
+    "--json", action="store_true", help="a JSON line for each pool size in place of a table"
+  )
   return made
 
 
@@ -105,13 +162,20 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
   return Sizes(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Sizes)})
 
 
-def report(program: str, arguments: Sequence[str], options: argparse.Namespace, measure: Callable[[int], Row]) -> None:
-  """Prints a row for each pool size, each measured by this program started anew for it, in the environment TUNED.
+def report(
+  program: str, arguments: Sequence[str], options: argparse.Namespace, measure: Callable[[int], Row]
+) -> None:
+  """Prints a row for each pool size, each measured by this program started anew for it, in the
+  environment TUNED.
 
   So no peak of memory, and nothing compiled or cached, is another's.
   """
   for number, tasks in enumerate(options.tasks):
-    row = measure(tasks) if len(options.tasks) == 1 and TUNED.items() <= os.environ.items() else measured_apart(program, arguments, tasks)
+    row = (
+      measure(tasks)
+      if len(options.tasks) == 1 and TUNED.items() <= os.environ.items()
+      else measured_apart(program, arguments, tasks)
+    )
     if options.json:
       print(json.dumps(row), flush=True)
       continue
@@ -124,7 +188,9 @@ def report(program: str, arguments: Sequence[str], options: argparse.Namespace, 
 def measured_apart(program: str, arguments: Sequence[str], tasks: int) -> Row:
   """The row that the same program prints for one pool size alone; its failure is this program's."""
   command = [sys.executable, program, *arguments, "--tasks", str(tasks), "--json"]
-  done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | TUNED)
+  done = subprocess.run(
+    command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | TUNED
+  )
   if done.returncode:
     sys.exit(done.returncode)
   return json.loads(done.stdout.splitlines()[-1])
@@ -135,8 +201,12 @@ def timed(call: Callable[[], object], warmup: int, repeat: int) -> list[float]:
   return timed_in_turn([call], warmup, repeat)[0]
 
 
-def timed_in_turn(calls: Sequence[Callable[[], object]], warmup: int, repeat: int) -> list[list[float]]:
-  """As timed, for several calls that take turns, so that a machine whose rate wanders is the same to all; one list of seconds for each."""
+def timed_in_turn(
+  calls: Sequence[Callable[[], object]], warmup: int, repeat: int
+) -> list[list[float]]:
+  """As timed, for several calls that take turns, so that a machine whose rate wanders is the same
+  to all; one list of seconds for each.
+  """
   seconds: list[list[float]] = [[] for _ in calls]
   for number in range(warmup + repeat):
     for call, taken in zip(calls, seconds, strict=True):
@@ -155,7 +225,8 @@ def gemm_gflops(product: Callable[[], object]) -> float:
 def peak_rss_mb() -> float:
   """The most memory that this process has held, in MiB.
 
-  From the kernel's high-water mark of this program's memory where it is told: ru_maxrss starts at that of the parent process.
+  From the kernel's high-water mark of this program's memory where it is told: ru_maxrss starts at
+  that of the parent process.
   """
   status = Path("/proc/self/status")
   if status.exists():

@@ -2,9 +2,10 @@
 
     python benchmarks/step_cost.py --tasks 1,2,4,8,15 --json
 
-The step is the trainer's own (sapt_jax.training.fit.Trainer.step: loss, reflection, gradient, AdamW), compiled for a random T5 in float32
-without dropout, on one batch without padding. The pool has the room that a stream of so many tasks gives it, all blocks but the newest
-are frozen, and reflection remembers every earlier task. torch_peer.py measures the same work on PyTorch.
+The step is the trainer's own (sapt_jax.training.fit.Trainer.step: loss, reflection, gradient,
+AdamW), compiled for a random T5 in float32 without dropout, on one batch without padding. The pool
+has the room that a stream of so many tasks gives it, all blocks but the newest are frozen, and
+reflection remembers every earlier task. torch_peer.py measures the same work on PyTorch.
 
 One row per pool size:
     tasks         filled blocks
@@ -14,8 +15,10 @@ One row per pool size:
     gemm_gflops   measured rate of a 2048 x 2048 x 2048 float32 product in the same process, in GFLOP/s
     model_gflops  work of the backbone in one step by formula, in GFLOP (sizes.Sizes.step_gflops says what is counted)
     reflection_ratio    with --pairs: median over pairs of a step's seconds over those of the step without ARM that follows it
-so that model_gflops / s_per_step / gemm_gflops is the share of the machine's rate that the step makes use of.
+so that model_gflops / s_per_step / gemm_gflops is the share of the machine's rate that the step
+makes use of.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -61,14 +64,19 @@ class Prepared:
 def random_backbone(raw: dict, mesh: jax.sharding.Mesh, remat: str) -> hf.Backbone:
   """A model with random weights, placed as a loaded one is."""
   model = hf.build_model(raw, remat=remat)
-  init = lambda: hf.init_params(model, jax.random.key(0))
+
+  def init():
+    return hf.init_params(model, jax.random.key(0))
+
   places = jax.tree.map(lambda x: x.sharding, sharding.abstract_params(init, mesh))
   params = jax.jit(lambda: nn.meta.unbox(init()), out_shardings=places)()
   return hf.Backbone(model, params, pathlib.Path(), raw)
 
 
 def filled(method: Sapt, tasks: int) -> Learned:
-  """What the method holds while it learns the last of `tasks` tasks: random blocks, every earlier task closed."""
+  """What the method holds while it learns the last of `tasks` tasks: random blocks, every earlier
+  task closed.
+  """
   learned = method.start(jax.random.key(0))
   for index in range(tasks):
     rng = jax.random.key(index + 1)
@@ -76,15 +84,24 @@ def filled(method: Sapt, tasks: int) -> Learned:
     inputs = TaskInputs(pooled, pooled, pooled)
     learned = method.open(learned, rng, inputs)
     trainable = method.trainable(learned)
-    block = jax.tree.map(lambda x, rng=rng: x + 0.02 * jax.random.normal(rng, x.shape), trainable["block"])
+    block = jax.tree.map(
+      lambda x, rng=rng: x + 0.02 * jax.random.normal(rng, x.shape), trainable["block"]
+    )
     learned = method.merge(learned, trainable | {"block": block})
     if index + 1 < tasks:
       learned = method.close(learned, inputs)
   return learned
 
 
-def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True, top_k: int = 0,
-            remat: str = config.Backbone().remat, llama: bool = False) -> Prepared:
+def prepare(
+  s: sizes.Sizes,
+  tasks: int,
+  memory: int,
+  reflection: bool = True,
+  top_k: int = 0,
+  remat: str = config.Backbone().remat,
+  llama: bool = False,
+) -> Prepared:
   """Everything that a step or an answer needs.
 
   Args:
@@ -96,22 +113,41 @@ def prepare(s: sizes.Sizes, tasks: int, memory: int, reflection: bool = True, to
   mesh = sharding.make_mesh()
   backbone = random_backbone(s.llama() if llama else s.t5(), mesh, remat)
   jax.set_mesh(mesh)
-  capacity = 1 << (tasks - 1).bit_length()  # as continual.Continual has it for a stream of so many tasks
+  capacity = (
+    1 << (tasks - 1).bit_length()
+  )  # as continual.Continual has it for a stream of so many tasks
   pet, table = config.Pet(rank=s.rank, top_k=top_k), backbone.params["embedding"]["table"]
   setting = Setting(pet, backbone.model.config.lora_sites(), table, capacity, memory)
   method = (Sapt if reflection else SaptWithoutReflection)(config.Method(), setting)
   learned = jax.device_put(filled(method, tasks), sharding.replicated(mesh))
   rng = np.random.default_rng(0)
-  tokens = lambda length: rng.integers(2, s.vocab, (s.batch, length), np.int32)
-  there = lambda length: np.ones((s.batch, length), bool)
-  rows = (tokens(s.src), there(s.src), tokens(s.tgt), there(s.tgt), np.full(s.batch, tasks - 1, np.int32))
+
+  def tokens(length):
+    return rng.integers(2, s.vocab, (s.batch, length), np.int32)
+
+  def there(length):
+    return np.ones((s.batch, length), bool)
+
+  rows = (
+    tokens(s.src),
+    there(s.src),
+    tokens(s.tgt),
+    there(s.tgt),
+    np.full(s.batch, tasks - 1, np.int32),
+  )
   source, source_mask, target, target_mask, task = map(jnp.asarray, rows)
-  batch = jax.device_put(Batch(source, source_mask, target, target_mask, task), sharding.batch_sharded(mesh))
-  return Prepared(mesh, backbone, method, learned, Batcher(llama, backbone.config.pad_id, s.batch), batch)
+  batch = jax.device_put(
+    Batch(source, source_mask, target, target_mask, task), sharding.batch_sharded(mesh)
+  )
+  return Prepared(
+    mesh, backbone, method, learned, Batcher(llama, backbone.config.pad_id, s.batch), batch
+  )
 
 
 def step_of(p: Prepared, batch_size: int) -> tuple[Callable[[], None], float]:
-  """A call that takes the next training step and waits for it, and the seconds that compiling it took."""
+  """A call that takes the next training step and waits for it, and the seconds that compiling it
+  took.
+  """
   trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=batch_size), p.batcher, p.mesh)
   trainable = jax.tree.map(jnp.copy, p.method.trainable(p.learned))
   state = TrainState(jnp.zeros((), jnp.int32), trainable, trainer.optimizer.init(trainable))
@@ -123,15 +159,28 @@ def step_of(p: Prepared, batch_size: int) -> tuple[Callable[[], None], float]:
     nonlocal state
     state, metrics = jax.block_until_ready(step(state, p.backbone.params, p.learned, p.batch))
     if not np.isfinite(metrics["loss"]):
-      raise FloatingPointError(f"the loss became {metrics['loss']}: arithmetic on such numbers is not what is to be timed")
+      raise FloatingPointError(
+        f"the loss became {metrics['loss']}: arithmetic on such numbers is not what is to be timed"
+      )
 
   return call, compile_s
 
 
-def measure(s: sizes.Sizes, memory: int, reflection: bool, top_k: int, remat: str, pairs: bool, warmup: int, repeat: int,
-            tasks: int) -> sizes.Row:
+def measure(
+  s: sizes.Sizes,
+  memory: int,
+  reflection: bool,
+  top_k: int,
+  remat: str,
+  pairs: bool,
+  warmup: int,
+  repeat: int,
+  tasks: int,
+) -> sizes.Row:
   """The row of one pool size."""
-  jax.config.update("jax_enable_compilation_cache", False)  # what compiling costs, not what reading back does
+  jax.config.update(
+    "jax_enable_compilation_cache", False
+  )  # what compiling costs, not what reading back does
   prepared = partial(prepare, s, tasks, memory, top_k=top_k, remat=remat)
   step, compile_s = step_of(prepared(reflection), s.batch)
   calls = [step]
@@ -142,8 +191,15 @@ def measure(s: sizes.Sizes, memory: int, reflection: bool, top_k: int, remat: st
   left, right = (jax.random.normal(jax.random.key(i), (sizes.GEMM, sizes.GEMM)) for i in range(2))
   product = jax.jit(jnp.matmul)
   rate = sizes.gemm_gflops(lambda: jax.block_until_ready(product(left, right)))
-  row = {"tasks": tasks, "s_per_step": statistics.median(seconds[0]), "all_s": seconds[0], "peak_rss_mb": peak, "compile_s": compile_s,
-         "gemm_gflops": rate, "model_gflops": s.step_gflops()}
+  row = {
+    "tasks": tasks,
+    "s_per_step": statistics.median(seconds[0]),
+    "all_s": seconds[0],
+    "peak_rss_mb": peak,
+    "compile_s": compile_s,
+    "gemm_gflops": rate,
+    "model_gflops": s.step_gflops(),
+  }
   if pairs:
     row["reflection_ratio"] = statistics.median(a / b for a, b in zip(*seconds, strict=True))
   return row
@@ -152,16 +208,47 @@ def measure(s: sizes.Sizes, memory: int, reflection: bool, top_k: int, remat: st
 def main(arguments: Sequence[str]) -> None:
   """Parses, measures, prints."""
   parser = sizes.parser(__doc__ or "")
-  parser.add_argument("--memory", type=sizes.positive, default=20, metavar="N", help=(
-    "pseudo inputs remembered of each earlier task (default 20: 2 %% of SuperNI's 1,000 rows)"))
+  parser.add_argument(
+    "--memory",
+    type=sizes.positive,
+    default=20,
+    metavar="N",
+    help=(
+      "pseudo inputs remembered of each earlier task (default 20: 2 %% of SuperNI's 1,000 rows)"
+    ),
+  )
   arm = parser.add_mutually_exclusive_group()
   arm.add_argument("--no-reflection", action="store_true", help="leave ARM out")
-  arm.add_argument("--pairs", action="store_true", help="after each step one without ARM, to see ARM's share: adds reflection_ratio")
-  parser.add_argument("--top-k", type=sizes.positive, default=0, metavar="N", help="blocks that each example uses (default: all)")
-  parser.add_argument("--remat", choices=("none", "full", "dots"), default=config.Backbone().remat, help="as backbone.remat")
+  arm.add_argument(
+    "--pairs",
+    action="store_true",
+    help="after each step one without ARM, to see ARM's share: adds reflection_ratio",
+  )
+  parser.add_argument(
+    "--top-k",
+    type=sizes.positive,
+    default=0,
+    metavar="N",
+    help="blocks that each example uses (default: all)",
+  )
+  parser.add_argument(
+    "--remat",
+    choices=("none", "full", "dots"),
+    default=config.Backbone().remat,
+    help="as backbone.remat",
+  )
   options = parser.parse_args(arguments)
-  one = partial(measure, sizes.sizes_of(options), options.memory, not options.no_reflection, options.top_k, options.remat,
-                options.pairs, options.warmup, options.repeat)
+  one = partial(
+    measure,
+    sizes.sizes_of(options),
+    options.memory,
+    not options.no_reflection,
+    options.top_k,
+    options.remat,
+    options.pairs,
+    options.warmup,
+    options.repeat,
+  )
   sizes.report(__file__, arguments, options, one)
 
 

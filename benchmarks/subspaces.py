@@ -1,11 +1,15 @@
-"""How much of what a task's LoRA block reads was read by the blocks before it: the overlap that O-LoRA penalises, for any finished run.
+"""How much of what a task's LoRA block reads was read by the blocks before it: the overlap that
+O-LoRA penalises, for any finished run.
 
-    python benchmarks/subspaces.py runs/mini_results/lora/o_lora-0 runs/mini_results/lora/sequential-0
+    python benchmarks/subspaces.py runs/mini_results/lora/o_lora-0
+    runs/mini_results/lora/sequential-0
 
-Prints a row per run: the share of the newest A's row space that lies in the span of all earlier ones, the mean over tasks after the first,
-sites and layers. 0: orthogonal; 1: nothing new; blocks drawn at random share about (tasks before * rank) / width. A method with one block
-for all tasks is followed through its snapshots.
+Prints a row per run: the share of the newest A's row space that lies in the span of all earlier
+ones, the mean over tasks after the first, sites and layers. 0: orthogonal; 1: nothing new; blocks
+drawn at random share about (tasks before * rank) / width. A method with one block for all tasks is
+followed through its snapshots.
 """
+
 from __future__ import annotations
 
 import sys
@@ -23,21 +27,35 @@ from sapt_jax.training.checkpoint import TREE
 
 
 def shared(earlier: Sequence[np.ndarray], new: np.ndarray) -> float:
-  """||Q' N||_F^2 / rank with orthonormal columns Q of all earlier factors and N of the new one, (D, R) each."""
+  """||Q' N||_F^2 / rank with orthonormal columns Q of all earlier factors and N of the new one, (D,
+  R) each.
+  """
   basis, fresh = np.linalg.qr(np.concatenate(earlier, axis=1))[0], np.linalg.qr(new)[0]
   return float(np.square(basis.T @ fresh).sum() / fresh.shape[1])
 
 
 def factors_by_task(run: Path) -> list[list[np.ndarray]]:
   """[task][site and layer] -> A of the block that the task left, (D, R) float64."""
-  trees: list[dict[str, Any]] = [ocp.load(str((snapshot / TREE).absolute())) for snapshot in sound_snapshots(run)]
-  names = sorted(name for name in trees[-1] if name.startswith("blocks.lora.") and name.endswith(".a"))
+  trees: list[dict[str, Any]] = [
+    ocp.load(str((snapshot / TREE).absolute())) for snapshot in sound_snapshots(run)
+  ]
+  names = sorted(
+    name for name in trees[-1] if name.startswith("blocks.lora.") and name.endswith(".a")
+  )
   if not names:
     raise InputError(f"{run}: its blocks are not LoRA")
-  stacks = [[np.asarray(tree[name], np.float64) for name in names] for tree in trees]  # (layers, D, T, R) each
+  stacks = [
+    [np.asarray(tree[name], np.float64) for name in names] for tree in trees
+  ]  # (layers, D, T, R) each
   one_block = stacks[-1][0].shape[2] == 1
-  return [[layer[:, 0 if one_block else task] for stack in (stacks[task] if one_block else stacks[-1]) for layer in stack]
-          for task in range(len(trees))]
+  return [
+    [
+      layer[:, 0 if one_block else task]
+      for stack in (stacks[task] if one_block else stacks[-1])
+      for layer in stack
+    ]
+    for task in range(len(trees))
+  ]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,8 +64,15 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError("no run given: name the folders of finished runs with LoRA blocks")
   for run in map(Path, arguments):
     tasks = factors_by_task(run)
-    shares = [np.mean([shared([earlier[place] for earlier in tasks[:t]], new) for place, new in enumerate(tasks[t])])
-              for t in range(1, len(tasks))]
+    shares = [
+      np.mean(
+        [
+          shared([earlier[place] for earlier in tasks[:t]], new)
+          for place, new in enumerate(tasks[t])
+        ]
+      )
+      for t in range(1, len(tasks))
+    ]
     print(f"{run.name:<24} {np.mean(shares):.3f}   {' '.join(f'{share:.2f}' for share in shares)}")
 
 

@@ -1,4 +1,5 @@
 """A finished (or half finished) run, ready to answer: its newest sound snapshot on its backbone."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -32,9 +33,12 @@ class Answering:
     mesh, rows = mesh or config.Mesh(), batch_size or options.evaluation.batch_size
     per_step = mesh.data * mesh.fsdp  # nothing is trained: any size that the mesh can split
     options = dataclasses.replace(
-      options, mesh=mesh, evaluation=dataclasses.replace(options.evaluation, batch_size=rows),
+      options,
+      mesh=mesh,
+      evaluation=dataclasses.replace(options.evaluation, batch_size=rows),
       fit=dataclasses.replace(options.fit, batch_size=per_step, accumulation=1),
-      generator=dataclasses.replace(options.generator, batch_size=per_step, accumulation=1))
+      generator=dataclasses.replace(options.generator, batch_size=per_step, accumulation=1),
+    )
     snapshots = sound_snapshots(run)
     folder = learner.backbone_folder(options)
     if hf.fingerprint(folder) != values["backbone.weights"]:
@@ -49,24 +53,42 @@ class Answering:
   def check(self, pairs: Sequence[tuple[str | None, str]]) -> None:
     """Whether it can answer these (definition, input).
 
-    Raises:
-      InputError: its method needs the task's identity, or an input has no tokens or no room beside its definition.
+    Raises: InputError: its method needs the task's identity, or an input has no tokens or no room
+      beside its definition.
     """
     if self.built.method.knows_task:
-      raise InputError(f"method {self.built.method.options.name} needs to know the task of an input, which is not given here")
+      raise InputError(
+        f"method {self.built.method.options.name} needs to know the task of an input, which is not given here"
+      )
     for number, (definition, text) in enumerate(pairs, 1):
       if definition is not None and not self.codec.has_room(definition):
-        raise InputError(f"input {number}: its definition leaves no room for it in the {self.codec.max_source} tokens of a prompt that the "
-                         "run was trained with; shorten it")
+        raise InputError(
+          f"input {number}: its definition leaves no room for it in the {self.codec.max_source} tokens of a prompt that the "
+          "run was trained with; shorten it"
+        )
       if definition is None and not self.source(None, text):
         raise InputError(f"input {number}: {text!r} has no tokens, and no definition goes with it")
 
-  def __call__(self, pairs: Sequence[tuple[str | None, str]]) -> Iterator[tuple[str, dict[str, float]]]:
-    """(definition, input) -> (answer, {task (or block): weight}), in order; without a definition the input is the whole prompt."""
-    answers = self.built.answerer.answer(self.learned, [Row(self.source(*pair), [self.codec.eos_id], 0) for pair in pairs], self.max_new)
+  def __call__(
+    self, pairs: Sequence[tuple[str | None, str]]
+  ) -> Iterator[tuple[str, dict[str, float]]]:
+    """(definition, input) -> (answer, {task (or block): weight}), in order; without a definition
+    the input is the whole prompt.
+    """
+    answers = self.built.answerer.answer(
+      self.learned,
+      [Row(self.source(*pair), [self.codec.eos_id], 0) for pair in pairs],
+      self.max_new,
+    )
     for ids, mixture in zip(answers.tokens, answers.mixtures, strict=True):
-      blocks = self.tasks if self.built.method.block_per_task else [f"block {number}" for number in range(1, len(mixture) + 1)]
-      weights = {block: round(float(weight), 6) for block, weight in zip(blocks, mixture, strict=False)}
+      blocks = (
+        self.tasks
+        if self.built.method.block_per_task
+        else [f"block {number}" for number in range(1, len(mixture) + 1)]
+      )
+      weights = {
+        block: round(float(weight), 6) for block, weight in zip(blocks, mixture, strict=False)
+      }
       yield self.codec.text(ids), weights
 
   def source(self, definition: str | None, text: str) -> list[int]:

@@ -1,8 +1,11 @@
-"""The attentive reflection module (ARM): keeps the attention of earlier tasks where it was when they were learned.
+"""The attentive reflection module (ARM): keeps the attention of earlier tasks where it was when
+they were learned.
 
-SAPT section 3.3. Only pooled embeddings of pseudo inputs are kept: token embeddings are frozen, so these never change, and the whole
-term is one small product per step whatever the number of tasks. Letters: N tasks remembered, M pseudo inputs each, D width, T capacity.
+SAPT section 3.3. Only pooled embeddings of pseudo inputs are kept: token embeddings are frozen, so
+these never change, and the whole term is one small product per step whatever the number of tasks.
+Letters: N tasks remembered, M pseudo inputs each, D width, T capacity.
 """
+
 from __future__ import annotations
 
 import flax.struct
@@ -13,10 +16,9 @@ import jax.numpy as jnp
 class ReflectionMemory(flax.struct.PyTreeNode):
   """What is remembered of each task, in pool order.
 
-  Attributes:
-    pooled: (N, M, D) float32, pooled embeddings of pseudo inputs.
-    valid: (N, M) bool, which of them are there.
-    target: (N, T) float32, the task's mean mixture on held-out inputs when it had just been learned; zeros for tasks that came later.
+  Attributes: pooled: (N, M, D) float32, pooled embeddings of pseudo inputs. valid: (N, M) bool,
+    which of them are there. target: (N, T) float32, the task's mean mixture on held-out inputs when
+    it had just been learned; zeros for tasks that came later.
   """
 
   pooled: jax.Array
@@ -26,25 +28,39 @@ class ReflectionMemory(flax.struct.PyTreeNode):
 
 def empty_memory(tasks: int, inputs: int, width: int) -> ReflectionMemory:
   """Room for `tasks` tasks with up to `inputs` pseudo inputs each."""
-  return ReflectionMemory(jnp.zeros((tasks, inputs, width)), jnp.zeros((tasks, inputs), bool), jnp.zeros((tasks, tasks)))
+  return ReflectionMemory(
+    jnp.zeros((tasks, inputs, width)), jnp.zeros((tasks, inputs), bool), jnp.zeros((tasks, tasks))
+  )
 
 
-def remember(memory: ReflectionMemory, task: int, pooled: jax.Array, target: jax.Array) -> ReflectionMemory:
+def remember(
+  memory: ReflectionMemory, task: int, pooled: jax.Array, target: jax.Array
+) -> ReflectionMemory:
   """The memory with one task written: pooled (m, D) with m <= M (more are cut), target (T,)."""
   m = min(pooled.shape[0], memory.pooled.shape[1])
   return ReflectionMemory(
-    memory.pooled.at[task, :m].set(pooled[:m]), memory.valid.at[task].set(jnp.arange(memory.valid.shape[1]) < m),
-    memory.target.at[task].set(target))
+    memory.pooled.at[task, :m].set(pooled[:m]),
+    memory.valid.at[task].set(jnp.arange(memory.valid.shape[1]) < m),
+    memory.target.at[task].set(target),
+  )
 
 
 def divergence(target: jax.Array, log_mixture: jax.Array) -> jax.Array:
-  """KL(target || mixture) per row: (..., T), (..., T) -> (...); entries with target 0 count nothing (SAPT Eq. 8)."""
+  """KL(target || mixture) per row: (..., T), (..., T) -> (...); entries with target 0 count nothing
+  (SAPT Eq. 8).
+  """
   there = target > 0
-  terms = jnp.where(there, target * (jnp.log(jnp.where(there, target, 1.0)) - jnp.where(there, log_mixture, 0.0)), 0.0)
+  terms = jnp.where(
+    there,
+    target * (jnp.log(jnp.where(there, target, 1.0)) - jnp.where(there, log_mixture, 0.0)),
+    0.0,
+  )
   return jnp.sum(terms, axis=-1)
 
 
 def reflection_loss(memory: ReflectionMemory, log_mixture: jax.Array) -> jax.Array:
-  """sum over tasks of the mean over their pseudo inputs of KL(target || mixture); log_mixture is (N, M, T), of memory.pooled."""
+  """sum over tasks of the mean over their pseudo inputs of KL(target || mixture); log_mixture is
+  (N, M, T), of memory.pooled.
+  """
   per_input = jnp.where(memory.valid, divergence(memory.target[:, None, :], log_mixture), 0.0)
   return jnp.sum(jnp.sum(per_input, axis=1) / jnp.maximum(jnp.sum(memory.valid, axis=1), 1))

@@ -1,4 +1,7 @@
-"""Command lines: typed options through tyro; wrong input, or a stop as asked, as one line on stderr with exit code 2 or 75."""
+"""Command lines: typed options through tyro; wrong input, or a stop as asked, as one line on stderr
+with exit code 2 or 75.
+"""
+
 from __future__ import annotations
 
 import argparse
@@ -24,22 +27,32 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Config)
 
 
-def parse(kind: type[T], arguments: Sequence[str], program: str, description: str, default: T | None = None) -> T:
+def parse(
+  kind: type[T], arguments: Sequence[str], program: str, description: str, default: T | None = None
+) -> T:
   """Options of a program. --help prints them all and exits.
 
-  Raises:
-    InputError: an unknown option or a value that does not fit; the message is tyro's, folded into one line.
+  Raises: InputError: an unknown option or a value that does not fit; the message is tyro's, folded
+    into one line.
   """
   complaint = io.StringIO()
   try:
     with contextlib.redirect_stderr(complaint):
-      return tyro.cli(kind, args=list(arguments), prog=f"python -m {program}", description=description,
-                      default=tyro.MISSING_NONPROP if default is None else default)
+      return tyro.cli(
+        kind,
+        args=list(arguments),
+        prog=f"python -m {program}",
+        description=description,
+        default=tyro.MISSING_NONPROP if default is None else default,
+      )
   except SystemExit as stop:
     if stop.code == 0:
       raise
     words = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━]", " ", complaint.getvalue())
-    raise InputError(re.sub(r"For full helptext.*", "", " ".join(words.split())).strip() + f" (see python -m {program} --help)") from None
+    raise InputError(
+      re.sub(r"For full helptext.*", "", " ".join(words.split())).strip()
+      + f" (see python -m {program} --help)"
+    ) from None
 
 
 def load_config(file: str) -> Config:
@@ -57,22 +70,30 @@ def load_config(file: str) -> Config:
   except Exception as error:  # noqa: BLE001 (whatever a user's file raises is wrong input)
     raise InputError(f"--config {file}: {type(error).__name__}: {error}") from None
   if not isinstance(found, Config):
-    raise InputError(f"--config {file}: must define `config = Config(...)`, found {type(found).__name__}")
+    raise InputError(
+      f"--config {file}: must define `config = Config(...)`, found {type(found).__name__}"
+    )
   return found
 
 
 def keep_compiled_programs() -> None:
-  """Has jax keep what it compiles in ~/.cache/sapt_jax (XDG_CACHE_HOME), so that the next run need not; JAX_COMPILATION_CACHE_DIR names
-  another place, JAX_ENABLE_COMPILATION_CACHE=false turns it off.
+  """Has jax keep what it compiles in ~/.cache/sapt_jax (XDG_CACHE_HOME), so that the next run need
+  not; JAX_COMPILATION_CACHE_DIR names another place, JAX_ENABLE_COMPILATION_CACHE=false turns it
+  off.
 
-  A CPU program runs only on CPUs with the instructions that it was compiled for, so every kind has a folder of its own: home folders of
-  clusters are shared by unlike machines.
+  A CPU program runs only on CPUs with the instructions that it was compiled for, so every kind has
+  a folder of its own: home folders of clusters are shared by unlike machines.
   """
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
   import jax  # here, so that --help and wrong options answer at once
+
   try:
-    features = next(line for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features")))
+    features = next(
+      line
+      for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+      if line.startswith(("flags", "Features"))
+    )
   except (OSError, StopIteration):
     features = platform.processor()
   kind = f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
@@ -92,13 +113,19 @@ def output_folder(name: str) -> pathlib.Path:
   return pathlib.Path(name)
 
 
-def parse_over_config(kind: type[C], arguments: Sequence[str], program: str, description: str, embedded: Config,
-                      own: Callable[[str], dict[str, Any]] = lambda file: {}) -> C:
-  """Options that extend a Config and have a `config` of their own: values of the file that --config names, changed by the other options.
+def parse_over_config(
+  kind: type[C],
+  arguments: Sequence[str],
+  program: str,
+  description: str,
+  embedded: Config,
+  own: Callable[[str], dict[str, Any]] = lambda file: {},
+) -> C:
+  """Options that extend a Config and have a `config` of their own: values of the file that --config
+  names, changed by the other options.
 
-  Args:
-    embedded: the values where no file is named.
-    own: defaults of the options that a Config does not have, given the file's name, which may be empty.
+  Args: embedded: the values where no file is named. own: defaults of the options that a Config does
+    not have, given the file's name, which may be empty.
 
   Raises:
     InputError: see load_config and parse.
@@ -113,11 +140,15 @@ def parse_over_config(kind: type[C], arguments: Sequence[str], program: str, des
 
 def config_of(options: Config) -> Config:
   """The run's part of options that extend it."""
-  return Config(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)})
+  return Config(
+    **{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)}
+  )
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs a program's main with the process's arguments; wrong input ends with exit code 2 and one line, a stop by SIGTERM with 75."""
+  """Runs a program's main with the process's arguments; wrong input ends with exit code 2 and one
+  line, a stop by SIGTERM with 75.
+  """
   try:
     main(sys.argv[1:])
   except InputError as error:

@@ -1,4 +1,7 @@
-"""What a task costs: wall seconds by phase, programs compiled, and the seconds that compiling took, told by JAX's own events."""
+"""What a task costs: wall seconds by phase, programs compiled, and the seconds that compiling took,
+told by JAX's own events.
+"""
+
 from __future__ import annotations
 
 import time
@@ -6,8 +9,9 @@ from collections import Counter
 
 from jax import monitoring
 
-# Sent once for every program that is made ready (jax._src.dispatch.BACKEND_COMPILE_EVENT, the same in jax 0.10 and 0.12), and before it
-# when the program was not compiled but read from the persistent cache (jax._src.compiler).
+# Sent once for every program that is made ready (jax._src.dispatch.BACKEND_COMPILE_EVENT, the same
+# in jax 0.10 and 0.12), and before it when the program was not compiled but read from the
+# persistent cache (jax._src.compiler).
 COMPILED = "/jax/core/compile/backend_compile_duration"
 READ = "/jax/compilation_cache/cache_hits"
 
@@ -15,7 +19,8 @@ READ = "/jax/compilation_cache/cache_hits"
 class Cost:
   """Counts as long as it is entered.
 
-  Tracing and lowering to XLA are part of the phase that needs them; compiling, and reading compiled programs back, is not.
+  Tracing and lowering to XLA are part of the phase that needs them; compiling, and reading compiled
+  programs back, is not.
   """
 
   def __init__(self) -> None:
@@ -50,12 +55,14 @@ class Cost:
   def take(self) -> dict[str, int | float]:
     """What has been counted since it was last taken.
 
-    Returns:
-      "compilations": programs compiled; "from_cache": programs read from the persistent cache; "compile_s": seconds that both took;
-      "PHASE_s": the other wall seconds of each phase.
+    Returns: "compilations": programs compiled; "from_cache": programs read from the persistent
+      cache; "compile_s": seconds that both took; "PHASE_s": the other wall seconds of each phase.
     """
     figures: dict[str, int | float] = {
-      "compilations": self._count[COMPILED] - self._count[READ], "from_cache": self._count[READ], "compile_s": round(self._compile_s, 3)}
+      "compilations": self._count[COMPILED] - self._count[READ],
+      "from_cache": self._count[READ],
+      "compile_s": round(self._compile_s, 3),
+    }
     figures |= {f"{phase}_s": round(seconds, 3) for phase, seconds in self._phases.items()}
     self._count, self._compile_s, self._phases, self._compiled_before = Counter(), 0.0, {}, 0.0
     return figures

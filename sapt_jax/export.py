@@ -1,12 +1,15 @@
-"""Writes what a run has learned for other programs: a block or a fixed mixture for peft, the pool for the authors' code.
+"""Writes what a run has learned for other programs: a block or a fixed mixture for peft, the pool
+for the authors' code.
 
     python -m sapt_jax.export --run runs/mini --what block --task TASK --output adapter
     python -m sapt_jax.export --run runs/mini --what mixture --task TASK --output adapter
     python -m sapt_jax.export --run runs/mini --what pool --output weights
 
-peft has one adapter for all inputs, and no mixture of its own per input: "mixture" fixes it at the task's mean over held-out inputs, as it
-was when the task had been learned. "pool" writes everything, a folder per task (layout: sapt_jax/interop/public.py).
+peft has one adapter for all inputs, and no mixture of its own per input: "mixture" fixes it at the
+task's mean over held-out inputs, as it was when the task had been learned. "pool" writes
+everything, a folder per task (layout: sapt_jax/interop/public.py).
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,9 +30,13 @@ class ExportOptions:
   output: str
   """A folder, made if it is not there."""
   what: Literal["block", "mixture", "pool"] = "block"
-  """block: one task's block, for peft; mixture: all blocks in a task's mean mixture, for peft; pool: for the authors' code."""
+  """block: one task's block, for peft; mixture: all blocks in a task's mean mixture, for peft;
+  pool: for the authors' code.
+  """
   task: str = ""
-  """Of the block or the mixture: a task of the run; its name may be cut short where that is unambiguous."""
+  """Of the block or the mixture: a task of the run; its name may be cut short where that is
+  unambiguous.
+  """
   suffix: Literal[".safetensors", ".npz", ".pt"] = ".safetensors"
   """Of a pool's files; .pt is what the authors' code reads, and needs torch."""
 
@@ -43,7 +50,9 @@ def find_task(tasks: list[str], name: str) -> int:
   found = [index for index, task in enumerate(tasks) if task == name]
   found = found or [index for index, task in enumerate(tasks) if name and task.startswith(name)]
   if len(found) != 1:
-    raise InputError(f"--task {name!r}: {'fits several' if found else 'not a task'} of the run: {', '.join(tasks)}")
+    raise InputError(
+      f"--task {name!r}: {'fits several' if found else 'not a task'} of the run: {', '.join(tasks)}"
+    )
   return found[0]
 
 
@@ -53,19 +62,34 @@ def export(answering: Any, options: ExportOptions) -> str:
 
   from sapt_jax.interop import peft, public
   from sapt_jax.pet import blocks
+
   built, learned, output = answering.built, answering.learned, pathlib.Path(options.output)
   backbone, pet, base = built.backbone.config, built.setting.pet, str(built.backbone.folder)
   if options.what != "block" and not hasattr(learned, "memory"):
-    raise InputError(f"--what {options.what}: method {built.method.options.name} has no shared attention; export a block of it")
+    raise InputError(
+      f"--what {options.what}: method {built.method.options.name} has no shared attention; export a block of it"
+    )
   if options.what == "pool":
-    folders = [output / f"{number}-{task}" / "saved_weights" for number, task in enumerate(answering.tasks, 1)]
+    folders = [
+      output / f"{number}-{task}" / "saved_weights"
+      for number, task in enumerate(answering.tasks, 1)
+    ]
     public.write_pool(learned, backbone, folders, options.suffix)
     return f"{len(folders)} tasks in {output}"
   task = find_task(answering.tasks, options.task)
   if options.what == "block":
     if not built.method.block_per_task:
-      raise InputError(f"--what block: method {built.method.options.name} has no block for each task")
-    peft.export_block(output, blocks.read(learned.blocks, task), pet, backbone, base, f"the block of {answering.tasks[task]}")
+      raise InputError(
+        f"--what block: method {built.method.options.name} has no block for each task"
+      )
+    peft.export_block(
+      output,
+      blocks.read(learned.blocks, task),
+      pet,
+      backbone,
+      base,
+      f"the block of {answering.tasks[task]}",
+    )
     return f"the block of {answering.tasks[task]} in {output}"
   mixture = np.asarray(learned.memory.target)[task]
   peft.export_mixture(output, learned.blocks, mixture, pet, backbone, base)
@@ -77,6 +101,7 @@ def main(arguments: Sequence[str]) -> None:
   options = cli.parse(ExportOptions, arguments, "sapt_jax.export", (__doc__ or "").split("\n")[0])
   cli.output_folder(options.output)
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
+
   print(export(Answering(pathlib.Path(options.run)), options))
 
 

@@ -1,8 +1,10 @@
 """ARM's pseudo inputs (SAPT section 3.3).
 
-Per task, a block of its own on the same backbone learns to write the task's inputs, and samples of it stand for them later. Reflection
-keeps nothing but their pooled embeddings; the texts are saved for the reader. Pseudo inputs that exist already can be read instead.
+Per task, a block of its own on the same backbone learns to write the task's inputs, and samples of
+it stand for them later. Reflection keeps nothing but their pooled embeddings; the texts are saved
+for the reader. Pseudo inputs that exist already can be read instead.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,7 +29,8 @@ from sapt_jax.methods.base import Setting
 from sapt_jax.methods.sequential import Sequential
 from sapt_jax.training.fit import Log, Plan, Trainer
 
-# What the generator reads, and what stands between the instruction and the input in what it writes: words that any tokenizer can spell.
+# What the generator reads, and what stands between the instruction and the input in what it writes:
+# words that any tokenizer can spell.
 START, SEPARATOR = "Definition:", "Input:"
 RUN = 4  # words; samples are compared with training inputs by their runs of so many
 
@@ -36,8 +39,9 @@ Pairs = list[tuple[str, str]]  # (definition, input)
 
 @dataclasses.dataclass(frozen=True)
 class PseudoInputs:
-  """pairs: texts that were kept; figures: how many samples were drawn, dropped (malformed, repeated, verbatim, near_verbatim) and kept,
-  `yield`, the share of the drawn ones that could be kept, and `distinct_2`, how varied the kept ones are.
+  """pairs: texts that were kept; figures: how many samples were drawn, dropped (malformed,
+  repeated, verbatim, near_verbatim) and kept, `yield`, the share of the drawn ones that could be
+  kept, and `distinct_2`, how varied the kept ones are.
   """
 
   pairs: Pairs
@@ -52,22 +56,30 @@ def wanted(options: config.Generator, examples: int) -> int:
 def runs(text: str, length: int) -> list[tuple[str, ...]]:
   """Every run of `length` words of a text."""
   words = text.split()
-  return [tuple(words[i: i + length]) for i in range(len(words) - length + 1)]
+  return [tuple(words[i : i + length]) for i in range(len(words) - length + 1)]
 
 
 def distinct_2(texts: Sequence[str]) -> float:
-  """Share of different ones among all pairs of neighbouring words (distinct-2, Li et al., 2016); 0 where there is no pair."""
+  """Share of different ones among all pairs of neighbouring words (distinct-2, Li et al., 2016); 0
+  where there is no pair.
+  """
   pairs = [pair for text in texts for pair in runs(text, 2)]
   return round(len(set(pairs)) / max(len(pairs), 1), 4)
 
 
-def clean(samples: Sequence[str], task: Task, keep: int, max_overlap: float,
-          has_room: Callable[[str], bool] = lambda definition: True) -> PseudoInputs:
-  """Well-formed, distinct samples that are no copies of a training input, word for word or nearly, at most `keep` of them.
+def clean(
+  samples: Sequence[str],
+  task: Task,
+  keep: int,
+  max_overlap: float,
+  has_room: Callable[[str], bool] = lambda definition: True,
+) -> PseudoInputs:
+  """Well-formed, distinct samples that are no copies of a training input, word for word or nearly,
+  at most `keep` of them.
 
-  Args:
-    max_overlap: see config.Generator. Inputs of fewer than four words are compared as a whole.
-    has_room: whether a definition leaves room for an input in a prompt; a sample whose definition does not is malformed.
+  Args: max_overlap: see config.Generator. Inputs of fewer than four words are compared as a whole.
+    has_room: whether a definition leaves room for an input in a prompt; a sample whose definition
+    does not is malformed.
   """
   known = {" ".join(example.input.split()) for example in task.train}
   known_runs = [set(runs(text, RUN)) for text in known]
@@ -95,21 +107,41 @@ def clean(samples: Sequence[str], task: Task, keep: int, max_overlap: float,
       pairs.append((definition, text))
     seen.add(flat)
   kept = pairs[:keep]
-  figures = {"yield": round(len(pairs) / max(len(samples), 1), 4), "distinct_2": distinct_2([text for _, text in kept])}
+  figures = {
+    "yield": round(len(pairs) / max(len(samples), 1), 4),
+    "distinct_2": distinct_2([text for _, text in kept]),
+  }
   return PseudoInputs(kept, {"drawn": len(samples), **counts, "kept": len(kept), **figures})
 
 
 class Generator:
-  """Learns and samples pseudo inputs, task after task, with one compiled step and one compiled sampler."""
+  """Learns and samples pseudo inputs, task after task, with one compiled step and one compiled
+  sampler.
+  """
 
-  def __init__(self, options: config.Generator, backbone: Backbone, setting: Setting, codec: Codec, answering: Batcher,
-               mesh: jax.sharding.Mesh):
+  def __init__(
+    self,
+    options: config.Generator,
+    backbone: Backbone,
+    setting: Setting,
+    codec: Codec,
+    answering: Batcher,
+    mesh: jax.sharding.Mesh,
+  ):
     pet = config.Pet(kind="lora", rank=options.rank, alpha=setting.pet.alpha)
     self.options, self.codec = options, codec
-    self.method = Sequential(config.Method(name="sequential"), dataclasses.replace(setting, pet=pet))
-    fit = config.Fit(batch_size=options.batch_size, accumulation=options.accumulation, learning_rate=options.learning_rate,
-                     epochs=options.epochs)
-    self.trainer = Trainer(backbone, self.method, fit, dataclasses.replace(answering, size=options.batch_size), mesh)
+    self.method = Sequential(
+      config.Method(name="sequential"), dataclasses.replace(setting, pet=pet)
+    )
+    fit = config.Fit(
+      batch_size=options.batch_size,
+      accumulation=options.accumulation,
+      learning_rate=options.learning_rate,
+      epochs=options.epochs,
+    )
+    self.trainer = Trainer(
+      backbone, self.method, fit, dataclasses.replace(answering, size=options.batch_size), mesh
+    )
     choose = sampler(options.top_k, options.repetition_penalty, options.temperature)
     self.answerer = Answerer(backbone, self.method, answering, mesh, choose)
 
@@ -117,7 +149,10 @@ class Generator:
     """start marker -> definition, separator, input; one row per training example."""
     start = self.codec.tokenizer(START)["input_ids"]
     codec = dataclasses.replace(self.codec, max_target=self.options.max_length)
-    return [Row(start, codec.target(f"{task.definition}\n{SEPARATOR} {example.input}"), 0) for example in task.train]
+    return [
+      Row(start, codec.target(f"{task.definition}\n{SEPARATOR} {example.input}"), 0)
+      for example in task.train
+    ]
 
   def check(self, task: Task) -> None:
     """Whether there is room for an input behind the task's instruction.
@@ -125,24 +160,38 @@ class Generator:
     Raises:
       InputError: there is none.
     """
-    if len(self.codec.tokenizer(f"{task.definition}\n{SEPARATOR}")["input_ids"]) >= self.options.max_length:
-      raise InputError(f"generator.max_length {self.options.max_length}: the instruction of {task.name} leaves no room for an input; "
-                       "raise it")
+    if (
+      len(self.codec.tokenizer(f"{task.definition}\n{SEPARATOR}")["input_ids"])
+      >= self.options.max_length
+    ):
+      raise InputError(
+        f"generator.max_length {self.options.max_length}: the instruction of {task.name} leaves no room for an input; "
+        "raise it"
+      )
 
   def write(self, task: Task, index: int, seed: int, log: Log) -> PseudoInputs:
     """Trains the task's generator block and returns its cleaned samples."""
     rows, rng = self.rows(task), jax.random.fold_in(jax.random.key(seed), index)
     steps = min(self.options.steps, self.trainer.steps(len(rows)))
-    learned = self.trainer.fit(self.method.start(rng), rows, Plan(f"{task.name} (inputs)", steps, None, log))
+    learned = self.trainer.fit(
+      self.method.start(rng), rows, Plan(f"{task.name} (inputs)", steps, None, log)
+    )
     keep = wanted(self.options, len(task.train))
     drawn = math.ceil(keep * self.options.oversample)
     longest = min(self.options.max_length, bucket(max(len(row.target) for row in rows)))
     answers = self.answerer.answer(learned, rows[:1] * drawn, longest, seed + index)
-    pseudo = clean([self.codec.text(ids) for ids in answers.tokens], task, keep, self.options.max_overlap,
-                   self.codec.has_room)
+    pseudo = clean(
+      [self.codec.text(ids) for ids in answers.tokens],
+      task,
+      keep,
+      self.options.max_overlap,
+      self.codec.has_room,
+    )
     log({"pseudo_inputs": pseudo.figures})
     if len(pseudo.pairs) < keep:
-      processes.say(f"{task.name}: {len(pseudo.pairs)} of {keep} pseudo inputs wanted; more generator.steps or generator.oversample help")
+      processes.say(
+        f"{task.name}: {len(pseudo.pairs)} of {keep} pseudo inputs wanted; more generator.steps or generator.oversample help"
+      )
     return pseudo
 
 
@@ -154,28 +203,40 @@ class Stored:
     self.most = max(1, *map(len, pairs.values()))  # Orbax saves no memory without a place in it
 
   @classmethod
-  def read(cls, place: str, benchmark: str, names: Sequence[str], has_room: Callable[[str], bool]) -> Stored:
+  def read(
+    cls, place: str, benchmark: str, names: Sequence[str], has_room: Callable[[str], bool]
+  ) -> Stored:
     """From a folder as config.Generator.folder says.
 
-    Raises:
-      InputError: a task has none there, its file does not hold what it should, or a definition in it leaves no room for an input.
+    Raises: InputError: a task has none there, its file does not hold what it should, or a
+      definition in it leaves no room for an input.
     """
     pairs, folder = {}, pathlib.Path(place).expanduser()
     for name in names:
       published = folder / BENCHMARKS[benchmark].folder / name / "train.json"
-      own = [path for path in sorted(folder.glob(f"[0-9]*_{name}.jsonl")) if path.stem.split("_", 1)[1] == name]
+      own = [
+        path
+        for path in sorted(folder.glob(f"[0-9]*_{name}.jsonl"))
+        if path.stem.split("_", 1)[1] == name
+      ]
       if published.is_file():
         definition, examples = read_split(published)
         pairs[name] = [(definition, example.input) for example in examples]
       elif own:
         lines = own[0].read_text("utf-8").split("\n")
-        pairs[name] = [read_pair(line, f"{own[0]}:{number}") for number, line in enumerate(lines, 1) if line]
+        pairs[name] = [
+          read_pair(line, f"{own[0]}:{number}") for number, line in enumerate(lines, 1) if line
+        ]
       else:
-        raise InputError(f"generator.folder {place!r}: no pseudo inputs of {name}; looked for {published} and NUMBER_{name}.jsonl")
+        raise InputError(
+          f"generator.folder {place!r}: no pseudo inputs of {name}; looked for {published} and NUMBER_{name}.jsonl"
+        )
       for definition in {definition for definition, _ in pairs[name]}:
         if not has_room(definition):
-          raise InputError(f"generator.folder {place!r}: the definition {definition[:60]!r} of {name} leaves no room for an input; raise "
-                           "--data.max-source-length")
+          raise InputError(
+            f"generator.folder {place!r}: the definition {definition[:60]!r} of {name} leaves no room for an input; raise "
+            "--data.max-source-length"
+          )
     return cls(pairs)
 
   def check(self, task: Task) -> None:
@@ -185,7 +246,9 @@ class Stored:
     """The task's pseudo inputs, all that there are."""
     del index, seed
     pairs = self.pairs[task.name]
-    pseudo = PseudoInputs(pairs, {"read": len(pairs), "distinct_2": distinct_2([text for _, text in pairs])})
+    pseudo = PseudoInputs(
+      pairs, {"read": len(pairs), "distinct_2": distinct_2([text for _, text in pairs])}
+    )
     log({"pseudo_inputs": pseudo.figures})
     return pseudo
 
@@ -196,11 +259,9 @@ def read_pair(line: str, where: str) -> tuple[str, str]:
     row = json.loads(line)
     return str(row["definition"]), str(row["input"])
   except (ValueError, KeyError, TypeError):
-    raise InputError(f"{where}: not an object with \"definition\" and \"input\"") from None
+    raise InputError(f'{where}: not an object with "definition" and "input"') from None
 
 
 def prompt_rows(codec: Codec, pairs: Sequence[tuple[str, str]]) -> list[Row]:
   """The prompts of (definition, input) pairs, tokenised as a task's own prompts are."""
   return [Row(codec.source(definition, text), [codec.eos_id], 0) for definition, text in pairs]
-
-

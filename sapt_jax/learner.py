@@ -1,4 +1,5 @@
 """A backbone, a method and a tokenizer put together, as learning and answering both need them."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -18,20 +19,32 @@ from sapt_jax.mini import T5_MINI
 
 
 def backbone_folder(config: Config) -> pathlib.Path:
-  """Where the backbone's files are: the model that comes with the library, a folder, or the hub's snapshot."""
+  """Where the backbone's files are: the model that comes with the library, a folder, or the hub's
+  snapshot.
+  """
   return hf.find_folder(str(T5_MINI) if config.backbone.path == "t5-mini" else config.backbone.path)
 
 
 def make_codec(config: Config, folder: pathlib.Path) -> Codec:
-  """The tokenizer of a model folder with the benchmark's frame and the run's lengths; needs no weights."""
+  """The tokenizer of a model folder with the benchmark's frame and the run's lengths; needs no
+  weights.
+  """
   eos_id = hf.build_model(hf.read_config(folder), where=str(folder / "config.json")).config.eos_id
   frame = BENCHMARKS[config.data.benchmark].frame
-  return Codec(load_tokenizer(folder), frame, config.data.max_source_length, config.data.max_target_length, eos_id)
+  return Codec(
+    load_tokenizer(folder),
+    frame,
+    config.data.max_source_length,
+    config.data.max_target_length,
+    eos_id,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-  """mesh: the devices; batcher: for training; answerer and pooler: compiled answering and pooled embeddings."""
+  """mesh: the devices; batcher: for training; answerer and pooler: compiled answering and pooled
+  embeddings.
+  """
 
   mesh: jax.sharding.Mesh
   backbone: hf.Backbone
@@ -62,12 +75,35 @@ def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: in
   return put_together(config, mesh, backbone, capacity, memory_inputs)
 
 
-def put_together(config: Config, mesh: jax.sharding.Mesh, backbone: hf.Backbone, capacity: int, memory_inputs: int) -> Learner:
-  """The method and the compiled functions that go with a backbone; its parameters may be abstract (plan/programs.py)."""
-  setting = Setting(config.pet, backbone.config.lora_sites(), backbone.params["embedding"]["table"], capacity, memory_inputs)
+def put_together(
+  config: Config, mesh: jax.sharding.Mesh, backbone: hf.Backbone, capacity: int, memory_inputs: int
+) -> Learner:
+  """The method and the compiled functions that go with a backbone; its parameters may be abstract
+  (plan/programs.py).
+  """
+  setting = Setting(
+    config.pet,
+    backbone.config.lora_sites(),
+    backbone.params["embedding"]["table"],
+    capacity,
+    memory_inputs,
+  )
   method = methods.build(config.method, setting)
-  batcher = Batcher(backbone.config.is_decoder_only, backbone.config.pad_id, config.fit.batch_size, config.seed,
-                    divisor=config.mesh.data * config.mesh.fsdp, window=config.fit.length_window)
+  batcher = Batcher(
+    backbone.config.is_decoder_only,
+    backbone.config.pad_id,
+    config.fit.batch_size,
+    config.seed,
+    divisor=config.mesh.data * config.mesh.fsdp,
+    window=config.fit.length_window,
+  )
   answering = dataclasses.replace(batcher, size=config.evaluation.batch_size)
-  return Learner(mesh, backbone, setting, method, batcher, Answerer(backbone, method, answering, mesh),
-                 Pooler(backbone, answering, method.pools_padding, mesh))
+  return Learner(
+    mesh,
+    backbone,
+    setting,
+    method,
+    batcher,
+    Answerer(backbone, method, answering, mesh),
+    Pooler(backbone, answering, method.pools_padding, mesh),
+  )

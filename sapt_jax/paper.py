@@ -1,7 +1,10 @@
-"""The experiments of the SAPT paper (Zhao et al., ACL 2024): task orders, models and the authors' hyper-parameters.
+"""The experiments of the SAPT paper (Zhao et al., ACL 2024): task orders, models and the authors'
+hyper-parameters.
 
-Sources: the paper's appendix and the public scripts gen_script_{superni,long}_{t5,llama}.py. What they leave open is said below.
+Sources: the paper's appendix and the public scripts gen_script_{superni,long}_{t5,llama}.py. What
+they leave open is said below.
 """
+
 from __future__ import annotations
 
 from typing import Literal
@@ -12,16 +15,30 @@ Benchmark = Literal["superni", "long_sequence"]
 
 ORDERS: dict[Benchmark, tuple[tuple[str, ...], tuple[str, ...]]] = {
   "superni": (
-    tuple(f"task{number}_" for number in "1572 363 1290 181 002 1510 639 1729 073 1590 748 511 591 1687 875".split()),
-    tuple(f"task{number}_" for number in "748 073 1590 639 1572 1687 591 363 1510 1729 181 511 002 1290 875".split())),
+    tuple(
+      f"task{number}_"
+      for number in "1572 363 1290 181 002 1510 639 1729 073 1590 748 511 591 1687 875".split()
+    ),
+    tuple(
+      f"task{number}_"
+      for number in "748 073 1590 639 1572 1687 591 363 1510 1729 181 511 002 1290 875".split()
+    ),
+  ),
   "long_sequence": (
-    tuple("mnli cb wic copa qqp boolq rte imdb yelp amazon sst2 dbpedia agnews multirc yahoo".split()),
-    tuple("yelp amazon mnli cb copa qqp rte imdb sst2 dbpedia agnews yahoo multirc boolq wic".split())),
+    tuple(
+      "mnli cb wic copa qqp boolq rte imdb yelp amazon sst2 dbpedia agnews multirc yahoo".split()
+    ),
+    tuple(
+      "yelp amazon mnli cb copa qqp rte imdb sst2 dbpedia agnews yahoo multirc boolq wic".split()
+    ),
+  ),
 }
 
-# The paper names T5-Large, XL and XXL and LLaMA-2; its scripts leave the paths out. "XL" and "XXL" are sizes of v1.1, whose heads fill the
-# model width, which the public code needs; the 3B and 11B of v1.0 work here as well. Where the hub has no safetensors of a size, its folder
-# has to be converted first; the error says how. bfloat16 throughout; the scripts keep T5 in float32 and compute in bfloat16.
+# The paper names T5-Large, XL and XXL and LLaMA-2; its scripts leave the paths out. "XL" and "XXL"
+# are sizes of v1.1, whose heads fill the model width, which the public code needs; the 3B and 11B
+# of v1.0 work here as well. Where the hub has no safetensors of a size, its folder has to be
+# converted first; the error says how. bfloat16 throughout; the scripts keep T5 in float32 and
+# compute in bfloat16.
 MODELS = {
   "t5_large": "google-t5/t5-large",
   "t5_xl": "google/t5-v1_1-xl",
@@ -40,17 +57,21 @@ SETTINGS: dict[tuple[Benchmark, bool], tuple[int, float, int, float]] = {
 
 
 def paper(benchmark: Benchmark, order: int, model: str) -> Config:
-  """One experiment. data.root is the folder CL_Benchmark beside the working directory; --data.root names another.
+  """One experiment. data.root is the folder CL_Benchmark beside the working directory; --data.root
+  names another.
 
-  The scripts score dev every 5 epochs and keep the best block. Dev rows are the published ones, which are test rows: --data.protocol clean
-  carves them out of train. The gradient's norm is limited to 1, Hugging Face's default, which the scripts leave as it is. They add the
-  reflection of every part of a batch in full (of 4 on SuperNI with T5), so that it weighs more there than the paper's lambda, which is
-  taken here. Pseudo inputs are written anew, otherwise than by the authors: without dropout and without a limit to the gradient, for at
-  most 50 passes over a small task's rows, cleaned as generator.py says. The authors' own can be read with --generator.folder.
+  The scripts score dev every 5 epochs and keep the best block. Dev rows are the published ones,
+  which are test rows: --data.protocol clean carves them out of train. The gradient's norm is
+  limited to 1, Hugging Face's default, which the scripts leave as it is. They add the reflection of
+  every part of a batch in full (of 4 on SuperNI with T5), so that it weighs more there than the
+  paper's lambda, which is taken here. Pseudo inputs are written anew, otherwise than by the
+  authors: without dropout and without a limit to the gradient, for at most 50 passes over a small
+  task's rows, cleaned as generator.py says. The authors' own can be read with --generator.folder.
 
-  Other departures: T5's own dropout (0.1 in training there) is not here. The script for Long Sequence on LLaMA gives six tasks fewer steps
-  (cb 100, copa 200, boolq 500, imdb 250, dbpedia 200, multirc 500) and no reflection meanwhile; here all are alike. LLaMA's prompts begin
-  with the tokenizer's BOS token, which the public code leaves out.
+  Other departures: T5's own dropout (0.1 in training there) is not here. The script for Long
+  Sequence on LLaMA gives six tasks fewer steps (cb 100, copa 200, boolq 500, imdb 250, dbpedia 200,
+  multirc 500) and no reflection meanwhile; here all are alike. LLaMA's prompts begin with the
+  tokenizer's BOS token, which the public code leaves out.
 
   Args:
     order: 1 or 2.
@@ -61,11 +82,22 @@ def paper(benchmark: Benchmark, order: int, model: str) -> Config:
   return Config(
     method=Method(name="sapt", reflection_weight=reflection),
     pet=Pet(rank=rank, alpha=32.0),
-    fit=Fit(epochs=epochs, batch_size=32, learning_rate=learning_rate, max_gradient_norm=1.0, validate_epochs=5),
+    fit=Fit(
+      epochs=epochs,
+      batch_size=32,
+      learning_rate=learning_rate,
+      max_gradient_norm=1.0,
+      validate_epochs=5,
+    ),
     generator=Generator(),
     stream=Stream(tasks=ORDERS[benchmark][order - 1]),
-    data=Data(benchmark=benchmark, root="CL_Benchmark", protocol="published", max_source_length=1024 if decoder_only else 512,
-              max_target_length=50),
+    data=Data(
+      benchmark=benchmark,
+      root="CL_Benchmark",
+      protocol="published",
+      max_source_length=1024 if decoder_only else 512,
+      max_target_length=50,
+    ),
     backbone=Backbone(path=MODELS[model], dtype="bfloat16", remat="full"),
     evaluation=Evaluation(batch_size=128),
   )

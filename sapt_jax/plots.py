@@ -1,4 +1,5 @@
 """Pictures of a run: mean mixtures of the tasks (the paper's Figure 3)."""
+
 from __future__ import annotations
 
 import pathlib
@@ -11,8 +12,12 @@ import numpy as np
 mpl.use("Agg")  # files only, no screen
 
 
-def mixture_heatmap(file: pathlib.Path, mixtures: np.ndarray, tasks: Sequence[str], title: str) -> None:
-  """Draws rows of weights: mixtures (tasks, blocks), each row a task's mean mixture, nan where a block did not exist yet."""
+def mixture_heatmap(
+  file: pathlib.Path, mixtures: np.ndarray, tasks: Sequence[str], title: str
+) -> None:
+  """Draws rows of weights: mixtures (tasks, blocks), each row a task's mean mixture, nan where a
+  block did not exist yet.
+  """
   size = 1.6 + 0.45 * len(tasks)
   figure, axes = plt.subplots(figsize=(size + 1.6, size), layout="constrained")
   image = axes.imshow(mixtures, vmin=0.0, vmax=1.0, cmap="viridis")
@@ -24,7 +29,15 @@ def mixture_heatmap(file: pathlib.Path, mixtures: np.ndarray, tasks: Sequence[st
   axes.set_title(title, fontsize=9)
   for row, column in zip(*np.nonzero(np.nan_to_num(mixtures) >= 0.005), strict=True):
     weight = mixtures[row, column]
-    axes.text(column, row, f"{weight:.2f}".lstrip("0"), ha="center", va="center", fontsize=6, color="black" if weight > 0.6 else "white")
+    axes.text(
+      column,
+      row,
+      f"{weight:.2f}".lstrip("0"),
+      ha="center",
+      va="center",
+      fontsize=6,
+      color="black" if weight > 0.6 else "white",
+    )
   figure.colorbar(image, shrink=0.8)
   figure.savefig(file, dpi=130)
   plt.close(figure)
@@ -46,13 +59,21 @@ def learning_curves(file: pathlib.Path, groups: dict[str, list[list[list[float |
   plt.close(figure)
 
 
-def final_scores(file: pathlib.Path, groups: dict[str, list[list[float]]], tasks: Sequence[str]) -> None:
+def final_scores(
+  file: pathlib.Path, groups: dict[str, list[list[float]]], tasks: Sequence[str]
+) -> None:
   """Score on every task at the end of the stream: one bar per method and task, its seeds averaged."""
   figure, axes = plt.subplots(figsize=(2 + 0.8 * len(tasks), 4), layout="constrained")
   width = 0.8 / len(groups)
   for place, (label, rows) in enumerate(groups.items()):
     axes.bar(np.arange(len(tasks)) + place * width, np.mean(rows, axis=0), width, label=label)
-  axes.set_xticks(np.arange(len(tasks)) + 0.4 - width / 2, [task[:20] for task in tasks], rotation=40, ha="right", fontsize=7)
+  axes.set_xticks(
+    np.arange(len(tasks)) + 0.4 - width / 2,
+    [task[:20] for task in tasks],
+    rotation=40,
+    ha="right",
+    fontsize=7,
+  )
   axes.set_ylabel("score at the end")
   axes.set_ylim(0, 100)
   axes.legend(fontsize=8)

@@ -2,9 +2,11 @@
 
     python -m sapt_jax.predict --run runs/mini --input questions.jsonl --output answers.jsonl
 
-Each line of the input is {"input": TEXT}: the whole prompt, as the model reads it; or {"definition": TEXT, "input": TEXT}, which is put
-into the frame of the run's benchmark. Each line of the output adds "output" and "mixture", {task: weight}.
+Each line of the input is {"input": TEXT}: the whole prompt, as the model reads it; or
+{"definition": TEXT, "input": TEXT}, which is put into the frame of the run's benchmark. Each line
+of the output adds "output" and "mixture", {task: weight}.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -46,7 +48,9 @@ def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
   except OSError as error:
     raise InputError(f"--input {file}: cannot be read ({error.strerror})") from None
   except UnicodeDecodeError as error:
-    raise InputError(f"--input {file}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    raise InputError(
+      f"--input {file}: not UTF-8 (byte {error.start}); save the file as UTF-8"
+    ) from None
   questions = []
   for number, line in enumerate(lines, 1):
     if not line.strip():
@@ -56,12 +60,16 @@ def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
     except json.JSONDecodeError as error:
       raise InputError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno})") from None
     for field in ("input", "definition"):
-      value = question.get(field, "" if field == "definition" else None) if isinstance(question, dict) else None
+      value = (
+        question.get(field, "" if field == "definition" else None)
+        if isinstance(question, dict)
+        else None
+      )
       if not isinstance(value, str):
         raise InputError(f"{file}:{number}: field {field!r} must be text")
     questions.append(question)
   if not questions:
-    raise InputError(f"--input {file}: no line in it; give one {{\"input\": TEXT}} per line")
+    raise InputError(f'--input {file}: no line in it; give one {{"input": TEXT}} per line')
   return questions
 
 
@@ -75,10 +83,14 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError(f"--output {options.output}: is a folder; name a file")
   cli.keep_compiled_programs()
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
+
   answering = Answering(pathlib.Path(options.run), options.batch_size, options.mesh)
   pairs = [(question.get("definition"), question["input"]) for question in questions]
   answering.check(pairs)
-  rows = (question | {"output": text, "mixture": mixture} for question, (text, mixture) in zip(questions, answering(pairs), strict=True))
+  rows = (
+    question | {"output": text, "mixture": mixture}
+    for question, (text, mixture) in zip(questions, answering(pairs), strict=True)
+  )
   answering.write(pathlib.Path(options.output), rows)
   print(f"{len(questions)} answers in {options.output}")
 

@@ -1,8 +1,11 @@
-"""Several processes that run one program together, on one machine or many; alone, all of this does nothing.
+"""Several processes that run one program together, on one machine or many; alone, all of this does
+nothing.
 
-Every process runs the same code on the same data, and owns some devices of the one mesh (sharding.py). Process 0 alone writes and prints.
-What is read from disk and decides how things go on is decided by process 0 for all, so that no two ever wait for each other.
+Every process runs the same code on the same data, and owns some devices of the one mesh
+(sharding.py). Process 0 alone writes and prints. What is read from disk and decides how things go
+on is decided by process 0 for all, so that no two ever wait for each other.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -31,25 +34,34 @@ PATIENCE = 30  # seconds that a process which has ended waits for the others to 
 LOST = 76  # exit code of a process that ends because another one is gone
 LONGEST = 2000  # bytes of an error that process 0 tells the others
 
-# What launchers say of the processes they started: how many, which one this is, which one on its machine, and a variable without which JAX
-# cannot find process 0. SLURM sets the last one inside srun alone, Open MPI up to version 4.
+# What launchers say of the processes they started: how many, which one this is, which one on its
+# machine, and a variable without which JAX cannot find process 0. SLURM sets the last one inside
+# srun alone, Open MPI up to version 4.
 LAUNCHERS = {
   "SLURM": ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"),
-  "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_MCA_orte_hnp_uri"),
+  "Open MPI": (
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_MCA_orte_hnp_uri",
+  ),
 }
 
-# The program's own, as signals are: whether it was asked to stop, and how often it has looked (see stop_asked).
+# The program's own, as signals are: whether it was asked to stop, and how often it has looked (see
+# stop_asked).
 _asked, _looks = threading.Event(), itertools.count(1)
 
 
 @contextlib.contextmanager
 def joined(options: Distributed) -> Iterator[None]:
-  """Joins the other processes, if there are any, and has SIGTERM ask for a stop; must be entered before anything is computed.
+  """Joins the other processes, if there are any, and has SIGTERM ask for a stop; must be entered
+  before anything is computed.
 
-  Where another process is lost or something fails here alone, the process is ended at once, since the others would wait for it.
+  Where another process is lost or something fails here alone, the process is ended at once, since
+  the others would wait for it.
 
-  Raises:
-    InputError: the others are not to be found. (If nobody answers for five minutes, JAX ends the process with code 134.)
+  Raises: InputError: the others are not to be found. (If nobody answers for five minutes, JAX ends
+    the process with code 134.)
   """
   if not _initialize(options):
     with _sigterm_asks():
@@ -64,21 +76,29 @@ def joined(options: Distributed) -> Iterator[None]:
 
 
 def _initialize(options: Distributed) -> bool:
-  """Starts jax.distributed as the options or a launcher's variables say; whether there was any need to."""
+  """Starts jax.distributed as the options or a launcher's variables say; whether there was any need
+  to.
+  """
   arguments = arguments_of(options, os.environ, on_tpu=_on_tpu())
   if options.local_devices:
     jax.config.update("jax_num_cpu_devices", options.local_devices)
   if arguments is None:
     return False
   try:
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=options.heartbeat, shutdown_timeout_seconds=PATIENCE)
+    jax.distributed.initialize(
+      **arguments, heartbeat_timeout_seconds=options.heartbeat, shutdown_timeout_seconds=PATIENCE
+    )
   except (ValueError, RuntimeError, OSError) as error:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise InputError(f"the other processes were not found ({reason}); check --distributed.* (docs/cluster.md)") from None
+    raise InputError(
+      f"the other processes were not found ({reason}); check --distributed.* (docs/cluster.md)"
+    ) from None
   return True
 
 
-def arguments_of(options: Distributed, environment: Mapping[str, str], on_tpu: bool) -> dict[str, Any] | None:
+def arguments_of(
+  options: Distributed, environment: Mapping[str, str], on_tpu: bool
+) -> dict[str, Any] | None:
   """What jax.distributed.initialize is to be told; None: this process is alone.
 
   Raises:
@@ -86,16 +106,25 @@ def arguments_of(options: Distributed, environment: Mapping[str, str], on_tpu: b
   """
   size = options.local_devices
   if options.address:
-    explicit = {"coordinator_address": options.address, "num_processes": options.processes, "process_id": options.process_id}
-    return explicit | {"local_device_ids": list(range(size)) or None, "cluster_detection_method": "deactivate"}
+    explicit = {
+      "coordinator_address": options.address,
+      "num_processes": options.processes,
+      "process_id": options.process_id,
+    }
+    return explicit | {
+      "local_device_ids": list(range(size)) or None,
+      "cluster_detection_method": "deactivate",
+    }
   for name, (count, _, local, needed) in LAUNCHERS.items():
     if int(environment.get(count, 1)) == 1 or local not in environment:
       continue
     if needed not in environment and name == "SLURM":
       continue  # inside sbatch, but not srun: started once
     if needed not in environment:
-      raise InputError(f"{name} started {environment[count]} processes without saying where process 0 is ({needed} is not set): give "
-                       "--distributed.address HOST:PORT --distributed.processes N --distributed.process-id I")
+      raise InputError(
+        f"{name} started {environment[count]} processes without saying where process 0 is ({needed} is not set): give "
+        "--distributed.address HOST:PORT --distributed.processes N --distributed.process-id I"
+      )
     first = int(environment[local]) * max(size, 1)
     return {"local_device_ids": list(range(first, first + max(size, 1)))}
   return {"local_device_ids": list(range(size)) or None} if on_tpu else None
@@ -103,13 +132,21 @@ def arguments_of(options: Distributed, environment: Mapping[str, str], on_tpu: b
 
 def _on_tpu() -> bool:
   """Whether TPUs are here and may be used; those of one machine are then a cluster of one process."""
-  here = "TPU_WORKER_HOSTNAMES" in os.environ or any(any(pathlib.Path("/dev").glob(name)) for name in ("accel[0-9]*", "vfio/[0-9]*"))
-  return here and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu") and importlib.util.find_spec("libtpu") is not None
+  here = "TPU_WORKER_HOSTNAMES" in os.environ or any(
+    any(pathlib.Path("/dev").glob(name)) for name in ("accel[0-9]*", "vfio/[0-9]*")
+  )
+  return (
+    here
+    and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
+    and importlib.util.find_spec("libtpu") is not None
+  )
 
 
 @contextlib.contextmanager
 def _sigterm_asks() -> Iterator[None]:
-  """SIGTERM asks for a stop; a second one ends the process, as ever. (jax.distributed has a handler of its own.)"""
+  """SIGTERM asks for a stop; a second one ends the process, as ever. (jax.distributed has a handler
+  of its own.)
+  """
   if threading.current_thread() is not threading.main_thread():
     yield
     return
@@ -130,9 +167,19 @@ def _end_at_once(error: Exception) -> None:
   """Ends this process without waiting for any other."""
   traceback.print_exc()
   text = " ".join(str(error).split())
-  lost = re.search(r"gloo|nccl|coordination|heartbeat|connection|socket|unavailable", text, re.IGNORECASE)
-  why = "another process is gone; started again, all of them continue" if lost else "the others will end too"
-  print(f"error: process {jax.process_index()} of {jax.process_count()} ends, {why} ({text[:200]})", file=sys.stderr, flush=True)
+  lost = re.search(
+    r"gloo|nccl|coordination|heartbeat|connection|socket|unavailable", text, re.IGNORECASE
+  )
+  why = (
+    "another process is gone; started again, all of them continue"
+    if lost
+    else "the others will end too"
+  )
+  print(
+    f"error: process {jax.process_index()} of {jax.process_count()} ends, {why} ({text[:200]})",
+    file=sys.stderr,
+    flush=True,
+  )
   if is_first():
     time.sleep(2)  # the others lose touch when process 0 ends; let them say why first
   os._exit(LOST if lost else 1)
@@ -150,7 +197,9 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 
 def by_first(action: Callable[[], object]) -> None:
-  """Has process 0 do something to files while the others wait; all raise the InputError that it raises."""
+  """Has process 0 do something to files while the others wait; all raise the InputError that it
+  raises.
+  """
   if jax.process_count() == 1:
     action()
     return
@@ -175,11 +224,17 @@ def first_says(look: Callable[[], int]) -> int:
 
 def all_say(here: bool) -> list[bool]:
   """What each process finds, in order."""
-  return [here] if jax.process_count() == 1 else [bool(found) for found in multihost_utils.process_allgather(np.array(here))]
+  return (
+    [here]
+    if jax.process_count() == 1
+    else [bool(found) for found in multihost_utils.process_allgather(np.array(here))]
+  )
 
 
 def together(look: Callable[[], T]) -> T:
-  """What each process finds by itself, if none of them meets wrong input; else all raise InputError, the others naming the one that did."""
+  """What each process finds by itself, if none of them meets wrong input; else all raise
+  InputError, the others naming the one that did.
+  """
   complaint: InputError | None = None
   found: T | None = None
   try:
@@ -195,7 +250,8 @@ def together(look: Callable[[], T]) -> T:
 
 
 def stop_asked() -> bool:
-  """Whether to stop here because SIGTERM came, to this process or any other: true in all processes at the same look, and only once.
+  """Whether to stop here because SIGTERM came, to this process or any other: true in all processes
+  at the same look, and only once.
 
   Must be called equally often in every process.
   """

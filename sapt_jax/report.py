@@ -2,8 +2,10 @@
 
     python -m sapt_jax.report runs/mini-* --output runs/report
 
-Leaves comparison.csv (a row per run), PNG plots and index.html, and prints the table of means as Markdown.
+Leaves comparison.csv (a row per run), PNG plots and index.html, and prints the table of means as
+Markdown.
 """
+
 from __future__ import annotations
 
 import base64
@@ -55,16 +57,30 @@ def read_run(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-  """Runs that differ in their seeds alone together, by the method's label and what else tells them from the others. Best mean AP first."""
+  """Runs that differ in their seeds alone together, by the method's label and what else tells them
+  from the others. Best mean AP first.
+  """
   groups: dict[str, list[dict[str, Any]]] = {}
   for run in runs:
     # Methods differ in their steps by nature, so that these tell runs of one method apart only.
     alike = {"steps": [other for other in runs if other["label"] == run["label"]]}
-    differing = [name for name in ("backbone", "protocol", "metric", "pet", "steps")
-                 if any(other.get(name) != run.get(name) for other in alike.get(name, runs))]
-    values = {name: f"{sum(run['steps'])} steps" if name == "steps" and name in run else str(run.get(name, "?")) for name in differing}
+    differing = [
+      name
+      for name in ("backbone", "protocol", "metric", "pet", "steps")
+      if any(other.get(name) != run.get(name) for other in alike.get(name, runs))
+    ]
+    values = {
+      name: f"{sum(run['steps'])} steps"
+      if name == "steps" and name in run
+      else str(run.get(name, "?"))
+      for name in differing
+    }
     groups.setdefault(", ".join([run["label"], *values.values()]), []).append(run)
-  return dict(sorted(groups.items(), key=lambda item: -statistics.mean(run["metrics"]["AP"] for run in item[1])))
+  return dict(
+    sorted(
+      groups.items(), key=lambda item: -statistics.mean(run["metrics"]["AP"] for run in item[1])
+    )
+  )
 
 
 def spread(values: Sequence[float | None]) -> str:
@@ -77,8 +93,9 @@ def spread(values: Sequence[float | None]) -> str:
 
 
 def table(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
-  """Rows of text, the heading first. `own block` is the weight, in percent, of a task's own block in the mixture of its test inputs, for a
-  method that looks blocks up the accuracy of that; `blocks used` see continual_metrics.blocks_used.
+  """Rows of text, the heading first. `own block` is the weight, in percent, of a task's own block
+  in the mixture of its test inputs, for a method that looks blocks up the accuracy of that; `blocks
+  used` see continual_metrics.blocks_used.
   """
   rows = [["method", "runs", *FIGURES, "own block", "blocks used", "minutes"]]
   for label, runs in groups.items():
@@ -102,8 +119,18 @@ def write_csv(file: pathlib.Path, runs: Sequence[dict[str, Any]]) -> None:
     last = [f"{task} at the end" for task in runs[0]["tasks"]]
     writer.writerow(["run", "method", "backbone", "protocol", "seed", *FIGURES, "wall_s", *last])
     for run in runs:
-      writer.writerow([run["run"], run["label"], run["backbone"], run["protocol"], run["seed"], *(run["metrics"][name] for name in FIGURES),
-                       run["wall_s"], *run["scores"][-1]])
+      writer.writerow(
+        [
+          run["run"],
+          run["label"],
+          run["backbone"],
+          run["protocol"],
+          run["seed"],
+          *(run["metrics"][name] for name in FIGURES),
+          run["wall_s"],
+          *run["scores"][-1],
+        ]
+      )
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Comparison of runs</title>
@@ -113,18 +140,32 @@ td:first-child,th:first-child{{text-align:left}} tr:nth-child(even){{background:
 """
 
 
-def write_page(file: pathlib.Path, runs: Sequence[dict[str, Any]], rows: Sequence[Sequence[str]],
-               pictures: Sequence[pathlib.Path]) -> None:
+def write_page(
+  file: pathlib.Path,
+  runs: Sequence[dict[str, Any]],
+  rows: Sequence[Sequence[str]],
+  pictures: Sequence[pathlib.Path],
+) -> None:
   """index.html with everything in it, so that it can be sent on as one file."""
-  cells = lambda row, tag: "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+
+  def cells(row, tag):
+    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+
   body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows[1:])
   encoded = {picture.stem: base64.b64encode(picture.read_bytes()).decode() for picture in pictures}
-  images = "".join(f'<p><img alt="{name}" src="data:image/png;base64,{content}">' for name, content in encoded.items())
+  images = "".join(
+    f'<p><img alt="{name}" src="data:image/png;base64,{content}">'
+    for name, content in encoded.items()
+  )
   first = runs[0]
-  intro = (f"Backbone {first['backbone']}, protocol {first['protocol']} where the table names no other; tasks in order: "
-           f"{', '.join(first['tasks'])}.")
+  intro = (
+    f"Backbone {first['backbone']}, protocol {first['protocol']} where the table names no other; tasks in order: "
+    f"{', '.join(first['tasks'])}."
+  )
   comparison = f"<table><tr>{cells(rows[0], 'th')}</tr>{body}</table>"
-  file.write_text(PAGE.format(stream=html.escape(intro), table=comparison, pictures=images), encoding="utf-8")
+  file.write_text(
+    PAGE.format(stream=html.escape(intro), table=comparison, pictures=images), encoding="utf-8"
+  )
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -135,9 +176,12 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError("no run given: name the folders of finished runs")
   for run in runs[1:]:
     if run["tasks"] != runs[0]["tasks"]:
-      raise InputError(f"{run['run']} and {runs[0]['run']} are runs on different streams of tasks, which cannot be compared")
+      raise InputError(
+        f"{run['run']} and {runs[0]['run']} are runs on different streams of tasks, which cannot be compared"
+      )
   output = cli.output_folder(options.output)
   from sapt_jax import plots  # here, so that --help and wrong input answer at once
+
   output.mkdir(parents=True, exist_ok=True)
   groups = grouped(runs)
   scores = {label: [run["scores"] for run in group] for label, group in groups.items()}
@@ -145,7 +189,12 @@ def main(arguments: Sequence[str]) -> None:
   last = {label: [rows[-1] for rows in group] for label, group in scores.items()}
   plots.final_scores(output / "final_scores.png", last, runs[0]["tasks"])
   write_csv(output / "comparison.csv", runs)
-  write_page(output / "index.html", runs, table(groups), [output / "average_so_far.png", output / "final_scores.png"])
+  write_page(
+    output / "index.html",
+    runs,
+    table(groups),
+    [output / "average_so_far.png", output / "final_scores.png"],
+  )
   print(markdown(table(groups)))
 
 

@@ -1,16 +1,18 @@
-"""The folder of one run: its configuration, its log, one snapshot after each task, and what is left for the reader at the end.
+"""The folder of one run: its configuration, its log, one snapshot after each task, and what is left
+for the reader at the end.
 
-    config.json            what was asked for; continuing with anything else is refused, but for the mesh
-    metrics.jsonl          one line per logged step, validation or event, and one per task with what it cost (cost.py)
-    snapshots/NN_TASK/     all that was learned up to this task, and its scores
-    predictions/           the answers given after each task
-    pseudo_inputs/         the pseudo inputs that stand for each task
-    progress/NN/           a checkpoint inside the task that is being learned
-    pseudo_examples/       lfpt5: the examples of earlier tasks that a task was learned with
-    scores.json            the score matrix and the four figures
-    predictions.jsonl      every answer given
-    mixture_*.png          the mean mixtures of the tasks
+config.json            what was asked for; continuing with anything else is refused, but for the mesh
+metrics.jsonl          one line per logged step, validation or event, and one per task with what it cost (cost.py)
+snapshots/NN_TASK/     all that was learned up to this task, and its scores
+predictions/           the answers given after each task
+pseudo_inputs/         the pseudo inputs that stand for each task
+progress/NN/           a checkpoint inside the task that is being learned
+pseudo_examples/       lfpt5: the examples of earlier tasks that a task was learned with
+scores.json            the score matrix and the four figures
+predictions.jsonl      every answer given
+mixture_*.png          the mean mixtures of the tasks
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -36,7 +38,11 @@ from sapt_jax.training import checkpoint
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
   if not isinstance(value, dict):
     return {prefix: value}
-  return {key: leaf for name, inner in value.items() for key, leaf in _flat(inner, f"{prefix}.{name}" if prefix else name).items()}
+  return {
+    key: leaf
+    for name, inner in value.items()
+    for key, leaf in _flat(inner, f"{prefix}.{name}" if prefix else name).items()
+  }
 
 
 def write_lines(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -49,21 +55,26 @@ def write_lines(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a file of JSON lines. (splitlines would also split at U+2028 and the like, which texts may hold.)"""
+  """The rows of a file of JSON lines. (splitlines would also split at U+2028 and the like, which
+  texts may hold.)
+  """
   return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
 class RunFolder:
-  """A run's folder, new or to be continued; a context that keeps other runs out of it. Process 0 writes, the others read what it wrote.
+  """A run's folder, new or to be continued; a context that keeps other runs out of it. Process 0
+  writes, the others read what it wrote.
 
-  Raises (on entering):
-    InputError: another run is at work in it; it was begun with another configuration; it is a folder of something else; it is not one and
+  Raises (on entering): InputError: another run is at work in it; it was begun with another
+    configuration; it is a folder of something else; it is not one and
       the same folder to all processes of this run.
   """
 
   def __init__(self, path: pathlib.Path, config: Config, fingerprint: str):
     self.path, self.snapshots = path, path / "snapshots"
-    self.asked = json.loads(json.dumps(dataclasses.asdict(config))) | {"backbone.weights": fingerprint}
+    self.asked = json.loads(json.dumps(dataclasses.asdict(config))) | {
+      "backbone.weights": fingerprint
+    }
     del self.asked["distributed"]  # each process has its own
     self._lock: TextIO | None = None
 
@@ -72,8 +83,10 @@ class RunFolder:
     seen = processes.all_say(self._seen())
     if not all(seen):
       self.__exit__()
-      raise InputError(f"{self.path}: process {seen.index(False)} does not find there what process 0 wrote; all processes need the same "
-                       "options, and one folder that all their machines share")
+      raise InputError(
+        f"{self.path}: process {seen.index(False)} does not find there what process 0 wrote; all processes need the same "
+        "options, and one folder that all their machines share"
+      )
     return self
 
   def _enter(self) -> None:
@@ -81,7 +94,9 @@ class RunFolder:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = (self.path / "lock").open("a+")
     except OSError as error:
-      raise InputError(f"--output {self.path}: cannot be a run's folder ({error.strerror}); choose another") from None
+      raise InputError(
+        f"--output {self.path}: cannot be a run's folder ({error.strerror}); choose another"
+      ) from None
     try:
       self._take_lock(self._lock)
       self._check_config(self.path / "config.json")
@@ -91,7 +106,9 @@ class RunFolder:
     self.snapshots.mkdir(exist_ok=True)
 
   def _seen(self) -> bool:
-    """Whether config.json is here, and as this process would have written it; file systems of clusters may show it late."""
+    """Whether config.json is here, and as this process would have written it; file systems of
+    clusters may show it late.
+    """
     for _ in range(10):
       with contextlib.suppress(OSError, ValueError):
         if json.loads((self.path / "config.json").read_text(encoding="utf-8")) == self.asked:
@@ -109,28 +126,43 @@ class RunFolder:
     except BlockingIOError:
       lock.seek(0)
       holder = lock.read().strip() or "another process"
-      raise InputError(f"{self.path}: {holder} is at work here; wait for it or choose another --output") from None
+      raise InputError(
+        f"{self.path}: {holder} is at work here; wait for it or choose another --output"
+      ) from None
     except OSError as error:
-      raise InputError(f"{self.path}: its file system has no locks ({error.strerror}), so that two runs could spoil each other; choose an "
-                       "--output on another one") from None
+      raise InputError(
+        f"{self.path}: its file system has no locks ({error.strerror}), so that two runs could spoil each other; choose an "
+        "--output on another one"
+      ) from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
 
   def _check_config(self, file: pathlib.Path) -> None:
     if not file.exists():
-      strangers = sorted(entry.name for entry in self.path.iterdir() if entry.name not in ("lock", "single"))
+      strangers = sorted(
+        entry.name for entry in self.path.iterdir() if entry.name not in ("lock", "single")
+      )
       if strangers:
-        raise InputError(f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose another --output")
+        raise InputError(
+          f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose another --output"
+        )
     if file.exists() and any(checkpoint.is_finished(place) for place in self.path.glob("*/*")):
-      # Before anything has been learned, no other configuration can spoil it; the mesh changes no result.
-      # An option that is younger than the run has its default there.
+      # Before anything has been learned, no other configuration can spoil it; the mesh changes no
+      # result. An option that is younger than the run has its default there.
       now, usual = _flat(self.asked), _flat(json.loads(json.dumps(dataclasses.asdict(Config()))))
-      begun = {key: usual[key] for key in now.keys() & usual} | _flat(json.loads(file.read_text(encoding="utf-8")))
-      changed = [f"{key}: {begun.get(key)} -> {now.get(key)}" for key in sorted(begun | now)
-                 if begun.get(key) != now.get(key) and not key.startswith("mesh.")]
+      begun = {key: usual[key] for key in now.keys() & usual} | _flat(
+        json.loads(file.read_text(encoding="utf-8"))
+      )
+      changed = [
+        f"{key}: {begun.get(key)} -> {now.get(key)}"
+        for key in sorted(begun | now)
+        if begun.get(key) != now.get(key) and not key.startswith("mesh.")
+      ]
       if changed:
-        raise InputError(f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same one, or another --output")
+        raise InputError(
+          f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same one, or another --output"
+        )
     checkpoint.write_json(file, self.asked)
 
   def snapshot(self, index: int, task: str) -> pathlib.Path:
@@ -148,7 +180,8 @@ class RunFolder:
       shutil.rmtree(self.path / "progress", ignore_errors=True)
 
   def restore(self, tasks: list[str], abstract: Learned) -> tuple[Learned, list[dict[str, Any]]]:
-    """The newest sound snapshot and the records of all tasks up to it; the `abstract` tree itself when there is none.
+    """The newest sound snapshot and the records of all tasks up to it; the `abstract` tree itself
+    when there is none.
 
     A damaged snapshot is named on stderr and passed over for the one before it.
     """
@@ -178,7 +211,9 @@ class RunFolder:
     return [checkpoint.read_record(self.snapshot(i, task)) for i, task in enumerate(tasks)]
 
   def trim_log(self, done: int) -> None:
-    """Drops log lines of what will be learned again, so that no step stands in the log twice; and a checkpoint that is damaged."""
+    """Drops log lines of what will be learned again, so that no step stands in the log twice; and a
+    checkpoint that is damaged.
+    """
     processes.by_first(lambda: self._drop_damaged(self.progress(done)))
     file, progress = self.path / "metrics.jsonl", self.progress(done)
     if processes.is_first() and file.exists():
@@ -207,7 +242,9 @@ class RunFolder:
 
 
 def _kept_lines(lines: Iterable[str], done: int, step: int) -> Iterator[dict[str, Any]]:
-  """The log's rows of the tasks before the done-th, and that task's up to a step. A line that a process was killed in is no row."""
+  """The log's rows of the tasks before the done-th, and that task's up to a step. A line that a
+  process was killed in is no row.
+  """
   last = 0
   for line in lines:
     try:
@@ -215,7 +252,8 @@ def _kept_lines(lines: Iterable[str], done: int, step: int) -> Iterator[dict[str
     except ValueError:
       continue
     if row["index"] == done:
-      # A step that is no later than the one before belongs to what came after: the pseudo inputs' training, or an earlier start.
+      # A step that is no later than the one before belongs to what came after: the pseudo inputs'
+      # training, or an earlier start.
       if not last < row.get("step", 0) + ("dev" in row) or row["step"] > step:
         return
       last = max(last, row["step"] - ("dev" in row))
@@ -224,12 +262,15 @@ def _kept_lines(lines: Iterable[str], done: int, step: int) -> Iterator[dict[str
 
 
 def sound_snapshots(run: pathlib.Path) -> list[pathlib.Path]:
-  """The finished snapshots of a run, in order of the stream, up to the newest that is not damaged; damaged ones are named on stderr.
+  """The finished snapshots of a run, in order of the stream, up to the newest that is not damaged;
+  damaged ones are named on stderr.
 
   Raises:
     InputError: there is none.
   """
-  found = sorted((run / "snapshots").glob("[0-9]*_*"), key=lambda folder: int(folder.name.split("_")[0]))  # 100 comes after 99
+  found = sorted(
+    (run / "snapshots").glob("[0-9]*_*"), key=lambda folder: int(folder.name.split("_")[0])
+  )  # 100 comes after 99
   finished = [folder for folder in found if checkpoint.is_finished(folder)]
   while finished:
     try:

@@ -1,7 +1,9 @@
-"""Shared attentive learning and selection (SALS): one attention over the pool per input, the same when learning and when answering.
+"""Shared attentive learning and selection (SALS): one attention over the pool per input, the same
+when learning and when answering.
 
 SAPT section 3.2. Letters: B batch, L tokens, D embedding width, T capacity of the pool.
 """
+
 from __future__ import annotations
 
 import math
@@ -23,7 +25,9 @@ class QueryProjection(flax.struct.PyTreeNode):
 
 
 class Centre(flax.struct.PyTreeNode):
-  """What is taken off pooled embeddings before the projection: (e - mean) / scale; mean (D,), scale (), 0 and 1 in the published form."""
+  """What is taken off pooled embeddings before the projection: (e - mean) / scale; mean (D,), scale
+  (), 0 and 1 in the published form.
+  """
 
   mean: jax.Array
   scale: jax.Array
@@ -32,8 +36,16 @@ class Centre(flax.struct.PyTreeNode):
 def init_query(rng: jax.Array, width: int) -> QueryProjection:
   """A fresh projection: both matrices uniform in +-1/sqrt(fan in), LayerNorm at identity."""
   down, up = jax.random.split(rng)
-  uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(shape[0])
-  return QueryProjection(uniform(down, (width, BOTTLENECK)), uniform(up, (BOTTLENECK, width)), jnp.ones(width), jnp.zeros(width))
+
+  def uniform(key, shape):
+    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(shape[0])
+
+  return QueryProjection(
+    uniform(down, (width, BOTTLENECK)),
+    uniform(up, (BOTTLENECK, width)),
+    jnp.ones(width),
+    jnp.zeros(width),
+  )
 
 
 def init_key(rng: jax.Array, width: int) -> jax.Array:
@@ -47,7 +59,9 @@ def no_centre(width: int) -> Centre:
 
 
 def pool_embeddings(embedded: jax.Array, mask: jax.Array) -> jax.Array:
-  """Largest value per dimension over real tokens: embedded (B, L, D), mask (B, L) bool -> (B, D) float32 (SAPT Eq. 1)."""
+  """Largest value per dimension over real tokens: embedded (B, L, D), mask (B, L) bool -> (B, D)
+  float32 (SAPT Eq. 1).
+  """
   wide = embedded.astype(jnp.float32)
   return jnp.max(jnp.where(mask[:, :, None], wide, -jnp.inf), axis=1)
 
@@ -55,8 +69,8 @@ def pool_embeddings(embedded: jax.Array, mask: jax.Array) -> jax.Array:
 def query(projection: QueryProjection, pooled: jax.Array, between: bool = False) -> jax.Array:
   """(B, D) pooled embeddings -> (B, D) queries, float32.
 
-  Args:
-    between: put SiLU between W_down and W_up, as the paper's Eq. 1 has it; the public code, and so the default, puts it after W_up.
+  Args: between: put SiLU between W_down and W_up, as the paper's Eq. 1 has it; the public code, and
+    so the default, puts it after W_up.
   """
   h = pooled @ projection.down
   h = jax.nn.silu(h) @ projection.up if between else jax.nn.silu(h @ projection.up)
@@ -65,13 +79,21 @@ def query(projection: QueryProjection, pooled: jax.Array, between: bool = False)
 
 
 def scores(queries: jax.Array, keys: jax.Array, count: jax.Array) -> jax.Array:
-  """q . k_i / sqrt(D) for the first `count` keys, -inf for empty slots: (B, D), (T, D), () int32 -> (B, T) (SAPT Eq. 2)."""
+  """q . k_i / sqrt(D) for the first `count` keys, -inf for empty slots: (B, D), (T, D), () int32 ->
+  (B, T) (SAPT Eq. 2).
+  """
   raw = queries @ keys.T / math.sqrt(keys.shape[-1])
   return jnp.where(jnp.arange(keys.shape[0]) < count, raw, -jnp.inf)
 
 
-def log_mixture(projection: QueryProjection, keys: jax.Array, count: jax.Array, pooled: jax.Array, centre: Centre,
-                between: bool = False) -> jax.Array:
+def log_mixture(
+  projection: QueryProjection,
+  keys: jax.Array,
+  count: jax.Array,
+  pooled: jax.Array,
+  centre: Centre,
+  between: bool = False,
+) -> jax.Array:
   """log softmax of the scores, (B, T) float32; -inf at empty slots (SAPT Eq. 3)."""
   queries = query(projection, (pooled - centre.mean) / centre.scale, between)
   return jax.nn.log_softmax(scores(queries, keys, count), axis=-1)

@@ -1,4 +1,5 @@
 """One mesh `data x fsdp x tensor`, and one table that says where each logical axis lives on it."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from sapt_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> mesh axes. The batch is spread over data and fsdp; weights over fsdp (model width) and tensor (heads, mlp, vocabulary).
-# Kernels that lead back to the model width are spread over both by their first axis, "inner": a gather along the last axis of stacked
-# weights has XLA lay out all layers anew.
+# Logical axis -> mesh axes. The batch is spread over data and fsdp; weights over fsdp (model width)
+# and tensor (heads, mlp, vocabulary). Kernels that lead back to the model width are spread over
+# both by their first axis, "inner": a gather along the last axis of stacked weights has XLA lay out
+# all layers anew.
 RULES: tuple[tuple[str, Any], ...] = (
   ("batch", ("data", "fsdp")),
   ("rows", "data"),
@@ -31,8 +33,11 @@ RULES: tuple[tuple[str, Any], ...] = (
 )
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-  """A mesh of data*fsdp*tensor devices; the first ones of `devices` (default: all of jax.devices()) are used.
+def make_mesh(
+  data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None
+) -> Mesh:
+  """A mesh of data*fsdp*tensor devices; the first ones of `devices` (default: all of jax.devices())
+  are used.
 
   Raises:
     InputError: fewer devices than data*fsdp*tensor, or a process without a device of the mesh.
@@ -42,12 +47,19 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[jax.D
   wanted = data * fsdp * tensor
   if wanted > len(devices):
     raise InputError(
-      f"mesh data={data} fsdp={fsdp} tensor={tensor} needs {wanted} devices, {len(devices)} are here: lower --mesh.*")
-  idle = {device.process_index for device in devices[wanted:]} - {device.process_index for device in devices[:wanted]}
+      f"mesh data={data} fsdp={fsdp} tensor={tensor} needs {wanted} devices, {len(devices)} are here: lower --mesh.*"
+    )
+  idle = {device.process_index for device in devices[wanted:]} - {
+    device.process_index for device in devices[:wanted]
+  }
   if here and idle:
-    raise InputError(f"mesh data={data} fsdp={fsdp} tensor={tensor} takes {wanted} of {len(devices)} devices and leaves "
-                     f"{len(idle)} processes without any: raise --mesh.* or start fewer processes")
-  return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted])
+    raise InputError(
+      f"mesh data={data} fsdp={fsdp} tensor={tensor} takes {wanted} of {len(devices)} devices and leaves "
+      f"{len(idle)} processes without any: raise --mesh.* or start fewer processes"
+    )
+  return jax.make_mesh(
+    (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted]
+  )
 
 
 def spec(*logical_axes: str | None) -> PartitionSpec:
@@ -64,7 +76,8 @@ def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
 
 
 def abstract_params(init: Callable[[], Any], mesh: Mesh) -> Any:
-  """The tree that `init()` would give, as ShapeDtypeStructs that carry the shardings its logical axes ask for.
+  """The tree that `init()` would give, as ShapeDtypeStructs that carry the shardings its logical
+  axes ask for.
 
   Raises:
     InputError: the mesh cannot split a parameter evenly.
@@ -77,7 +90,9 @@ def abstract_params(init: Callable[[], Any], mesh: Mesh) -> Any:
       sharding.shard_shape(x.shape)
     except ValueError:
       sizes = " ".join(f"--mesh.{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-      raise InputError(f"{sizes}: does not split {'/'.join(key.key for key in path)} {x.shape} evenly; give other sizes") from None
+      raise InputError(
+        f"{sizes}: does not split {'/'.join(key.key for key in path)} {x.shape} evenly; give other sizes"
+      ) from None
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   return jax.tree.map_with_path(place, nn.meta.unbox(boxed), shardings)
@@ -94,7 +109,9 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
 
 
 def place(tree: Any, placement: NamedSharding) -> Any:
-  """Arrays on the mesh; where several processes share it, each hands its own devices their part, and all must have the same values."""
+  """Arrays on the mesh; where several processes share it, each hands its own devices their part,
+  and all must have the same values.
+  """
   if placement.is_fully_addressable:
     return jax.device_put(tree, placement)
 

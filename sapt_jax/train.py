@@ -3,8 +3,10 @@
     python -m sapt_jax.train                                              the embedded default, into runs/mini
     python -m sapt_jax.train --config configs/mini.py --output runs/try --method.name sequential
 
-Started again with the same options and folder, it continues where it stopped. Started as several processes, they share the work.
+Started again with the same options and folder, it continues where it stopped. Started as several
+processes, they share the work.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,16 +23,22 @@ class TrainOptions(Config):
   """Options of a run, and where it goes."""
 
   config: str = ""
-  """A Python file that defines `config` (see configs/); the other options change it. Empty: all of them are made for the mini
-  run (sapt_jax/mini/default.py), which other benchmarks and backbones outgrow."""
+  """A Python file that defines `config` (see configs/); the other options change it. Empty: all of
+  them are made for the mini run (sapt_jax/mini/default.py), which other benchmarks and backbones
+  outgrow."""
   output: str = ""
   """The run's folder. Empty: runs/NAME, with the config file's name, or mini."""
 
 
 def options(arguments: Sequence[str]) -> TrainOptions:
   """All options, those of the file that --config names as defaults."""
-  own = lambda file: {"output": f"runs/{pathlib.Path(file).stem if file else 'mini'}"}
-  return cli.parse_over_config(TrainOptions, arguments, "sapt_jax.train", (__doc__ or "").split("\n")[0], mini_config, own)
+
+  def own(file):
+    return {"output": f"runs/{pathlib.Path(file).stem if file else 'mini'}"}
+
+  return cli.parse_over_config(
+    TrainOptions, arguments, "sapt_jax.train", (__doc__ or "").split("\n")[0], mini_config, own
+  )
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -39,11 +47,18 @@ def main(arguments: Sequence[str]) -> None:
   config = cli.config_of(chosen)
   cli.keep_compiled_programs()
   from sapt_jax import processes  # here, so that --help and wrong options answer at once
+
   with processes.joined(config.distributed):
     from sapt_jax.continual import run
+
     result = run(config, pathlib.Path(chosen.output))
-  figures = "   ".join(f"{name} {'-' if value is None else format(value, '.2f')}" for name, value in result["metrics"].items())
-  processes.say(f"{figures}   ({result['metric']}, {result['wall_s']:.0f} s)\n{chosen.output}/scores.json")
+  figures = "   ".join(
+    f"{name} {'-' if value is None else format(value, '.2f')}"
+    for name, value in result["metrics"].items()
+  )
+  processes.say(
+    f"{figures}   ({result['metric']}, {result['wall_s']:.0f} s)\n{chosen.output}/scores.json"
+  )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What every test runs under (JAX on the CPU as four devices, no network), and where reference data is found."""
+"""What every test runs under (JAX on the CPU as four devices, no network), and where reference data
+is found.
+"""
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,30 +9,34 @@ from types import ModuleType
 
 import pytest
 
-# All of this must be in the environment before jax is imported; processes that tests start inherit it. Whoever sets a
-# variable beforehand keeps their choice.
+# All of this must be in the environment before jax is imported; processes that tests start inherit
+# it. Whoever sets a variable beforehand keeps their choice.
 #
-# Four devices: a CPU is one device to JAX, so without them no test could see a mesh, a collective or a resharding.
-# They share the machine's cores and cost nothing where a test uses one device. Four is the least that lets two axes
-# of a mesh be larger than one at the same time.
+# Four devices: a CPU is one device to JAX, so without them no test could see a mesh, a collective
+# or a resharding. They share the machine's cores and cost nothing where a test uses one device.
+# Four is the least that lets two axes of a mesh be larger than one at the same time.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Products in true float32 on every platform: that is what the tolerances are for.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
-# Programs for tests run a few times on tiny arrays: optimising them is most of what they cost. `optimised` is for what needs it.
+# Programs for tests run a few times on tiny arrays: optimising them is most of what they cost.
+# `optimised` is for what needs it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Every model, tokenizer and data set in the tests is a local folder; reaching for a hub is a failure, at once.
+# Every model, tokenizer and data set in the tests is a local folder; reaching for a hub is a
+# failure, at once.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-  """Keeps compiled programs in pytest's cache folder, for the next run and for the processes that tests start.
+  """Keeps compiled programs in pytest's cache folder, for the next run and for the processes that
+  tests start.
 
-  Compiling is most of what small models cost: 6 s become 1.5 s for init, gradient and decoder of a 3-layer T5. What
-  comes back is the same program, with the same results, donation and memory analysis; its key covers the computation,
-  the flags and the versions. `pytest --cache-clear` or `make clean` starts cold, as a fresh clone does.
+  Compiling is most of what small models cost: 6 s become 1.5 s for init, gradient and decoder of a
+  3-layer T5. What comes back is the same program, with the same results, donation and memory
+  analysis; its key covers the computation, the flags and the versions. `pytest --cache-clear` or
+  `make clean` starts cold, as a fresh clone does.
   """
   if config.pluginmanager.hasplugin("cacheprovider") and config.cache is not None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
@@ -40,6 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def optimised() -> Iterator[None]:
   """Programs compiled as users' are, for tests of what the compiler makes."""
   import jax
+
   before = jax.config.read("jax_disable_most_optimizations")
   jax.config.update("jax_disable_most_optimizations", False)
   yield
@@ -48,7 +56,9 @@ def optimised() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-  """Reference data kept beside the checkout (goldens/, data/CL_Benchmark/, tools/), or where SAPT_JAX_SHARED says."""
+  """Reference data kept beside the checkout (goldens/, data/CL_Benchmark/, tools/), or where
+  SAPT_JAX_SHARED says.
+  """
   path = Path(os.environ.get("SAPT_JAX_SHARED", ROOT.parent / "shared"))
   if not path.is_dir():
     pytest.skip(f"no reference data at {path}: put it there or name its folder in SAPT_JAX_SHARED")
@@ -58,4 +68,6 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def torch() -> ModuleType:
   """PyTorch, the independent implementation that some tests compare with."""
-  return pytest.importorskip("torch", reason="compares with PyTorch, not installed here: pip install -e '.[torch]'")
+  return pytest.importorskip(
+    "torch", reason="compares with PyTorch, not installed here: pip install -e '.[torch]'"
+  )

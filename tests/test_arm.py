@@ -1,4 +1,5 @@
 """Reflection: what must hold of the divergence and the memory, and the formula against plain numpy."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +29,9 @@ def test_blocks_that_came_later_and_empty_slots_count_nothing():
   target = jnp.array([0.25, 0.75, 0.0, 0.0])
   log_mixture = jnp.log(jnp.array([0.2, 0.5, 0.3, 0.0]))
   value, gradient = jax.value_and_grad(lambda x: arm.divergence(target, x))(log_mixture)
-  np.testing.assert_allclose(value, 0.25 * np.log(0.25 / 0.2) + 0.75 * np.log(0.75 / 0.5), rtol=1e-6)
+  np.testing.assert_allclose(
+    value, 0.25 * np.log(0.25 / 0.2) + 0.75 * np.log(0.75 / 0.5), rtol=1e-6
+  )
   np.testing.assert_array_equal(gradient, -target)
 
 
@@ -36,7 +39,9 @@ def memory_of(rng, counts):
   memory = arm.empty_memory(N, M, D)
   for task, count in enumerate(counts):
     target = np.pad(simplex(rng, task + 1), (0, T - task - 1))
-    memory = arm.remember(memory, task, jnp.asarray(rng.normal(size=(count, D))), jnp.asarray(target, jnp.float32))
+    memory = arm.remember(
+      memory, task, jnp.asarray(rng.normal(size=(count, D))), jnp.asarray(target, jnp.float32)
+    )
   return memory
 
 
@@ -53,7 +58,9 @@ def test_the_loss_is_the_sum_over_tasks_of_the_mean_over_their_inputs():
 
 def test_an_empty_memory_costs_nothing_and_gives_no_gradient():
   log_mixture = jnp.full((N, M, T), -jnp.inf).at[:, :, 0].set(0.0)
-  value, gradient = jax.value_and_grad(lambda x: arm.reflection_loss(arm.empty_memory(N, M, D), x))(log_mixture)
+  value, gradient = jax.value_and_grad(lambda x: arm.reflection_loss(arm.empty_memory(N, M, D), x))(
+    log_mixture
+  )
   assert value == 0
   assert not np.any(gradient)
 
@@ -61,14 +68,19 @@ def test_an_empty_memory_costs_nothing_and_gives_no_gradient():
 def test_no_gradient_comes_from_inputs_that_are_not_there():
   rng = np.random.default_rng(2)
   memory = memory_of(rng, [2, 1])
-  gradient = jax.grad(lambda x: arm.reflection_loss(memory, x))(jnp.log(jnp.asarray(simplex(rng, N, M, T), jnp.float32)))
+  gradient = jax.grad(lambda x: arm.reflection_loss(memory, x))(
+    jnp.log(jnp.asarray(simplex(rng, N, M, T), jnp.float32))
+  )
   np.testing.assert_array_equal(np.any(np.asarray(gradient), axis=2), memory.valid)
 
 
 def test_remembering_a_task_leaves_the_others_and_cuts_what_has_no_room():
   rng = np.random.default_rng(3)
   before = memory_of(rng, [3, 2])
-  inputs, target = jnp.asarray(rng.normal(size=(M + 2, D)), jnp.float32), jnp.asarray(simplex(rng, T), jnp.float32)
+  inputs, target = (
+    jnp.asarray(rng.normal(size=(M + 2, D)), jnp.float32),
+    jnp.asarray(simplex(rng, T), jnp.float32),
+  )
   after = arm.remember(before, 2, inputs, target)
   np.testing.assert_array_equal(after.pooled[2], inputs[:M])
   np.testing.assert_array_equal(after.target[2], target)

@@ -1,4 +1,7 @@
-"""Backbones against the torch modules of Hugging Face, with random weights: logits, loss, decoded ids, folders both ways."""
+"""Backbones against the torch modules of Hugging Face, with random weights: logits, loss, decoded
+ids, folders both ways.
+"""
+
 import dataclasses
 import json
 from functools import partial
@@ -22,7 +25,9 @@ MAX_NEW = 10
 
 @dataclasses.dataclass
 class Pair:
-  """The same model twice, and inputs: lengths 14, 5, 9 and 6, 3, 4, padded as each architecture wants it."""
+  """The same model twice, and inputs: lengths 14, 5, 9 and 6, 3, 4, padded as each architecture
+  wants it.
+  """
 
   theirs: Any
   ours: hf.Backbone
@@ -53,22 +58,37 @@ def pair(request, torch, tmp_path_factory):
   theirs = torch_models.make(request.param)
   ours = hf.load_backbone(torch_models.save(theirs, tmp_path_factory.mktemp(request.param)))
   rng = np.random.default_rng(0)
-  return Pair(theirs, ours, *padded(rng, (14, 5, 9), ours.config.is_decoder_only), *padded(rng, (6, 3, 4), False))
+  return Pair(
+    theirs,
+    ours,
+    *padded(rng, (14, 5, 9), ours.config.is_decoder_only),
+    *padded(rng, (6, 3, 4), False),
+  )
 
 
 def torch_logits(pair, model):
   """Their logits at our target places, and their loss."""
   import torch
-  as_tensor = lambda x: torch.from_numpy(np.asarray(x, np.int64))
+
+  def as_tensor(x):
+    return torch.from_numpy(np.asarray(x, np.int64))
+
   with torch.no_grad():
     labels = np.where(pair.target_mask, pair.target, -100)
     if not pair.only:
-      out = model(input_ids=as_tensor(pair.source), attention_mask=as_tensor(pair.source_mask), labels=as_tensor(labels))
+      out = model(
+        input_ids=as_tensor(pair.source),
+        attention_mask=as_tensor(pair.source_mask),
+        labels=as_tensor(labels),
+      )
       return out.logits.numpy(), out.loss.numpy()
     mask = np.concatenate([pair.source_mask, pair.target_mask], axis=1)
-    out = model(input_ids=as_tensor(np.concatenate([pair.source, pair.target], axis=1)), attention_mask=as_tensor(mask),
-                labels=as_tensor(np.concatenate([np.full_like(pair.source, -100), labels], axis=1)))
-    return out.logits[:, pair.source.shape[1] - 1: -1].numpy(), out.loss.numpy()
+    out = model(
+      input_ids=as_tensor(np.concatenate([pair.source, pair.target], axis=1)),
+      attention_mask=as_tensor(mask),
+      labels=as_tensor(np.concatenate([np.full_like(pair.source, -100), labels], axis=1)),
+    )
+    return out.logits[:, pair.source.shape[1] - 1 : -1].numpy(), out.loss.numpy()
 
 
 def our_logits(pair, model, params):
@@ -86,26 +106,45 @@ def test_logits_and_loss(pair):
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize(("buckets", "max_distance"), [(32, 128), (32, 256), (64, 128), (12, 20)])
-def test_relative_distances_fall_in_torchs_buckets_at_any_precision(torch, bidirectional, buckets, max_distance):
+def test_relative_distances_fall_in_torchs_buckets_at_any_precision(
+  torch, bidirectional, buckets, max_distance
+):
   from transformers.models.t5.modeling_t5 import T5Attention
+
   distance = np.arange(-600, 601)
-  theirs = T5Attention._relative_position_bucket(torch.from_numpy(distance), bidirectional, buckets, max_distance).numpy()
+  theirs = T5Attention._relative_position_bucket(
+    torch.from_numpy(distance), bidirectional, buckets, max_distance
+  ).numpy()
   for doubled in (False, True):
     with jax.enable_x64(doubled):
-      np.testing.assert_array_equal(relative_buckets(jnp.asarray(distance), bidirectional, buckets, max_distance), theirs)
+      np.testing.assert_array_equal(
+        relative_buckets(jnp.asarray(distance), bidirectional, buckets, max_distance), theirs
+      )
 
 
 def torch_answers(pair, rows=slice(None), **options):
   import torch
-  as_tensor = lambda x: torch.from_numpy(np.asarray(x, np.int64))
+
+  def as_tensor(x):
+    return torch.from_numpy(np.asarray(x, np.int64))
+
   with torch.no_grad():  # their cache cannot hold a decoder that is deeper than its encoder
     out = pair.theirs.generate(
-      input_ids=as_tensor(pair.source[rows]), attention_mask=as_tensor(pair.source_mask[rows]), max_new_tokens=MAX_NEW,
-      do_sample=False, use_cache=False, return_dict_in_generate=True, output_scores=True, **options)
-  ids = out.sequences.numpy()[:, pair.source.shape[1] if pair.only else 1:]
+      input_ids=as_tensor(pair.source[rows]),
+      attention_mask=as_tensor(pair.source_mask[rows]),
+      max_new_tokens=MAX_NEW,
+      do_sample=False,
+      use_cache=False,
+      return_dict_in_generate=True,
+      output_scores=True,
+      **options,
+    )
+  ids = out.sequences.numpy()[:, pair.source.shape[1] if pair.only else 1 :]
   ids = np.pad(ids, ((0, 0), (0, MAX_NEW - ids.shape[1])))
   ended = np.cumsum(ids == pair.ours.config.eos_id, axis=1) - (ids == pair.ours.config.eos_id) > 0
-  ids[ended] = pair.ours.config.pad_id  # their beam search fills up with the end token where the pad id is 0
+  ids[ended] = (
+    pair.ours.config.pad_id
+  )  # their beam search fills up with the end token where the pad id is 0
   return ids, None if "num_beams" not in options else out.sequences_scores.numpy()
 
 
@@ -131,7 +170,9 @@ def test_beam_ids_and_scores(pair):
 
 
 @pytest.mark.parametrize("pair", ["t5-v1.1", "llama-gqa"], indirect=True)
-@pytest.mark.parametrize("options", [{"length_penalty": -1.0, "early_stopping": True}, {"length_penalty": 2.0}], ids=str)
+@pytest.mark.parametrize(
+  "options", [{"length_penalty": -1.0, "early_stopping": True}, {"length_penalty": 2.0}], ids=str
+)
 def test_beam_options(pair, options):
   ids, scores = our_beams(pair, 4, **options)
   their_ids, their_scores = torch_answers(pair, num_beams=4, **options)
@@ -141,10 +182,14 @@ def test_beam_options(pair, options):
 
 @pytest.mark.parametrize("early_stopping", [False, True])
 def test_beams_that_end_often(torch, tmp_path, early_stopping):
-  """An end token that is likely at every step, so that rows have finished answers at all times and close at different ones."""
+  """An end token that is likely at every step, so that rows have finished answers at all times and
+  close at different ones.
+  """
   theirs = torch_models.make("llama-gqa")
   with torch.no_grad():
-    theirs.lm_head.weight[theirs.config.eos_token_id] = 0.4 * theirs.lm_head.weight[10:60].sum(dim=0)
+    theirs.lm_head.weight[theirs.config.eos_token_id] = 0.4 * theirs.lm_head.weight[10:60].sum(
+      dim=0
+    )
   ours, rng = hf.load_backbone(torch_models.save(theirs, tmp_path)), np.random.default_rng(5)
   many = Pair(theirs, ours, *padded(rng, (6,) * 40, True), *padded(rng, (2,) * 40, False))
   ids, scores = our_beams(many, 4, early_stopping=early_stopping)
@@ -158,7 +203,10 @@ def test_beams_that_end_often(torch, tmp_path, early_stopping):
 def test_beam_search_of_one_row_without_padding_gives_what_its_batch_gives(pair):
   batch_ids, batch_scores = our_beams(pair, 3)
   alone = dataclasses.replace(
-    pair, source=pair.source[1:2][pair.source_mask[1:2]][None], source_mask=np.ones((1, pair.source_mask[1].sum()), bool))
+    pair,
+    source=pair.source[1:2][pair.source_mask[1:2]][None],
+    source_mask=np.ones((1, pair.source_mask[1].sum()), bool),
+  )
   ids, scores = our_beams(alone, 3)
   np.testing.assert_array_equal(ids[0], batch_ids[1])
   np.testing.assert_allclose(scores[0], batch_scores[1], atol=1e-5)
@@ -171,7 +219,9 @@ def test_one_beam_is_greedy_decoding(pair):
 
 def test_weights_that_we_write_load_in_torch(pair, tmp_path):
   rng = np.random.default_rng(1)
-  params = jax.tree.map(lambda x: jnp.asarray(x * rng.uniform(0.5, 1.5, x.shape), x.dtype), pair.ours.params)
+  params = jax.tree.map(
+    lambda x: jnp.asarray(x * rng.uniform(0.5, 1.5, x.shape), x.dtype), pair.ours.params
+  )
   hf.save_backbone(tmp_path, pair.ours.model, pair.ours.raw_config, params)
   theirs = type(pair.theirs).from_pretrained(tmp_path).eval()
   difference = torch_logits(pair, theirs)[0] - our_logits(pair, pair.ours.model, params)
@@ -180,26 +230,40 @@ def test_weights_that_we_write_load_in_torch(pair, tmp_path):
 
 @pytest.mark.parametrize("pair", ["t5-v1.1", "llama-gqa"], indirect=True)
 def test_a_folder_in_shards_holds_the_same_weights(pair, tmp_path):
-  hf.save_backbone(tmp_path, pair.ours.model, pair.ours.raw_config, pair.ours.params, max_shard_bytes=20_000)
+  hf.save_backbone(
+    tmp_path, pair.ours.model, pair.ours.raw_config, pair.ours.params, max_shard_bytes=20_000
+  )
   assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
   again = hf.load_backbone(str(tmp_path))
-  assert jax.tree.all(jax.tree.map(lambda x, y: bool(jnp.all(x == y)), again.params, pair.ours.params))
+  assert jax.tree.all(
+    jax.tree.map(lambda x, y: bool(jnp.all(x == y)), again.params, pair.ours.params)
+  )
   assert again.config == pair.ours.config
 
 
 def test_configs_of_every_age_say_whether_the_head_is_tied_and_scaled():
   sizes = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-  of = lambda **keys: (hf.t5_config(sizes | keys).tied_head, hf.t5_config(sizes | keys).scaled_head)
+
+  def of(**keys):
+    return (hf.t5_config(sizes | keys).tied_head, hf.t5_config(sizes | keys).scaled_head)
+
   assert of() == (True, True)  # t5-small ... t5-11b
   assert of(tie_word_embeddings=False) == (False, False)  # t5-v1_1, flan-t5
   assert of(tie_word_embeddings=True, scale_decoder_outputs=False) == (True, False)
 
 
 @pytest.mark.parametrize("pair", ["t5-v1.1"], indirect=True)
-@pytest.mark.parametrize(("changes", "named"), [
-  ({"num_layers": 3}, "encoder.block.2.layer.0.SelfAttention.q.weight"), ({"num_decoder_layers": 2}, "decoder.block.2."),
-  ({"d_ff": 65}, "DenseReluDense.wi_0.weight has shape"),
-  ({"model_type": "bert"}, "bert"), ({"feed_forward_proj": "relu"}, "wi.weight")], ids=str)
+@pytest.mark.parametrize(
+  ("changes", "named"),
+  [
+    ({"num_layers": 3}, "encoder.block.2.layer.0.SelfAttention.q.weight"),
+    ({"num_decoder_layers": 2}, "decoder.block.2."),
+    ({"d_ff": 65}, "DenseReluDense.wi_0.weight has shape"),
+    ({"model_type": "bert"}, "bert"),
+    ({"feed_forward_proj": "relu"}, "wi.weight"),
+  ],
+  ids=str,
+)
 def test_weights_that_do_not_fit_their_config_are_refused_by_name(pair, tmp_path, changes, named):
   hf.save_backbone(tmp_path, pair.ours.model, pair.ours.raw_config, pair.ours.params)
   (tmp_path / "config.json").write_text(json.dumps(pair.ours.raw_config | changes))

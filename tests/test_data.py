@@ -1,4 +1,5 @@
 """Reading tasks, cutting prompts, making batches."""
+
 import json
 
 import jax
@@ -23,11 +24,15 @@ def root(tmp_path):
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory):
   folder = tiny.model_folder(tmp_path_factory.mktemp("t5"), tiny.T5)
-  return Codec(load_tokenizer(folder), BENCHMARKS["superni"].frame, max_source=120, max_target=6, eos_id=1)
+  return Codec(
+    load_tokenizer(folder), BENCHMARKS["superni"].frame, max_source=120, max_target=6, eos_id=1
+  )
 
 
 def stream(root, **options):
-  return load_stream(config.Data(benchmark="superni", root=str(root), **options), config.Stream(), seed=0)
+  return load_stream(
+    config.Data(benchmark="superni", root=str(root), **options), config.Stream(), seed=0
+  )
 
 
 def test_published_protocol_takes_the_files_as_they_are(root):
@@ -50,17 +55,38 @@ def test_order_comes_from_the_configuration_and_names_may_be_cut(root):
     load_stream(options, config.Stream(("task00",)), seed=0)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-  (b'{"Definition": "d", "Instances": []}', r"train\.json: field 'Instances' is empty"),
-  (b'{"Definition": "d", "Instances": [{"input": "a", "output": "b"}, {"output": "b"}]}', r"train\.json: Instances\[1\]: field 'input'"),
-  (b'{"Definition": "d", "Instances": [{"input": 3, "output": "b"}]}', r"Instances\[0\]: field 'input' must be text, not int"),
-  (b'{"Definition": "d", "Instances": [{"input": "a", "output": []}]}', r"Instances\[0\]: field 'output' must be text or a list"),
-  (b'{"Definition": 3, "Instances": [{"input": "a", "output": "b"}]}', r"train\.json: field 'Definition' must be text"),
-  (b'{"Instances": [{"input": "a", "output": "b"}]}', r"train\.json: field 'Definition' is missing"),
-  (b'{"Definition": "d",\n"Instances": [}', r"train\.json:2: not JSON"),
-  (b'{"Definition": "d",\n"Instances": [{"input": "\xe9", "output": "b"}]}', r"train\.json:2: not UTF-8 \(byte 0xe9\)"),
-  (b"[]", r"train\.json: must hold an object"),
-])
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    (b'{"Definition": "d", "Instances": []}', r"train\.json: field 'Instances' is empty"),
+    (
+      b'{"Definition": "d", "Instances": [{"input": "a", "output": "b"}, {"output": "b"}]}',
+      r"train\.json: Instances\[1\]: field 'input'",
+    ),
+    (
+      b'{"Definition": "d", "Instances": [{"input": 3, "output": "b"}]}',
+      r"Instances\[0\]: field 'input' must be text, not int",
+    ),
+    (
+      b'{"Definition": "d", "Instances": [{"input": "a", "output": []}]}',
+      r"Instances\[0\]: field 'output' must be text or a list",
+    ),
+    (
+      b'{"Definition": 3, "Instances": [{"input": "a", "output": "b"}]}',
+      r"train\.json: field 'Definition' must be text",
+    ),
+    (
+      b'{"Instances": [{"input": "a", "output": "b"}]}',
+      r"train\.json: field 'Definition' is missing",
+    ),
+    (b'{"Definition": "d",\n"Instances": [}', r"train\.json:2: not JSON"),
+    (
+      b'{"Definition": "d",\n"Instances": [{"input": "\xe9", "output": "b"}]}',
+      r"train\.json:2: not UTF-8 \(byte 0xe9\)",
+    ),
+    (b"[]", r"train\.json: must hold an object"),
+  ],
+)
 def test_wrong_data_is_named_with_file_place_and_field(root, content, message):
   (root / "SuperNI" / "task001_colour" / "train.json").write_bytes(content)
   with pytest.raises(InputError, match=message):
@@ -89,20 +115,27 @@ def test_long_inputs_are_cut_and_the_frame_survives(codec):
   assert len(ids) == codec.max_source
   assert whole.startswith(before)
   assert whole.endswith(after)
-  assert text.startswith(whole[len(before): -len(after)])
+  assert text.startswith(whole[len(before) : -len(after)])
 
 
 def test_short_inputs_are_left_whole(codec):
-  assert codec.tokenizer.decode(codec.source("Do it.", "é 漢"), skip_special_tokens=True) == codec.prompt("Do it.", "é 漢")
+  assert codec.tokenizer.decode(
+    codec.source("Do it.", "é 漢"), skip_special_tokens=True
+  ) == codec.prompt("Do it.", "é 漢")
 
 
 def test_a_task_without_a_definition_has_prompts_without_its_line(tmp_path, codec):
   tiny.benchmark_folder(tmp_path, {"task001_bare": ("", [("ja", "yes"), ("nein", "no")])})
   for file in (tmp_path / "SuperNI/task001_bare").glob("*.json"):
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"Definition": []}))  # as Long Sequence's copa
+    file.write_text(
+      json.dumps(json.loads(file.read_text()) | {"Definition": []})
+    )  # as Long Sequence's copa
   [task] = stream(tmp_path, protocol="published")
   assert task.definition == ""
-  assert codec.prompt(task.definition, "ja") == "Now complete the following example -\nInput: ja\nOutput: "
+  assert (
+    codec.prompt(task.definition, "ja")
+    == "Now complete the following example -\nInput: ja\nOutput: "
+  )
   long_sequence = Codec(codec.tokenizer, BENCHMARKS["long_sequence"].frame, 120, 6, 1)
   assert long_sequence.prompt("", "ja") == "ja\nOutput: "
 
@@ -122,7 +155,11 @@ ROWS = [Row(list(range(2, 3 + i % 20)), [5, 1], 0) for i in range(37)]
 
 
 def rows_of(batches):
-  return sorted(tuple(ids[mask]) for batch in batches for ids, mask in zip(batch.source, batch.source_mask, strict=True))
+  return sorted(
+    tuple(ids[mask])
+    for batch in batches
+    for ids, mask in zip(batch.source, batch.source_mask, strict=True)
+  )
 
 
 def test_every_row_is_seen_in_every_pass():
@@ -138,12 +175,17 @@ def test_a_batch_depends_on_its_step_and_the_seed_alone():
   for one, other in zip(through[7:], resumed, strict=True):
     assert np.array_equal(one.source, other.source)
   other_seed = list(Batcher(left=False, pad_id=0, size=8, seed=4).training(ROWS, 0, 12))
-  assert any(not np.array_equal(one.source, other.source) for one, other in zip(through, other_seed, strict=True))
+  assert any(
+    not np.array_equal(one.source, other.source)
+    for one, other in zip(through, other_seed, strict=True)
+  )
 
 
 @pytest.mark.parametrize("left", [False, True])
 def test_padding_stands_on_its_side_and_masks_say_so(left):
-  batch = Batcher(left, pad_id=0, size=2).collate([Row([7, 8, 9], [5, 1], 0), Row([6], [4, 3, 1], 1)])
+  batch = Batcher(left, pad_id=0, size=2).collate(
+    [Row([7, 8, 9], [5, 1], 0), Row([6], [4, 3, 1], 1)]
+  )
   assert batch.source.shape[1] == bucket(3)
   assert batch.source[1][batch.source_mask[1]].tolist() == [6]
   assert bool(batch.source_mask[1, -1 if left else 0])
@@ -152,13 +194,18 @@ def test_padding_stands_on_its_side_and_masks_say_so(left):
 
 
 def test_joined_rows_have_room_for_source_and_answer_and_keep_them():
-  rows = [Row(list(range(2, 2 + source)), [3] * (answer - 1) + [1], 0) for source, answer in ((40, 1), (1, 40), (30, 12), (400, 300))]
+  rows = [
+    Row(list(range(2, 2 + source)), [3] * (answer - 1) + [1], 0)
+    for source, answer in ((40, 1), (1, 40), (30, 12), (400, 300))
+  ]
   for part in (rows[:1], rows[1:2], rows[:3], rows):
     batch = Batcher(left=True, pad_id=0, size=4).collate(part, joined=True)
     both = max(len(row.source) + len(row.target) - 1 for row in part)
     assert both <= batch.source.shape[1] < both + 16
     assert max(len(row.target) for row in part) <= batch.target.shape[1] <= batch.source.shape[1]
-    for row, source, source_mask, target, target_mask in zip(part, *jax.tree.leaves(batch)[:4], strict=True):
+    for row, source, source_mask, target, target_mask in zip(
+      part, *jax.tree.leaves(batch)[:4], strict=True
+    ):
       assert source[source_mask].tolist() == row.source
       assert bool(source_mask[-1])
       assert target[target_mask].tolist() == row.target
@@ -167,7 +214,10 @@ def test_joined_rows_have_room_for_source_and_answer_and_keep_them():
 def test_joined_rows_and_longer_windows_leave_less_padding():
   rng = np.random.default_rng(0)
   rows = [Row([2] * rng.integers(100, 300), [3] * rng.integers(1, 30), 0) for _ in range(512)]
-  counted = [padding(Batcher(left, pad_id=0, size=8, window=window), rows) for left, window in ((False, 8), (True, 8), (True, 32))]
+  counted = [
+    padding(Batcher(left, pad_id=0, size=8, window=window), rows)
+    for left, window in ((False, 8), (True, 8), (True, 32))
+  ]
   apart, together, sorted_further = (real / places for real, places, _ in counted)
   assert apart < 0.9 < together < sorted_further
   assert sorted_further > 0.95
@@ -185,11 +235,20 @@ def test_answering_goes_over_every_row_once(count):
 
 
 def test_real_benchmark_files_are_read_and_lists_of_references_kept(shared):
-  options = config.Data(benchmark="superni", root=str(shared / "data" / "CL_Benchmark"), protocol="published")
+  options = config.Data(
+    benchmark="superni", root=str(shared / "data" / "CL_Benchmark"), protocol="published"
+  )
   tasks = load_stream(options, config.Stream(), seed=0)
-  published = {task.name: json.loads((shared / "data/CL_Benchmark/SuperNI" / task.name / "test.json").read_text()) for task in tasks}
+  published = {
+    task.name: json.loads(
+      (shared / "data/CL_Benchmark/SuperNI" / task.name / "test.json").read_text()
+    )
+    for task in tasks
+  }
   assert len(tasks) == 15
   for task in tasks:
     for example, row in zip(task.test, published[task.name]["Instances"], strict=True):
-      assert list(example.references) == (row["output"] if isinstance(row["output"], list) else [row["output"]])
+      assert list(example.references) == (
+        row["output"] if isinstance(row["output"], list) else [row["output"]]
+      )
   assert sum(len(example.references) > 1 for task in tasks for example in task.test) == 40

@@ -1,4 +1,5 @@
 """Pseudo inputs: what is kept of a generator's samples, and those that are read instead."""
+
 import dataclasses
 import json
 
@@ -14,17 +15,20 @@ TRAINED = "the red kite flew over the old stone bridge at noon"
 TASK = Task("task001", "Say it.", (Example(TRAINED, ("a",)), Example("short one", ("b",))), (), ())
 
 
-@pytest.mark.parametrize(("sample", "fate"), [
-  ("Say it.\nInput: a blue boat came home", "kept"),
-  ("Say it. a blue boat came home", "malformed"),
-  ("Say it. Input: ", "malformed"),
-  ("Input: a blue boat", "malformed"),
-  (f"Say it. Input: {TRAINED.replace(' ', '  ')}", "verbatim"),
-  (f"Say it. Input: {TRAINED} today", "near_verbatim"),
-  ("Say it. Input: short one", "verbatim"),
-  ("Say it. Input: short one more", "kept"),  # fewer than four words: as a whole
-  ("Say it. Input: the red kite flew under the new steel gate at night", "kept"),
-])
+@pytest.mark.parametrize(
+  ("sample", "fate"),
+  [
+    ("Say it.\nInput: a blue boat came home", "kept"),
+    ("Say it. a blue boat came home", "malformed"),
+    ("Say it. Input: ", "malformed"),
+    ("Input: a blue boat", "malformed"),
+    (f"Say it. Input: {TRAINED.replace(' ', '  ')}", "verbatim"),
+    (f"Say it. Input: {TRAINED} today", "near_verbatim"),
+    ("Say it. Input: short one", "verbatim"),
+    ("Say it. Input: short one more", "kept"),  # fewer than four words: as a whole
+    ("Say it. Input: the red kite flew under the new steel gate at night", "kept"),
+  ],
+)
 def test_only_well_formed_and_new_samples_are_kept(sample, fate):
   pseudo = clean([sample], TASK, 3, 0.8)
   assert pseudo.figures[fate] == 1
@@ -52,7 +56,11 @@ def test_samples_are_kept_once_and_no_more_than_wanted():
   samples = [f"Say it. Input: boat {i % 3} came home" for i in range(5)]
   pseudo = clean(samples, TASK, 2, 0.8)
   assert [text for _, text in pseudo.pairs] == ["boat 0 came home", "boat 1 came home"]
-  assert (pseudo.figures["drawn"], pseudo.figures["repeated"], pseudo.figures["yield"]) == (5, 2, 0.6)
+  assert (pseudo.figures["drawn"], pseudo.figures["repeated"], pseudo.figures["yield"]) == (
+    5,
+    2,
+    0.6,
+  )
 
 
 def test_diversity_is_the_share_of_different_pairs_of_words():
@@ -64,31 +72,48 @@ def test_diversity_is_the_share_of_different_pairs_of_words():
 def write_published(root, name, texts):
   folder = root / "SuperNI" / name
   folder.mkdir(parents=True)
-  (folder / "train.json").write_text(json.dumps(tiny.split("Say it.", [(text, "not used") for text in texts])))
+  (folder / "train.json").write_text(
+    json.dumps(tiny.split("Say it.", [(text, "not used") for text in texts]))
+  )
 
 
 def test_pseudo_inputs_are_read_in_the_published_layout_and_from_another_run(tmp_path):
   write_published(tmp_path, "task001", ["one", "two"])
-  (tmp_path / "00_task002.jsonl").write_text(json.dumps({"definition": "Count.", "input": "drei"}) + "\n")
+  (tmp_path / "00_task002.jsonl").write_text(
+    json.dumps({"definition": "Count.", "input": "drei"}) + "\n"
+  )
   stored = Stored.read(str(tmp_path), "superni", ["task001", "task002"], bool)
-  assert stored.pairs == {"task001": [("Say it.", "one"), ("Say it.", "two")], "task002": [("Count.", "drei")]}
+  assert stored.pairs == {
+    "task001": [("Say it.", "one"), ("Say it.", "two")],
+    "task002": [("Count.", "drei")],
+  }
   assert stored.most == 2
 
 
 def test_a_task_whose_name_ends_another_is_not_taken_for_it(tmp_path):
-  (tmp_path / "00_reverse_sort.jsonl").write_text(json.dumps({"definition": "Count.", "input": "drei"}) + "\n")
+  (tmp_path / "00_reverse_sort.jsonl").write_text(
+    json.dumps({"definition": "Count.", "input": "drei"}) + "\n"
+  )
   with pytest.raises(InputError, match="no pseudo inputs of sort"):
     Stored.read(str(tmp_path), "superni", ["sort"], bool)
 
 
 def test_pseudo_inputs_whose_definition_leaves_no_room_are_refused(tmp_path):
-  (tmp_path / "00_task002.jsonl").write_text(json.dumps({"definition": "Count.", "input": "drei"}) + "\n")
+  (tmp_path / "00_task002.jsonl").write_text(
+    json.dumps({"definition": "Count.", "input": "drei"}) + "\n"
+  )
   with pytest.raises(InputError, match=r"'Count\.' of task002 leaves no room"):
     Stored.read(str(tmp_path), "superni", ["task002"], lambda definition: False)
 
 
-@pytest.mark.parametrize(("line", "complaint"), [("", "no pseudo inputs of task002"), ("{", r"00_task002.jsonl:1: not an object"),
-                                                 ('{"input": "x"}', r"00_task002.jsonl:1: not an object")])
+@pytest.mark.parametrize(
+  ("line", "complaint"),
+  [
+    ("", "no pseudo inputs of task002"),
+    ("{", r"00_task002.jsonl:1: not an object"),
+    ('{"input": "x"}', r"00_task002.jsonl:1: not an object"),
+  ],
+)
 def test_what_is_missing_or_broken_is_named(tmp_path, line, complaint):
   if line:
     (tmp_path / "00_task002.jsonl").write_text(line + "\n")
@@ -101,11 +126,29 @@ def test_a_run_reflects_on_the_pseudo_inputs_it_was_given(tmp_path):
   tiny.benchmark_folder(tmp_path / "data", tiny.TASKS)
   for name, (_, rows) in tiny.TASKS.items():
     write_published(tmp_path / "pseudo", name, [f"other {text}" for text, _ in rows[:3]])
-  options = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 4 --fit.steps 2 "
-             "--fit.batch-size 4 --evaluation.batch-size 8 --pet.rank 2")
-  train.main([*options.split(), "--backbone.path", str(model), "--data.root", str(tmp_path / "data"), "--output", str(tmp_path / "run"),
-              "--generator.folder", str(tmp_path / "pseudo")])
-  rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  options = (
+    "--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 4 --fit.steps 2 "
+    "--fit.batch-size 4 --evaluation.batch-size 8 --pet.rank 2"
+  )
+  train.main(
+    [
+      *options.split(),
+      "--backbone.path",
+      str(model),
+      "--data.root",
+      str(tmp_path / "data"),
+      "--output",
+      str(tmp_path / "run"),
+      "--generator.folder",
+      str(tmp_path / "pseudo"),
+    ]
+  )
+  rows = [
+    json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  ]
   assert [row["pseudo_inputs"]["read"] for row in rows if "pseudo_inputs" in row] == [3, 3]
   assert not any("(inputs)" in str(row) for row in rows)
-  assert len((tmp_path / "run" / "pseudo_inputs" / "00_task001_colour.jsonl").read_text().splitlines()) == 3
+  assert (
+    len((tmp_path / "run" / "pseudo_inputs" / "00_task001_colour.jsonl").read_text().splitlines())
+    == 3
+  )

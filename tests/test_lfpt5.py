@@ -1,4 +1,7 @@
-"""LFPT5: that its loss is the formula's, that every example is also learned by heart, and that what it recalls is its own."""
+"""LFPT5: that its loss is the formula's, that every example is also learned by heart, and that what
+it recalls is its own.
+"""
+
 import dataclasses
 import json
 from functools import partial
@@ -25,46 +28,81 @@ from sapt_jax.training import checkpoint, fit
 from sapt_jax.training.step import batch_gradient, distillation_loss
 from tests.classroom import WIDTH, backbone, build, clusters, same, some_batch, through
 
-# --- the loss ------------------------------------------------------------------------------------------------------------
+# --- the loss
+# ------------------------------------------------------------------------------------------------------------
 
 LAM, KD = 0.3, 0.6
 
 
 def paired_batch(tasks=(0, 1, 0, 1)):
-  """Rows of these tasks with answers of different lengths, and other rows as their language-modelling pairs."""
+  """Rows of these tasks with answers of different lengths, and other rows as their
+  language-modelling pairs.
+  """
   batch = some_batch()
   there = np.arange(4) < np.array([4, 2, 3, 1])[:, None]
-  pairs = batch.replace(source=jnp.flip(batch.source, 1) % 91 + 2, source_mask=batch.source_mask | True, target=batch.target % 83 + 2)
-  return batch.replace(task=jnp.asarray(tasks, jnp.int32), target_mask=jnp.asarray(there), lm_pairs=pairs)
+  pairs = batch.replace(
+    source=jnp.flip(batch.source, 1) % 91 + 2,
+    source_mask=batch.source_mask | True,
+    target=batch.target % 83 + 2,
+  )
+  return batch.replace(
+    task=jnp.asarray(tasks, jnp.int32), target_mask=jnp.asarray(there), lm_pairs=pairs
+  )
 
 
 def sharp_backbone():
-  """The tiny backbone with logits ten times as far apart, so that a prompt makes a difference to its answers."""
+  """The tiny backbone with logits ten times as far apart, so that a prompt makes a difference to
+  its answers.
+  """
   model, params = backbone()
   return model, params | {"head": jax.tree.map(lambda x: 10 * x, params["head"])}
 
 
 @pytest.fixture(scope="module")
 def second_task():
-  """The method while its second task is learned, a prompt far from where it began, and the compiled gradient of a batch."""
+  """The method while its second task is learned, a prompt far from where it began, and the compiled
+  gradient of a batch.
+  """
   method = build("lfpt5", kind="prompt", lm_weight=LAM, kd_weight=KD)
   learned = through(method, clusters(2))
   model, params = sharp_backbone()
   gradient_of = jax.jit(partial(batch_gradient, model, method, 1))
-  return method, learned, jax.tree.map(jnp.flip, method.trainable(learned)), lambda *rest: gradient_of(params, *rest)
+  return (
+    method,
+    learned,
+    jax.tree.map(jnp.flip, method.trainable(learned)),
+    lambda *rest: gradient_of(params, *rest),
+  )
 
 
 def log_probabilities(prompt, batch):
   model, params = sharp_backbone()
   prompts = Adapters(prompts=jnp.broadcast_to(prompt, (4, 2, WIDTH)))
-  return jax.nn.log_softmax(model.apply({"params": params}, batch.source, batch.source_mask, batch.target, batch.target_mask, prompts))
+  return jax.nn.log_softmax(
+    model.apply(
+      {"params": params}, batch.source, batch.source_mask, batch.target, batch.target_mask, prompts
+    )
+  )
 
 
 @jax.jit
 def formula(prompt, before, batch):
-  """(1 - kd) (CE + lam CE_LM) + kd KL, KL over the answers of rows of task 0 alone and per row of the batch; and the three."""
-  mean = lambda part: -jnp.sum(jnp.where(part.target_mask, jnp.take_along_axis(
-    log_probabilities(prompt, part), part.target[:, :, None], 2)[:, :, 0], 0)) / part.target_mask.sum()
+  """(1 - kd) (CE + lam CE_LM) + kd KL, KL over the answers of rows of task 0 alone and per row of
+  the batch; and the three.
+  """
+
+  def mean(part):
+    return (
+      -jnp.sum(
+        jnp.where(
+          part.target_mask,
+          jnp.take_along_axis(log_probabilities(prompt, part), part.target[:, :, None], 2)[:, :, 0],
+          0,
+        )
+      )
+      / part.target_mask.sum()
+    )
+
   old, new = log_probabilities(before, batch), log_probabilities(prompt, batch)
   counted = batch.target_mask & (batch.task == 0)[:, None]
   kl = jnp.sum(jnp.where(counted[:, :, None], jnp.exp(old) * (old - new), 0)) / 4
@@ -77,20 +115,31 @@ def test_loss_and_gradient_are_those_of_the_formula(second_task):
   batch, start = paired_batch(), method.trainable(learned)
   for trainable in (start, moved):
     gradient, figures = gradient_of(learned, trainable, batch)
-    (loss, terms), expected = jax.value_and_grad(formula, has_aux=True)(trainable["block"]["prompt"], start["block"]["prompt"], batch)
+    (loss, terms), expected = jax.value_and_grad(formula, has_aux=True)(
+      trainable["block"]["prompt"], start["block"]["prompt"], batch
+    )
     np.testing.assert_allclose(figures["loss"], loss, rtol=1e-5)
-    for name, value in zip(("cross_entropy", "lm_cross_entropy", "distillation"), terms, strict=True):
+    for name, value in zip(
+      ("cross_entropy", "lm_cross_entropy", "distillation"), terms, strict=True
+    ):
       np.testing.assert_allclose(figures[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
-    np.testing.assert_allclose(gradient["block"]["prompt"], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(
+      gradient["block"]["prompt"], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
+    )
   assert terms[2] > 0.01
 
 
 def test_only_rows_of_earlier_tasks_are_compared(second_task):
   _, learned, moved, gradient_of = second_task
-  divergence = lambda tree, tasks: float(gradient_of(tree, moved, paired_batch(tasks))[1]["distillation"])
+
+  def divergence(tree, tasks):
+    return float(gradient_of(tree, moved, paired_batch(tasks))[1]["distillation"])
+
   assert divergence(learned, (1, 1, 1, 1)) == 0
   assert divergence(learned.replace(tasks=learned.tasks - 1), (0, 0, 0, 0)) == 0
-  one, other, both = (divergence(learned, tasks) for tasks in ((0, 1, 1, 1), (1, 1, 0, 1), (0, 1, 0, 1)))
+  one, other, both = (
+    divergence(learned, tasks) for tasks in ((0, 1, 1, 1), (1, 1, 0, 1), (0, 1, 0, 1))
+  )
   assert min(one, other) > 0
   np.testing.assert_allclose(both, one + other, rtol=1e-5)
 
@@ -114,26 +163,35 @@ def test_parts_on_two_devices_give_what_the_whole_batch_gives_on_one(second_task
   mesh = sharding.make_mesh(data=2)
   with jax.set_mesh(mesh):
     placed = jax.device_put((params, learned, moved), sharding.replicated(mesh))
-    parts, part_figures = jax.jit(partial(batch_gradient, model, method, 2))(*placed, jax.device_put(batch, sharding.batch_sharded(mesh)))
+    parts, part_figures = jax.jit(partial(batch_gradient, model, method, 2))(
+      *placed, jax.device_put(batch, sharding.batch_sharded(mesh))
+    )
   expected = whole["block"]["prompt"]
-  np.testing.assert_allclose(parts["block"]["prompt"], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+  np.testing.assert_allclose(
+    parts["block"]["prompt"], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
+  )
   assert figures.keys() == part_figures.keys()
   for name, value in figures.items():
     np.testing.assert_allclose(part_figures[name], value, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize(("option", "value"), [("kd_weight", 1.0), ("lm_weight", -0.1), ("pseudo_examples", 0)])
+@pytest.mark.parametrize(
+  ("option", "value"), [("kd_weight", 1.0), ("lm_weight", -0.1), ("pseudo_examples", 0)]
+)
 def test_weights_that_cannot_be_are_refused(option, value):
   with pytest.raises(InputError, match=rf"method.{option} {value}"):
     config.Method(name="lfpt5", **{option: value})
 
 
-# --- written examples ----------------------------------------------------------------------------------------------------
+# --- written examples
+# ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def mini_codec():
-  return Codec(load_tokenizer(T5_MINI), BENCHMARKS["mini"].frame, max_source=128, max_target=16, eos_id=1)
+  return Codec(
+    load_tokenizer(T5_MINI), BENCHMARKS["mini"].frame, max_source=128, max_target=16, eos_id=1
+  )
 
 
 def test_what_is_learned_to_be_written_is_well_formed_for_every_example_of_every_task(mini_codec):
@@ -144,7 +202,10 @@ def test_what_is_learned_to_be_written_is_well_formed_for_every_example_of_every
     markers |= {tuple(pair.source) for pair in pairs}
     written = [mini_codec.text(pair.target) for pair in pairs]
     assert recall.sort_out(written, "Output:", recall.closed_answers(task), 40).counts["kept"] == 40
-    assert written[0] == f"{recall.flat(examples[0].input)} Output: {recall.flat(examples[0].references[0])}"
+    assert (
+      written[0]
+      == f"{recall.flat(examples[0].input)} Output: {recall.flat(examples[0].references[0])}"
+    )
   assert len(markers) == 10
   assert len({len(marker) for marker in markers}) <= 2
 
@@ -164,9 +225,16 @@ def test_pairs_stand_beside_their_rows_in_a_batch():
 
 
 def test_samples_are_sorted_out_and_bounded_and_answers_take_turns():
-  good = [f"thing {i} is{' ' * (i % 2 + 1)}here\nOutput: {'blue' if i == 7 else 'red'}" for i in range(8)]
+  good = [
+    f"thing {i} is{' ' * (i % 2 + 1)}here\nOutput: {'blue' if i == 7 else 'red'}" for i in range(8)
+  ]
   bad = ["no separator red", "\nOutput: red", "thing Output:", "a Output: red Output: red"]
-  found = recall.sort_out([*good, *bad, "pink Output: pink", "thing 1 is here Output: blue"], "Output:", frozenset({"red", "blue"}), 3)
+  found = recall.sort_out(
+    [*good, *bad, "pink Output: pink", "thing 1 is here Output: blue"],
+    "Output:",
+    frozenset({"red", "blue"}),
+    3,
+  )
   assert found.counts == {"drawn": 14, "malformed": 4, "no_label": 1, "repeated": 1, "kept": 3}
   assert [example.references[0] for example in found.examples] == ["red", "blue", "red"]
   assert found.examples[0] == Example("thing 0 is here", ("red",))
@@ -174,13 +242,22 @@ def test_samples_are_sorted_out_and_bounded_and_answers_take_turns():
 
 
 def test_few_answers_that_come_back_are_a_closed_set():
-  task = lambda answers: Task("t", "d", tuple(Example(str(i), (answer, "another")) for i, answer in enumerate(answers)), (), ())
+  def task(answers):
+    return Task(
+      "t",
+      "d",
+      tuple(Example(str(i), (answer, "another")) for i, answer in enumerate(answers)),
+      (),
+      (),
+    )
+
   assert recall.closed_answers(task(["yes", "no ", "no"] * 4)) == {"yes", "no"}
   assert recall.closed_answers(task(["yes", "no", "maybe", "never"] * 3)) is None
   assert recall.closed_answers(task([str(i % 21) for i in range(210)])) is None
 
 
-# --- runs ----------------------------------------------------------------------------------------------------------------
+# --- runs
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -188,14 +265,18 @@ def world(tmp_path_factory):
   root = tmp_path_factory.mktemp("world")
   model = tiny.model_folder(root / "t5", tiny.T5)
   tiny.benchmark_folder(root / "data", tiny.TASKS)
-  options = ("--data.benchmark superni --data.protocol published --data.max-source-length 96 --data.max-target-length 12 --fit.steps 4 "
-             "--fit.batch-size 4 --fit.learning-rate 0.1 --fit.checkpoint-every 2 --fit.log-every 1 --evaluation.batch-size 8 "
-             "--pet.kind prompt --pet.prompt-length 2 --method.name lfpt5 --method.pseudo-examples 5 --generator.batch-size 4 "
-             "--generator.oversample 2 --generator.max-length 32 --generator.top-k 64")
+  options = (
+    "--data.benchmark superni --data.protocol published --data.max-source-length 96 --data.max-target-length 12 --fit.steps 4 "
+    "--fit.batch-size 4 --fit.learning-rate 0.1 --fit.checkpoint-every 2 --fit.log-every 1 --evaluation.batch-size 8 "
+    "--pet.kind prompt --pet.prompt-length 2 --method.name lfpt5 --method.pseudo-examples 5 --generator.batch-size 4 "
+    "--generator.oversample 2 --generator.max-length 32 --generator.top-k 64"
+  )
   return [*options.split(), "--backbone.path", str(model), "--data.root", str(root / "data")]
 
 
-def test_a_task_is_learned_from_its_examples_and_what_the_learned_prompt_recalls(world, tmp_path, monkeypatch):
+def test_a_task_is_learned_from_its_examples_and_what_the_learned_prompt_recalls(
+  world, tmp_path, monkeypatch
+):
   lessons, asked = [], []
 
   class Writer:
@@ -206,15 +287,23 @@ def test_a_task_is_learned_from_its_examples_and_what_the_learned_prompt_recalls
 
     def answer(self, learned, rows, max_new, seed):
       asked.append((learned, rows, max_new))
-      texts = ["nothing", "x Output: pink", *(f"thought {i}\nOutput: {'red' if i % 2 else 'green'}" for i in range(8))]
-      return Answers([[byte_ids[byte] for byte in text.encode()] for text in texts], np.ones((10, 1)))
+      texts = [
+        "nothing",
+        "x Output: pink",
+        *(f"thought {i}\nOutput: {'red' if i % 2 else 'green'}" for i in range(8)),
+      ]
+      return Answers(
+        [[byte_ids[byte] for byte in text.encode()] for text in texts], np.ones((10, 1))
+      )
 
   def learn(trainer, learned, rows, plan):
     lessons.append((rows, jax.tree.map(lambda x: x + 1, learned)))
     return lessons[-1][1]
 
   tokenizer = load_tokenizer(Path(world[world.index("--backbone.path") + 1]))
-  byte_ids = {byte: tokenizer(chr(byte), add_special_tokens=False)["input_ids"][0] for byte in range(10, 127)}
+  byte_ids = {
+    byte: tokenizer(chr(byte), add_special_tokens=False)["input_ids"][0] for byte in range(10, 127)
+  }
   monkeypatch.setattr(recall, "Answerer", Writer)
   monkeypatch.setattr(fit.Trainer, "fit", learn)
   train.main([*world, "--output", str(tmp_path / "run"), "--data.max-source-length", "128"])
@@ -225,29 +314,56 @@ def test_a_task_is_learned_from_its_examples_and_what_the_learned_prompt_recalls
   assert (len(rows), max_new) == (10, 32)  # 5 wanted, twice as many drawn
   assert [row.task for row in first] == [0] * 12
   assert [row.task for row in second] == [0] * 5 + [1] * 12
-  decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
-  assert decode(second[0].source) == "Definition: Name the colour.\n\nNow complete the following example -\nInput: thought 0\nOutput: "
+
+  def decode(ids):
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+  assert (
+    decode(second[0].source)
+    == "Definition: Name the colour.\n\nNow complete the following example -\nInput: thought 0\nOutput: "
+  )
   assert [decode(row.target) for row in second[:5]] == ["green", "red", "green", "red", "green"]
   for row in first + second:
     assert decode(row.lm_pair.source) == f"Task {row.task + 1}:"
     assert decode(row.lm_pair.target) == decode(row.source).split("Input: ")[1] + decode(row.target)
-  saved = [json.loads(line) for line in (tmp_path / "run/pseudo_examples/01_task002_count.jsonl").read_text().splitlines()]
-  assert saved[0] == {"task": "task001_colour", "definition": "Name the colour.", "input": "thought 0", "output": "green"}
+  saved = [
+    json.loads(line)
+    for line in (tmp_path / "run/pseudo_examples/01_task002_count.jsonl").read_text().splitlines()
+  ]
+  assert saved[0] == {
+    "task": "task001_colour",
+    "definition": "Name the colour.",
+    "input": "thought 0",
+    "output": "green",
+  }
   record = json.loads((tmp_path / "run/snapshots/01_task002_count" / checkpoint.RECORD).read_text())
-  assert record["pseudo_examples"] == [{"drawn": 10, "malformed": 1, "no_label": 1, "repeated": 0, "kept": 5}]
+  assert record["pseudo_examples"] == [
+    {"drawn": 10, "malformed": 1, "no_label": 1, "repeated": 0, "kept": 5}
+  ]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_run_learns_recalls_and_goes_on_after_a_stop_bit_for_bit(world, tmp_path, monkeypatch):
-  # A random model writes nothing well-formed: any sample will do as an example here, so that other samples would be another run.
-  example = lambda sample: Example(f"again and again {sample[:6]}", (f"{sample[6:9]}.",))
-  monkeypatch.setattr(recall, "sort_out", lambda samples, _, __, keep: recall.PseudoExamples([*map(example, samples[:keep])], {}))
+  # A random model writes nothing well-formed: any sample will do as an example here, so that other
+  # samples would be another run.
+  def example(sample):
+    return Example(f"again and again {sample[:6]}", (f"{sample[6:9]}.",))
+
+  monkeypatch.setattr(
+    recall,
+    "sort_out",
+    lambda samples, _, __, keep: recall.PseudoExamples([*map(example, samples[:keep])], {}),
+  )
   options = [*world, "--pet.kind", "lora", "--pet.rank", "2"]
   train.main([*options, "--output", str(tmp_path / "whole")])
   assert json.loads((tmp_path / "whole" / "scores.json").read_text())["metrics"]["F.Ra"] is not None
-  log = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-  divergence = {(row["index"], row["step"]): row["distillation"] for row in log if "distillation" in row}
+  log = [
+    json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+  ]
+  divergence = {
+    (row["index"], row["step"]): row["distillation"] for row in log if "distillation" in row
+  }
   assert [divergence[0, step] for step in range(1, 5)] == [0] * 4
   assert divergence[1, 1] < 1e-5
   assert max(divergence[1, step] for step in (2, 3, 4)) > 1e-3  # so the teacher has not moved along
@@ -265,5 +381,8 @@ def test_a_run_learns_recalls_and_goes_on_after_a_stop_bit_for_bit(world, tmp_pa
   train.main([*options, "--output", str(tmp_path / "stopped")])
   for name in ("predictions.jsonl", "pseudo_examples/01_task002_count.jsonl"):
     assert (tmp_path / "whole" / name).read_text() == (tmp_path / "stopped" / name).read_text()
-  load = lambda folder: ocp.load(str(tmp_path / folder / "snapshots" / "01_task002_count" / checkpoint.TREE))
+
+  def load(folder):
+    return ocp.load(str(tmp_path / folder / "snapshots" / "01_task002_count" / checkpoint.TREE))
+
   assert same(load("whole"), load("stopped"))

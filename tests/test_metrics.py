@@ -1,4 +1,7 @@
-"""Scores of answers and of runs, against rouge-score itself and the public scorer's forms written out by hand."""
+"""Scores of answers and of runs, against rouge-score itself and the public scorer's forms written
+out by hand.
+"""
+
 import random
 
 import pytest
@@ -26,7 +29,9 @@ def test_rouge_l_is_rouge_score_with_its_stemmer_best_over_references():
 def test_rouge_l_by_hand():
   # Longest common subsequence "the cat sat": 3 of 4 predicted words, 3 of 6 of the reference.
   by_hand = 100 * 2 * 0.75 * 0.5 / (0.75 + 0.5)
-  assert score("rouge_l", "the cat sat down", ["the black cat often sat there"]) == pytest.approx(by_hand)
+  assert score("rouge_l", "the cat sat down", ["the black cat often sat there"]) == pytest.approx(
+    by_hand
+  )
   assert score("rouge_l", "running", ["runs"]) == 100.0
   assert score("rouge_l", "", ["a"]) == 0.0
 
@@ -37,38 +42,60 @@ def test_the_multilingual_tokens_of_ascii_text_are_those_of_rouge_score():
     assert ours.tokenize(text) == theirs.tokenize(text)
 
 
-@pytest.mark.parametrize(("text", "tokens"), [
-  pytest.param("今天天气很好。", list("今天天气很好"), id="Chinese: a token per character"),
-  pytest.param("价格是３０元，ＯＫ！", ["价", "格", "是", "30", "元", "ok"], id="full-width digits and letters"),
-  pytest.param("カタカナと漢字", list("カタカナと漢字"), id="Japanese"),
-  pytest.param("ﾊﾞｽ", list("バス"), id="half-width katakana are composed"),
-  pytest.param("오늘 날씨가 좋다", ["오늘", "날씨가", "좋다"], id="Korean: words"),
-  pytest.param("الطقس جميل، اليوم؟", ["الطقس", "جميل", "اليوم"], id="Arabic: words, its own comma and question mark"),
-  pytest.param("كِتَابٌ ـ جمـيل", ["كتاب", "جميل"], id="Arabic: vowel marks and tatweel are optional"),
-  pytest.param("שָׁלוֹם", ["שלום"], id="Hebrew points are optional"),
-  pytest.param("می\u200cخواهم", ["میخواهم"], id="Persian: a joiner does not split"),
-  pytest.param("हिन्दी में", ["हिन्दी", "में"], id="Hindi: vowel signs stay in their word"),
-  pytest.param("ที่นี่", ["ที่", "นี่"], id="Thai: a token per character with its marks"),
-  pytest.param("Café STRASSE straße", ["café", "strass", "strass"], id="Latin beyond a-z"),
-  pytest.param("我用iPhone 15拍照 running", ["我", "用", "iphon", "15", "拍", "照", "run"], id="mixed"),
-  pytest.param("\u0301 x", ["x"], id="a mark without a letter"),
-  pytest.param("。，！ …", [], id="nothing but punctuation"),
-])
+@pytest.mark.parametrize(
+  ("text", "tokens"),
+  [
+    pytest.param("今天天气很好。", list("今天天气很好"), id="Chinese: a token per character"),
+    pytest.param(
+      "价格是３０元，ＯＫ！",
+      ["价", "格", "是", "30", "元", "ok"],
+      id="full-width digits and letters",
+    ),
+    pytest.param("カタカナと漢字", list("カタカナと漢字"), id="Japanese"),
+    pytest.param("ﾊﾞｽ", list("バス"), id="half-width katakana are composed"),
+    pytest.param("오늘 날씨가 좋다", ["오늘", "날씨가", "좋다"], id="Korean: words"),
+    pytest.param(
+      "الطقس جميل، اليوم؟",
+      ["الطقس", "جميل", "اليوم"],
+      id="Arabic: words, its own comma and question mark",
+    ),
+    pytest.param(
+      "كِتَابٌ ـ جمـيل", ["كتاب", "جميل"], id="Arabic: vowel marks and tatweel are optional"
+    ),
+    pytest.param("שָׁלוֹם", ["שלום"], id="Hebrew points are optional"),
+    pytest.param("می\u200cخواهم", ["میخواهم"], id="Persian: a joiner does not split"),
+    pytest.param("हिन्दी में", ["हिन्दी", "में"], id="Hindi: vowel signs stay in their word"),
+    pytest.param("ที่นี่", ["ที่", "นี่"], id="Thai: a token per character with its marks"),
+    pytest.param("Café STRASSE straße", ["café", "strass", "strass"], id="Latin beyond a-z"),
+    pytest.param(
+      "我用iPhone 15拍照 running", ["我", "用", "iphon", "15", "拍", "照", "run"], id="mixed"
+    ),
+    pytest.param("\u0301 x", ["x"], id="a mark without a letter"),
+    pytest.param("。，！ …", [], id="nothing but punctuation"),
+  ],
+)
 def test_multilingual_tokens(text, tokens):
   assert MultilingualTokenizer().tokenize(text) == tokens
 
 
 def test_rouge_l_beyond_latin_script():
-  chinese, reference = "今天天气很好", "今天的天气好"  # common subsequence 今天天气好: 5 of 6 and 5 of 6
+  chinese, reference = (
+    "今天天气很好",
+    "今天的天气好",
+  )  # common subsequence 今天天气好: 5 of 6 and 5 of 6
   assert score("rouge_l", chinese, [reference]) == 0.0  # what the default tokeniser makes of it
   assert score("rouge_l_multilingual", chinese, [reference]) == pytest.approx(100 * 5 / 6)
-  assert score("rouge_l_multilingual", "الطقس جميل", ["الطقسُ باردٌ", "الطقس جميل جدا"]) == pytest.approx(80)
+  assert score(
+    "rouge_l_multilingual", "الطقس جميل", ["الطقسُ باردٌ", "الطقس جميل جدا"]
+  ) == pytest.approx(80)
   assert score("rouge_l_multilingual", "答案是 yes", ["答案是 no"]) == pytest.approx(75)
 
 
 def test_exact_match_looks_past_case_ascii_punctuation_and_spaces_alone():
   assert score("exact_match", " The  Answer, is: (A)!\n", ["no", "the answer is a"]) == 100.0
-  assert score("exact_match", "not entailment", ["not_entailment"]) == 0.0  # nothing takes the place of "_"
+  assert (
+    score("exact_match", "not entailment", ["not_entailment"]) == 0.0
+  )  # nothing takes the place of "_"
   assert score("exact_match", "notentailment", ["not_entailment"]) == 100.0
   assert score("exact_match", "the answer is b", ["the answer is a"]) == 0.0
   assert score("exact_match", "好。", ["好"]) == 0.0
@@ -86,9 +113,14 @@ SINGLE = [48.0, 44.0, 61.0]
 
 def test_the_paper_form_by_hand():
   figures = continual_metrics(RUN, SINGLE)
-  assert figures == pytest.approx({
-    "AP": (30 + 45 + 70) / 3, "F.Ra": ((60 - 30) + (40 - 45)) / 2, "BWT": ((30 - 50) + (45 - 40)) / 2,
-    "FWT": ((50 - 48) + (40 - 44) + (70 - 61)) / 3})
+  assert figures == pytest.approx(
+    {
+      "AP": (30 + 45 + 70) / 3,
+      "F.Ra": ((60 - 30) + (40 - 45)) / 2,
+      "BWT": ((30 - 50) + (45 - 40)) / 2,
+      "FWT": ((50 - 48) + (40 - 44) + (70 - 61)) / 3,
+    }
+  )
 
 
 def test_the_public_form_divides_bwt_by_all_tasks_and_has_its_own_baseline():
@@ -99,9 +131,15 @@ def test_the_public_form_divides_bwt_by_all_tasks_and_has_its_own_baseline():
 
 
 def test_what_stands_above_the_diagonal_is_not_read():
-  zeros: list[list[float | None]] = [[x or 0.0 for x in row] for row in RUN]  # the public scorer's rows
+  zeros: list[list[float | None]] = [
+    [x or 0.0 for x in row] for row in RUN
+  ]  # the public scorer's rows
   ragged = [row[: i + 1] for i, row in enumerate(RUN)]
-  assert continual_metrics(zeros, SINGLE) == continual_metrics(RUN, SINGLE) == continual_metrics(ragged, SINGLE)
+  assert (
+    continual_metrics(zeros, SINGLE)
+    == continual_metrics(RUN, SINGLE)
+    == continual_metrics(ragged, SINGLE)
+  )
 
 
 @pytest.mark.parametrize("form", ["paper", "public"])
@@ -113,20 +151,38 @@ def test_one_task_has_nothing_to_forget(form):
 
 def test_figures_that_need_a_missing_score_are_none():
   assert continual_metrics(RUN)["FWT"] is None
-  unseen: list[list[float | None]] = [[90.0, None, None], [None, 50.0, None], [80.0, 40.0, 70.0]]  # scored when learned, and at the end
+  unseen: list[list[float | None]] = [
+    [90.0, None, None],
+    [None, 50.0, None],
+    [80.0, 40.0, 70.0],
+  ]  # scored when learned, and at the end
   assert continual_metrics(unseen)["F.Ra"] is None
   assert continual_metrics(unseen)["BWT"] == pytest.approx(-10)
   only_last: list[list[float | None]] = [[None, None], [40.0, 50.0]]
-  assert continual_metrics(only_last, [1.0, 2.0]) == {"AP": 45.0, "F.Ra": None, "BWT": None, "FWT": None}
+  assert continual_metrics(only_last, [1.0, 2.0]) == {
+    "AP": 45.0,
+    "F.Ra": None,
+    "BWT": None,
+    "FWT": None,
+  }
   with pytest.raises(ValueError, match="shorter"):
     continual_metrics(RUN, [1.0])
 
 
 def test_a_run_under_way_takes_the_baseline_of_the_tasks_it_has_seen():
-  assert continual_metrics([row[:2] for row in RUN[:2]], SINGLE)["FWT"] == pytest.approx(((50 - 48) + (40 - 44)) / 2)
+  assert continual_metrics([row[:2] for row in RUN[:2]], SINGLE)["FWT"] == pytest.approx(
+    ((50 - 48) + (40 - 44)) / 2
+  )
 
 
-@pytest.mark.parametrize(("mixtures", "count"), [([[1.0], [1.0]], 1), ([[1.0, 0.0], [0.0, 1.0]], 2), ([[0.5, 0.5, 0.0, 0.0]] * 2, 2),
-                                                 ([[1.0, 1.0, 1.0, 1.0]], 4)])
+@pytest.mark.parametrize(
+  ("mixtures", "count"),
+  [
+    ([[1.0], [1.0]], 1),
+    ([[1.0, 0.0], [0.0, 1.0]], 2),
+    ([[0.5, 0.5, 0.0, 0.0]] * 2, 2),
+    ([[1.0, 1.0, 1.0, 1.0]], 4),
+  ],
+)
 def test_blocks_in_use_are_counted_by_the_weight_they_get(mixtures, count):
   assert blocks_used(mixtures) == pytest.approx(count)

@@ -1,4 +1,7 @@
-"""The embedded benchmark: its stream, the pretraining mixture that must not know it, and the shipped t5-mini."""
+"""The embedded benchmark: its stream, the pretraining mixture that must not know it, and the
+shipped t5-mini.
+"""
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +10,9 @@ from transformers import AutoTokenizer
 from sapt_jax.backbones import hf
 from sapt_jax.mini import T5_MINI, instructions, language, make_backbone, pretraining, tasks
 
-SHIPPED = pytest.mark.skipif(not (T5_MINI / "model.safetensors").exists(), reason="t5-mini is not in this checkout")
+SHIPPED = pytest.mark.skipif(
+  not (T5_MINI / "model.safetensors").exists(), reason="t5-mini is not in this checkout"
+)
 KIND_OF = {word: kind for kind, words in language.KINDS.items() for word in words}
 
 
@@ -17,7 +22,11 @@ def stream():
 
 
 def rows(task):
-  return [(example.input, example.references[0]) for split in (task.train, task.dev, task.test) for example in split]
+  return [
+    (example.input, example.references[0])
+    for split in (task.train, task.dev, task.test)
+    for example in split
+  ]
 
 
 def words(text):
@@ -46,7 +55,12 @@ def test_splits_have_their_sizes_and_are_disjoint(stream):
 def test_definitions_differ_and_tell_no_label(stream):
   definitions = [task.definition for task in stream.values()]
   assert len(set(definitions)) == len(definitions) == 10
-  labels = {*tasks.FILM_LABELS.values(), *tasks.MEAL_LABELS.values(), *tasks.SECTION_LABELS.values(), *tasks.DESK_LABELS.values()}
+  labels = {
+    *tasks.FILM_LABELS.values(),
+    *tasks.MEAL_LABELS.values(),
+    *tasks.SECTION_LABELS.values(),
+    *tasks.DESK_LABELS.values(),
+  }
   assert not labels & {word for definition in definitions for word in words(definition)}
 
 
@@ -60,14 +74,23 @@ def test_related_tasks_share_no_label(stream):
     assert not first & second
 
 
-@pytest.mark.parametrize("name", ["parcel_town", "diary_guest", "chest_content", "owner_list", "queue_ends", "order_slip"])
+@pytest.mark.parametrize(
+  "name", ["parcel_town", "diary_guest", "chest_content", "owner_list", "queue_ends", "order_slip"]
+)
 def test_answers_that_are_read_occur_in_the_input(stream, name):
   for text, answer in rows(stream[name]):
     assert set(words(answer)) <= set(words(text)), (text, answer)
 
 
-@pytest.mark.parametrize(("name", "labels"), [("film_mood", tasks.FILM_LABELS), ("meal_verdict", tasks.MEAL_LABELS),
-                                              ("headline_section", tasks.SECTION_LABELS), ("letter_desk", tasks.DESK_LABELS)])
+@pytest.mark.parametrize(
+  ("name", "labels"),
+  [
+    ("film_mood", tasks.FILM_LABELS),
+    ("meal_verdict", tasks.MEAL_LABELS),
+    ("headline_section", tasks.SECTION_LABELS),
+    ("letter_desk", tasks.DESK_LABELS),
+  ],
+)
 def test_labels_follow_from_the_kinds_of_the_words(stream, name, labels):
   for text, answer in rows(stream[name]):
     kinds = {KIND_OF.get(word) for word in words(text)} & labels.keys()
@@ -88,7 +111,11 @@ def test_readers_find_the_asked_for_entry(stream):
 @pytest.fixture(scope="module")
 def sample():
   rng = np.random.default_rng(7)
-  return [pretraining.mixture_pair(rng, progress) for progress in (0.0, 0.2, 0.3, 1.0) for _ in range(8000)]
+  return [
+    pretraining.mixture_pair(rng, progress)
+    for progress in (0.0, 0.2, 0.3, 1.0)
+    for _ in range(8000)
+  ]
 
 
 def test_the_mixture_knows_no_definition_and_no_input_of_the_stream(stream, sample):
@@ -103,24 +130,38 @@ def test_the_mixture_is_decided_by_the_seed(sample):
   assert [pretraining.mixture_pair(rng, 0.0) for _ in range(100)] == sample[:100]
 
 
-@pytest.mark.parametrize("writer", instructions.FAMILIES, ids=lambda writer: writer.__name__.lstrip("_"))
+@pytest.mark.parametrize(
+  "writer", instructions.FAMILIES, ids=lambda writer: writer.__name__.lstrip("_")
+)
 def test_every_answer_of_the_mixture_is_said_or_is_a_kind(writer):
   rng = np.random.default_rng(3)
   for definition, text, answer in (writer(rng) for _ in range(200)):
     assert answer
-    assert set(words(answer)) <= {*words(definition), *words(text), *language.KINDS}, (definition, text, answer)
+    assert set(words(answer)) <= {*words(definition), *words(text), *language.KINDS}, (
+      definition,
+      text,
+      answer,
+    )
 
 
 def test_every_bucket_holds_the_mixture(tokenizer, sample):
-  lost = [pair for pair, (source, target) in zip(sample, make_backbone.encode(tokenizer, sample), strict=True)
-          if not any(len(source) <= a and len(target) <= b for a, b in make_backbone.BUCKETS)]
+  lost = [
+    pair
+    for pair, (source, target) in zip(sample, make_backbone.encode(tokenizer, sample), strict=True)
+    if not any(len(source) <= a and len(target) <= b for a, b in make_backbone.BUCKETS)
+  ]
   assert len(lost) < len(sample) / 200
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
   rng = np.random.default_rng(0)
-  texts = [text for _ in range(2000) for pair in [pretraining.mixture_pair(rng)] for text in (pair.source, pair.target)]
+  texts = [
+    text
+    for _ in range(2000)
+    for pair in [pretraining.mixture_pair(rng)]
+    for text in (pair.source, pair.target)
+  ]
   return make_backbone.build_tokenizer(texts, language.lexicon(), pretraining.SENTINELS)
 
 
@@ -138,7 +179,11 @@ def test_shipped_tokenizer_gives_text_back(stream):
   tokenizer = AutoTokenizer.from_pretrained(str(T5_MINI))
   assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
   for task in stream.values():
-    for text in (task.definition, *(text for text, _ in rows(task)[:50]), *(answer for _, answer in rows(task)[:50])):
+    for text in (
+      task.definition,
+      *(text for text, _ in rows(task)[:50]),
+      *(answer for _, answer in rows(task)[:50]),
+    ):
       ids = tokenizer(text).input_ids
       assert ids[-1] == 1
       assert 2 not in ids
@@ -159,6 +204,7 @@ def test_shipped_model_is_small_and_finite():
 @SHIPPED
 def test_shipped_model_computes_what_torch_computes(torch):
   from transformers import T5ForConditionalGeneration
+
   reference = T5ForConditionalGeneration.from_pretrained(T5_MINI, dtype=torch.float32).eval()
   backbone = hf.load_backbone(str(T5_MINI))
   rng = np.random.default_rng(0)
@@ -166,14 +212,25 @@ def test_shipped_model_computes_what_torch_computes(torch):
   with torch.no_grad():
     expected = reference(input_ids=torch.tensor(source), labels=torch.tensor(target)).logits.numpy()
   ones = [jnp.ones(x.shape, bool) for x in (source, target)]
-  got = backbone.model.apply({"params": backbone.params}, jnp.asarray(source), ones[0], jnp.asarray(target), ones[1])
+  got = backbone.model.apply(
+    {"params": backbone.params}, jnp.asarray(source), ones[0], jnp.asarray(target), ones[1]
+  )
   np.testing.assert_allclose(got, expected, rtol=1e-3, atol=2e-3)
 
 
 def test_the_program_writes_a_folder_that_loads(tmp_path, monkeypatch):
-  small = {"d_model": 32, "d_kv": 8, "num_heads": 3, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1}
+  small = {
+    "d_model": 32,
+    "d_kv": 8,
+    "num_heads": 3,
+    "d_ff": 32,
+    "num_layers": 1,
+    "num_decoder_layers": 1,
+  }
   monkeypatch.setattr(make_backbone, "CONFIG", make_backbone.CONFIG | small)
-  make_backbone.main(["--output", str(tmp_path), "--seed", "3", "--steps", "2", "--batch", "4", "--eval-rows", "20"])
+  make_backbone.main(
+    ["--output", str(tmp_path), "--seed", "3", "--steps", "2", "--batch", "4", "--eval-rows", "20"]
+  )
   backbone = hf.load_backbone(str(tmp_path))
   assert backbone.config.width == 32
   assert len(AutoTokenizer.from_pretrained(str(tmp_path))) == backbone.config.vocab_size

@@ -1,4 +1,7 @@
-"""The library against goldens: those of the authors' code, and more made here on torch modules, of other shapes and pool sizes."""
+"""The library against goldens: those of the authors' code, and more made here on torch modules, of
+other shapes and pool sizes.
+"""
+
 import copy
 import dataclasses
 import importlib.util
@@ -37,12 +40,19 @@ def test_every_array_of_every_golden_of_the_public_code(parity, shared):
 
 @pytest.fixture(scope="module")
 def golden_files(torch, tmp_path_factory):
-  """Goldens with heads * d_kv != d_model and five blocks, and with grouped queries and three; without an index."""
+  """Goldens with heads * d_kv != d_model and five blocks, and with grouped queries and three;
+  without an index.
+  """
   from tests import torch_models, torch_sapt
+
   folder = tmp_path_factory.mktemp("goldens")
   files = {"t5": folder / "t5.npz", "llama": folder / "llama.npz"}
-  torch_sapt.write_golden(files["t5"], torch_models.make("t5-v1.1"), tasks=5, eos=1, pad=0, parts=("pad",))
-  torch_sapt.write_golden(files["llama"], torch_models.make("llama-gqa"), tasks=3, eos=2, pad=3, parts=("eq", "leftpad"))
+  torch_sapt.write_golden(
+    files["t5"], torch_models.make("t5-v1.1"), tasks=5, eos=1, pad=0, parts=("pad",)
+  )
+  torch_sapt.write_golden(
+    files["llama"], torch_models.make("llama-gqa"), tasks=3, eos=2, pad=3, parts=("eq", "leftpad")
+  )
   return files
 
 
@@ -73,13 +83,21 @@ def test_the_number_of_heads_is_found_from_the_arrays(parity, goldens, golden_fi
   assert parity.load_golden(golden_files["llama"], heads=2).model.config.key_heads == 1
 
 
-@pytest.mark.parametrize(("array", "factor", "ok"), [
-  ("pad/grad/encoder.prompt_key", 4e-5, True), ("pad/grad/encoder.prompt_key", 6e-5, False),
-  ("pad/out/loss", 0.9e-5, True), ("pad/out/loss", 1.1e-5, False)])
+@pytest.mark.parametrize(
+  ("array", "factor", "ok"),
+  [
+    ("pad/grad/encoder.prompt_key", 4e-5, True),
+    ("pad/grad/encoder.prompt_key", 6e-5, False),
+    ("pad/out/loss", 0.9e-5, True),
+    ("pad/out/loss", 1.1e-5, False),
+  ],
+)
 def test_a_difference_beyond_the_tolerance_is_seen(parity, goldens, array, factor, ok):
   golden = goldens["t5"]
   theirs = golden.arrays[array]
-  off = theirs + factor * np.max(np.abs(theirs)) * (np.arange(theirs.size).reshape(theirs.shape) == theirs.size - 1)
+  off = theirs + factor * np.max(np.abs(theirs)) * (
+    np.arange(theirs.size).reshape(theirs.shape) == theirs.size - 1
+  )
   assert parity.compare(golden, array, off).ok is ok
   assert not parity.compare(golden, array, np.full_like(theirs, np.nan)).ok
   assert not parity.compare(golden, array, theirs[..., None]).ok
@@ -99,7 +117,9 @@ def test_another_id_is_accepted_only_where_the_choice_was_close(parity, goldens)
   assert not parity.compare(golden, "pad/out/generated_ids", other).ok
 
 
-def test_the_program_counts_and_tells_by_its_exit_code(parity, goldens, golden_files, monkeypatch, capsys, tmp_path):
+def test_the_program_counts_and_tells_by_its_exit_code(
+  parity, goldens, golden_files, monkeypatch, capsys, tmp_path
+):
   golden, file = goldens["t5"], str(golden_files["t5"])
   compared = [name for name in golden.arrays if "/out/" in name or "/grad/" in name]
   monkeypatch.setattr(parity, "computed", lambda golden, name, forward_only: golden.arrays)
@@ -109,11 +129,17 @@ def test_the_program_counts_and_tells_by_its_exit_code(parity, goldens, golden_f
   assert all(row.split()[-1] == "ok" for row in rows)
   assert last == f"parity: {len(compared)} arrays, worst rel 0.00e+00"
 
-  wrong = {name: x + 1 if name == "pad/out/logits" else x for name, x in golden.arrays.items() if name != "pad/out/loss"}
+  wrong = {
+    name: x + 1 if name == "pad/out/logits" else x
+    for name, x in golden.arrays.items()
+    if name != "pad/out/loss"
+  }
   monkeypatch.setattr(parity, "computed", lambda golden, name, forward_only: wrong)
   assert parity.main([file]) == 1
   out = capsys.readouterr().out
-  assert sum(" FAIL" in line for line in out.splitlines()) == 2  # the one that is off, and the one that nothing is known of
+  assert (
+    sum(" FAIL" in line for line in out.splitlines()) == 2
+  )  # the one that is off, and the one that nothing is known of
 
   (tmp_path / "x.npz").write_bytes(b"nothing")
   for path in (tmp_path / "absent.npz", tmp_path / "x.npz"):

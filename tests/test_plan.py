@@ -1,4 +1,7 @@
-"""Plans for hardware that is not here: what is counted in a compiled program, and that the program is the run's."""
+"""Plans for hardware that is not here: what is counted in a compiled program, and that the program
+is the run's.
+"""
+
 import dataclasses
 import json
 import os
@@ -21,23 +24,38 @@ from sapt_jax.plan.sizes import SIZES
 pytestmark = pytest.mark.usefixtures("optimised")
 
 # Wide enough that the products of a hand formula are nearly all there is.
-SMALL = tiny.LLAMA | {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
+SMALL = tiny.LLAMA | {
+  "hidden_size": 64,
+  "intermediate_size": 128,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "vocab_size": 128,
+}
 ROWS, SOURCE, TARGET = 4, 49, 16  # joined in rows of 64
 
 
 def small_config(**changes):
   return config.Config(
-    method=config.Method(name="sequential"), pet=config.Pet(rank=2), fit=config.Fit(batch_size=ROWS),
-    data=config.Data(max_source_length=SOURCE, max_target_length=TARGET), evaluation=config.Evaluation(batch_size=ROWS), **changes)
+    method=config.Method(name="sequential"),
+    pet=config.Pet(rank=2),
+    fit=config.Fit(batch_size=ROWS),
+    data=config.Data(max_source_length=SOURCE, max_target_length=TARGET),
+    evaluation=config.Evaluation(batch_size=ROWS),
+    **changes,
+  )
 
 
 def small_step(unroll=1, remat="full"):
   backbone = config.Backbone(remat=remat, unroll=unroll)
-  return Programs(small_config(backbone=backbone), sharding.make_mesh(), SMALL, blocks=1, examples=100)
+  return Programs(
+    small_config(backbone=backbone), sharding.make_mesh(), SMALL, blocks=1, examples=100
+  )
 
 
 def hand_flops():
-  """Products of one step on SMALL: forward, the layers' states again, and gradients of states and LoRA factors but of no weight."""
+  """Products of one step on SMALL: forward, the layers' states again, and gradients of states and
+  LoRA factors but of no weight.
+  """
   d, f, key, layers, vocab = 64, 128, 32, 2, 128
   length = SOURCE + TARGET - 1
   tokens = ROWS * length
@@ -45,24 +63,35 @@ def hand_flops():
   attention = 2 * 2 * ROWS * length * length * d
   lora = 2 * tokens * 2 * ((d + d) + (d + key))
   forward = weights + attention + lora
-  again = forward - 2 * tokens * d * f  # what leaves the last product of a layer is not needed again
+  again = (
+    forward - 2 * tokens * d * f
+  )  # what leaves the last product of a layer is not needed again
   backward = weights + 2 * attention + 2 * lora
   return layers * (forward + again + backward) + 2 * 2 * ROWS * TARGET * d * vocab
 
 
 def test_flops_of_a_step_are_those_of_a_hand_formula_scanned_and_unrolled():
-  work_of = lambda *options: Module(small_step(*options).step().compile().as_text(), devices=1).work()
+  def work_of(*options):
+    return Module(small_step(*options).step().compile().as_text(), devices=1).work()
+
   assert work_of(1).flops == pytest.approx(hand_flops(), rel=0.03)
   assert work_of(1).collectives == {}
-  # In straight code XLA also drops what no loop can: the gradient of the first layer's input. A loop counted once would be half.
+  # In straight code XLA also drops what no loop can: the gradient of the first layer's input. A
+  # loop counted once would be half.
   scanned, unrolled = (work_of(unroll, "none").flops for unroll in (1, 2))
   assert 0.9 * scanned < unrolled <= scanned
 
 
 def test_a_method_that_writes_examples_is_planned_with_them():
   options = small_config()
-  options = dataclasses.replace(options, method=config.Method(name="lfpt5"), pet=config.Pet(kind="prompt"))
-  pairs = Programs(options, sharding.make_mesh(), SMALL, blocks=2, examples=100).batch(ROWS, learning=True).lm_pairs
+  options = dataclasses.replace(
+    options, method=config.Method(name="lfpt5"), pet=config.Pet(kind="prompt")
+  )
+  pairs = (
+    Programs(options, sharding.make_mesh(), SMALL, blocks=2, examples=100)
+    .batch(ROWS, learning=True)
+    .lm_pairs
+  )
   assert pairs.target.shape == (ROWS, options.generator.max_length)
 
 
@@ -74,7 +103,9 @@ def test_loops_inside_loops_count_as_often_as_they_run():
     return jax.lax.scan(inner, x, weights)[0], None
 
   def until(x, weights):
-    again = lambda c: (jax.lax.scan(outer, c[0], weights)[0], c[1] + 1)
+    def again(c):
+      return (jax.lax.scan(outer, c[0], weights)[0], c[1] + 1)
+
     return jax.lax.while_loop(lambda c: (c[1] < 9) & (c[0][0, 0] < 1), again, (x, 0))[0]
 
   x, weights = jnp.zeros((8, 16)), jnp.zeros((3, 5, 16, 16))
@@ -88,21 +119,36 @@ def test_loops_inside_loops_count_as_often_as_they_run():
 
 def test_what_a_device_sends_is_counted():
   mesh = sharding.make_mesh(fsdp=4)
-  place = lambda *axes: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
-  shape = lambda sharding, *dims: jax.ShapeDtypeStruct(dims, jnp.float32, sharding=sharding)
+
+  def place(*axes):
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+  def shape(sharding, *dims):
+    return jax.ShapeDtypeStruct(dims, jnp.float32, sharding=sharding)
+
   rows, weights = shape(place("fsdp"), 64, 8), shape(place("fsdp"), 8, 8)
-  product = lambda x, w: jax.lax.with_sharding_constraint(x @ w, place("fsdp"))
+
+  def product(x, w):
+    return jax.lax.with_sharding_constraint(x @ w, place("fsdp"))
+
   with jax.set_mesh(mesh):  # whatever mesh another test has left behind
-    gathered = Module(jax.jit(product).lower(rows, weights).compile().as_text(), 4).work().collectives
-  assert gathered == {"all-gather": {"count": 1, "bytes": 3 * 2 * 8 * 4}}  # a quarter of the weights, to each of three others
-  total = lambda x: jax.lax.with_sharding_constraint(jnp.sum(x, axis=0), place())
+    gathered = (
+      Module(jax.jit(product).lower(rows, weights).compile().as_text(), 4).work().collectives
+    )
+  assert gathered == {
+    "all-gather": {"count": 1, "bytes": 3 * 2 * 8 * 4}
+  }  # a quarter of the weights, to each of three others
+
+  def total(x):
+    return jax.lax.with_sharding_constraint(jnp.sum(x, axis=0), place())
+
   with jax.set_mesh(mesh):
     reduced = Module(jax.jit(total).lower(rows).compile().as_text(), 4).work().collectives
   assert reduced == {"all-reduce": {"count": 1, "bytes": 2 * 3 / 4 * 8 * 4}}
 
 
-# As a TPU's compiler writes them: a batched product is a convolution over the batch with holes, a loop has no trip count, and a collective
-# stands in several fusions.
+# As a TPU's compiler writes them: a batched product is a convolution over the batch with holes, a
+# loop has no trip count, and a collective stands in several fusions.
 TPU_TEXT = """HloModule tpu
 
 %condition (p: (s32[], f32[4,8,16])) -> pred[] {
@@ -150,30 +196,45 @@ def test_a_tpus_spelling_is_read():
   work = module.work()
   assert work.flops == 7 * 2 * 4 * 8 * 32 * 16
   assert work.collectives == {"all-gather": {"count": 7, "bytes": 7 * 3 * 2 * 4 * 4}}
-  assert module.loops() == [{"trips": 7, "kernels": 3}]  # the product and two fusions; names and tuples start nothing
+  assert module.loops() == [
+    {"trips": 7, "kernels": 3}
+  ]  # the product and two fusions; names and tuples start nothing
   assert work.kernels == 21
 
 
 def test_a_loop_that_counts_by_two_runs_half_as_often():
-  assert Module(TPU_TEXT.replace("%by = s32[]{:T(128)} constant(1)", "%by = s32[]{:T(128)} constant(2)"), devices=8).work().flops == (
-    4 * 2 * 4 * 8 * 32 * 16)
+  assert Module(
+    TPU_TEXT.replace("%by = s32[]{:T(128)} constant(1)", "%by = s32[]{:T(128)} constant(2)"),
+    devices=8,
+  ).work().flops == (4 * 2 * 4 * 8 * 32 * 16)
 
 
 def test_only_entries_of_the_input_are_paired_in_a_convolution():
-  assert real_pairs(5, 3, 5, stride=1, pad=1, dilation=1, kernel_dilation=1) == 13  # 15 less one at either end
-  assert real_pairs(4, 4, 4, stride=3, pad=0, dilation=4, kernel_dilation=1) == 4  # one each: a batch
+  assert (
+    real_pairs(5, 3, 5, stride=1, pad=1, dilation=1, kernel_dilation=1) == 13
+  )  # 15 less one at either end
+  assert (
+    real_pairs(4, 4, 4, stride=3, pad=0, dilation=4, kernel_dilation=1) == 4
+  )  # one each: a batch
 
 
-@pytest.mark.parametrize("text", ["h200:8", "h100", "h100:0", "h100:12", "h100:2x4", "v5e:8", "v5e:", "cpu:x", ""])
+@pytest.mark.parametrize(
+  "text", ["h200:8", "h100", "h100:0", "h100:12", "h100:2x4", "v5e:8", "v5e:", "cpu:x", ""]
+)
 def test_a_wrong_target_is_told(text):
   with pytest.raises(InputError, match="--target"):
     hardware.parse_target(text)
 
 
 def test_targets_and_meshes_are_read():
-  counts = {text: hardware.parse_target(text).count for text in ("h100:8", "h100:16", "rtx4090:1", "v5e:2x4", "v5p:2x2x2", "cpu:4")}
+  counts = {
+    text: hardware.parse_target(text).count
+    for text in ("h100:8", "h100:16", "rtx4090:1", "v5e:2x4", "v5p:2x2x2", "cpu:4")
+  }
   assert list(counts.values()) == [8, 16, 1, 8, 8, 4]
-  chosen = program.options(["--target", "cpu:4", "--mesh", "data=2,tensor=2", "--fit.batch-size", "8"])
+  chosen = program.options(
+    ["--target", "cpu:4", "--mesh", "data=2,tensor=2", "--fit.batch-size", "8"]
+  )
   assert (chosen.mesh, chosen.fit.batch_size) == (config.Mesh(data=2, tensor=2), 8)
   for wrong in ("data=2,width=2", "data", "fsdp=0", ""):
     with pytest.raises(InputError, match="--mesh"):
@@ -196,22 +257,41 @@ def test_a_missing_compiler_is_told_with_the_extra_that_brings_it(target, monkey
 def test_advice_names_what_helps():
   target = hardware.parse_target("h100:8")
   chosen = config.Config(backbone=config.Backbone(dtype="bfloat16"), mesh=config.Mesh(fsdp=8))
-  given = lambda arguments, temporaries: {"fits": False, "arguments": int(arguments * target.usable),
-                                          "temporaries": int(temporaries * target.usable)}
-  full = config.Config(backbone=config.Backbone(dtype="bfloat16", remat="full"), mesh=config.Mesh(fsdp=8))
+
+  def given(arguments, temporaries):
+    return {
+      "fits": False,
+      "arguments": int(arguments * target.usable),
+      "temporaries": int(temporaries * target.usable),
+    }
+
+  full = config.Config(
+    backbone=config.Backbone(dtype="bfloat16", remat="full"), mesh=config.Mesh(fsdp=8)
+  )
   sixteen = config.Evaluation(batch_size=16)
   assert figures.advice(given(0.5, 0.4) | {"fits": True}, chosen, target, "step") == ""
   assert "--mesh.fsdp 32" in figures.advice(given(2.5, 0.1), chosen, target, "step")
-  assert "--backbone.dtype bfloat16" in figures.advice(given(2.5, 0.1), config.Config(), target, "step")
+  assert "--backbone.dtype bfloat16" in figures.advice(
+    given(2.5, 0.1), config.Config(), target, "step"
+  )
   assert figures.advice(given(0.5, 0.9), chosen, target, "step") == "--backbone.remat full"
   assert figures.advice(given(0.5, 1.9), full, target, "step") == "--fit.accumulation 4"
   assert figures.advice(given(0.5, 0.9), full, target, "decode") == "--evaluation.batch-size 16"
-  assert "fsdp" in figures.advice(given(0.5, 9.0), config.Config(mesh=config.Mesh(fsdp=16), evaluation=sixteen), target, "decode")
+  assert "fsdp" in figures.advice(
+    given(0.5, 9.0), config.Config(mesh=config.Mesh(fsdp=16), evaluation=sixteen), target, "decode"
+  )
 
 
 def test_built_in_sizes_have_as_many_parameters_as_their_names_say():
-  billions = {"t5-large": 0.783, "t5-xl": 2.85, "t5-xxl": 11.1, "llama2-7b": 6.74, "llama2-13b": 13.0, "llama2-70b": 69.0,
-              "xuanyuan-70b": 69.1}
+  billions = {
+    "t5-large": 0.783,
+    "t5-xl": 2.85,
+    "t5-xxl": 11.1,
+    "llama2-7b": 6.74,
+    "llama2-13b": 13.0,
+    "llama2-70b": 69.0,
+    "xuanyuan-70b": 69.1,
+  }
   mesh = sharding.make_mesh()
   counted = {}
   for name, raw in SIZES.items():
@@ -225,14 +305,38 @@ def test_built_in_sizes_have_as_many_parameters_as_their_names_say():
 def test_a_plan_on_simulated_devices_needs_no_weights(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(os, "environ", dict(os.environ))
   (tmp_path / "config.json").write_text(json.dumps(tiny.T5))
-  program.main(["--target", "cpu:4", "--backbone.path", str(tmp_path), "--fit.batch-size", "8", "--evaluation.batch-size", "8",
-                "--blocks", "3", "--data.max-source-length", "16", "--data.max-target-length", "6", "--json"])
+  program.main(
+    [
+      "--target",
+      "cpu:4",
+      "--backbone.path",
+      str(tmp_path),
+      "--fit.batch-size",
+      "8",
+      "--evaluation.batch-size",
+      "8",
+      "--blocks",
+      "3",
+      "--data.max-source-length",
+      "16",
+      "--data.max-target-length",
+      "6",
+      "--json",
+    ]
+  )
   report = json.loads(capsys.readouterr().out)
-  assert (report["target"], report["mesh"], report["capacity"]) == ("cpu:4", {"data": 1, "fsdp": 4, "tensor": 1}, 4)
+  assert (report["target"], report["mesh"], report["capacity"]) == (
+    "cpu:4",
+    {"data": 1, "fsdp": 4, "tensor": 1},
+    4,
+  )
   assert report["lengths"] == {"source": 16, "target": 8, "new": 6}
   for name in ("step", "decode"):
     found = report[name]
-    assert found["peak"] == found["arguments"] + found["temporaries"] + found["outputs"] - found["donated"]
+    assert (
+      found["peak"]
+      == found["arguments"] + found["temporaries"] + found["outputs"] - found["donated"]
+    )
     assert found["fits"] is True
     assert found["flops"] > 0
     assert found["collectives"]["all-gather"]["bytes"] > 0
@@ -250,15 +354,49 @@ def test_wrong_input_is_one_line_before_any_compiling(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "package"), [("h100:2", "jax_cuda13_plugin"), ("v5e:2x2", "libtpu")])
+@pytest.mark.parametrize(
+  ("target", "package"), [("h100:2", "jax_cuda13_plugin"), ("v5e:2x2", "libtpu")]
+)
 def test_a_plan_for_absent_hardware(target, package, tmp_path):
-  pytest.importorskip(package, reason=f"compiles with {package}, not installed here: pip install -e '.[plan-gpu,plan-tpu]'")
+  pytest.importorskip(
+    package,
+    reason=f"compiles with {package}, not installed here: pip install -e '.[plan-gpu,plan-tpu]'",
+  )
   (tmp_path / "config.json").write_text(json.dumps(SMALL))
-  command = [sys.executable, "-m", "sapt_jax.plan", "--target", target, "--backbone.path", str(tmp_path), "--backbone.remat", "full",
-             "--method.name", "sequential", "--pet.rank", "2", "--blocks", "1", "--fit.batch-size", str(ROWS), "--evaluation.batch-size",
-             str(ROWS), "--data.max-source-length", str(SOURCE), "--data.max-target-length", str(TARGET), "--json"]
-  environment = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
-  done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=600)
+  command = [
+    sys.executable,
+    "-m",
+    "sapt_jax.plan",
+    "--target",
+    target,
+    "--backbone.path",
+    str(tmp_path),
+    "--backbone.remat",
+    "full",
+    "--method.name",
+    "sequential",
+    "--pet.rank",
+    "2",
+    "--blocks",
+    "1",
+    "--fit.batch-size",
+    str(ROWS),
+    "--evaluation.batch-size",
+    str(ROWS),
+    "--data.max-source-length",
+    str(SOURCE),
+    "--data.max-target-length",
+    str(TARGET),
+    "--json",
+  ]
+  environment = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+  }
+  done = subprocess.run(
+    command, capture_output=True, text=True, check=True, env=environment, timeout=600
+  )
   report = json.loads(done.stdout.splitlines()[-1])
   devices = hardware.parse_target(target).count
   assert devices * report["step"]["flops"] == pytest.approx(hand_flops(), rel=0.05)

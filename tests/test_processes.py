@@ -1,4 +1,7 @@
-"""Real processes that share one run over loopback: the results of one process, a stop as asked, a lost process, other meshes to go on."""
+"""Real processes that share one run over loopback: the results of one process, a stop as asked, a
+lost process, other meshes to go on.
+"""
+
 import json
 import os
 import pathlib
@@ -18,13 +21,15 @@ from sapt_jax.run_folder import RunFolder
 from sapt_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OPTIONS = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 4 "
-           "--fit.batch-size 4 --fit.checkpoint-every 3 --fit.log-every 1 --evaluation.batch-size 8 --method.attention routed "
-           "--method.routing-steps 5 --pet.rank 2 --generator.steps 2 --generator.batch-size 4 --generator.rank 2 "
-           "--generator.max-length 48 --generator.keep 0.2 --generator.oversample 2").split()
+OPTIONS = (
+  "--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 4 "
+  "--fit.batch-size 4 --fit.checkpoint-every 3 --fit.log-every 1 --evaluation.batch-size 8 --method.attention routed "
+  "--method.routing-steps 5 --pet.rank 2 --generator.steps 2 --generator.batch-size 4 --generator.rank 2 "
+  "--generator.max-length 48 --generator.keep 0.2 --generator.oversample 2"
+).split()
 
-# A training run that sends itself a signal in its second task, after step 2. It then waits until the runtime has seen it, as it looks once
-# a second.
+# A training run that sends itself a signal in its second task, after step 2. It then waits until
+# the runtime has seen it, as it looks once a second.
 SIGNALLED = """
 import os, sys, time
 from sapt_jax import cli, train
@@ -43,10 +48,20 @@ cli.run(train.main)
 def start(options, output, devices=1, number=None, **environment):
   """A process that trains, on so many simulated devices; `number`: the signal it sends itself."""
   # Half-optimised programs compute the same and compile faster.
-  own = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT)}
+  own = {
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "PYTHONPATH": str(ROOT),
+  }
   program = ["-m", "sapt_jax.train"] if number is None else ["-c", SIGNALLED, str(number)]
-  return subprocess.Popen([sys.executable, *program, *options, "--output", str(output)], env={**os.environ, **own, **environment},
-                          cwd=output.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen(
+    [sys.executable, *program, *options, "--output", str(output)],
+    env={**os.environ, **own, **environment},
+    cwd=output.parent,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
 
 
 def ended(started):
@@ -72,9 +87,21 @@ def free_address():
 def together(count, options, output, numbers=None):
   """Outcomes of so many processes that share a run."""
   # No heartbeat is missed on a machine that is busy or paused.
-  shared = ["--distributed.heartbeat", "600", "--distributed.address", free_address(), "--distributed.processes", str(count),
-            "--distributed.process-id"]
-  return ended([start([*options, *shared, str(i)], output, number=numbers and numbers[i]) for i in range(count)])
+  shared = [
+    "--distributed.heartbeat",
+    "600",
+    "--distributed.address",
+    free_address(),
+    "--distributed.processes",
+    str(count),
+    "--distributed.process-id",
+  ]
+  return ended(
+    [
+      start([*options, *shared, str(i)], output, number=numbers and numbers[i])
+      for i in range(count)
+    ]
+  )
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +120,9 @@ def alone(world, tmp_path_factory):
 
 def logged(folder):
   rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-  return [(row["index"], row["step"], row["loss"], row["gradient_norm"]) for row in rows if "loss" in row]
+  return [
+    (row["index"], row["step"], row["loss"], row["gradient_norm"]) for row in rows if "loss" in row
+  ]
 
 
 def assert_same_run(folder, other):
@@ -108,18 +137,26 @@ def test_four_processes_give_what_one_gives_and_one_of_them_speaks(world, alone,
   outcomes = together(4, [*world, "--mesh.data", "2", "--mesh.fsdp", "2"], tmp_path / "run")
   assert [code for code, _, _ in outcomes] == [0] * 4, outcomes
   assert_same_run(tmp_path / "run", alone)
-  assert ["scores.json" in out for _, out, _ in outcomes] == ["step/s" in err for _, _, err in outcomes] == [True, False, False, False]
+  assert (
+    ["scores.json" in out for _, out, _ in outcomes]
+    == ["step/s" in err for _, _, err in outcomes]
+    == [True, False, False, False]
+  )
 
 
 @pytest.mark.slow
-def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(world, alone, tmp_path):
+def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
+  world, alone, tmp_path
+):
   outcomes = together(2, [*world, "--mesh.data", "2"], tmp_path / "run", numbers=(0, 15))
   assert [code for code, _, _ in outcomes] == [75, 75], outcomes
   record = json.loads((tmp_path / "run/progress/01" / checkpoint.RECORD).read_text())
   stop = f"stopped: SIGTERM came; 2/2 task002_count, step {record['step']} of 4 is saved; the same command continues this run"
   assert all(stop in err for _, _, err in outcomes)
   assert record["step"] in (2, 3)
-  [(code, _, err)] = ended([start([*world, "--mesh.data", "2", "--mesh.fsdp", "2"], tmp_path / "run", devices=4)])
+  [(code, _, err)] = ended(
+    [start([*world, "--mesh.data", "2", "--mesh.fsdp", "2"], tmp_path / "run", devices=4)]
+  )
   assert code == 0, err
   assert f"{record['step']}/4" in err.split("2/2 task002_count:")[1]  # the bar begins there
   assert_same_run(tmp_path / "run", alone)
@@ -127,9 +164,15 @@ def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
 
 @pytest.mark.slow
 def test_wrong_input_that_one_process_meets_ends_all_with_one_line_each(world, tmp_path):
-  odd = [*world[: world.index("--data.root") + 1], str(tmp_path / "nowhere"), *world[world.index("--data.root") + 2:]]
+  odd = [
+    *world[: world.index("--data.root") + 1],
+    str(tmp_path / "nowhere"),
+    *world[world.index("--data.root") + 2 :],
+  ]
   shared = f"--mesh.data 2 --distributed.address {free_address()} --distributed.processes 2 --distributed.process-id".split()
-  outcomes = ended([start([*options, *shared, str(i)], tmp_path / "run") for i, options in enumerate((world, odd))])
+  outcomes = ended(
+    [start([*options, *shared, str(i)], tmp_path / "run") for i, options in enumerate((world, odd))]
+  )
   assert [code for code, _, _ in outcomes] == [2, 2], outcomes
   assert "process 1 has found wrong input" in outcomes[0][2]
   assert "nowhere" in outcomes[1][2]
@@ -142,44 +185,79 @@ def test_a_process_ends_soon_and_says_why_when_another_is_killed(world, tmp_path
   code, _, err = outcomes[0]
   # It meets the broken connection; heartbeats are not waited for.
   assert code == processes.LOST, err
-  assert "error: process 0 of 2 ends, another process is gone; started again, all of them continue" in err
+  assert (
+    "error: process 0 of 2 ends, another process is gone; started again, all of them continue"
+    in err
+  )
   assert checkpoint.is_finished(tmp_path / "run/snapshots/00_task001_colour")
 
 
 def test_a_folder_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "all_say", lambda here: [here, False])
   folder = RunFolder(tmp_path / "run", config.Config(), "")
-  with pytest.raises(InputError, match="process 1 does not find there what process 0 wrote"), folder:
+  with (
+    pytest.raises(InputError, match="process 1 does not find there what process 0 wrote"),
+    folder,
+  ):
     pass
 
 
 def test_what_four_devices_saved_is_restored_on_other_meshes_bit_for_bit(tmp_path):
-  spread = lambda mesh: jax.sharding.NamedSharding(mesh, sharding.spec("batch", "heads"))
-  tree = {"a": np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32), "b": np.arange(16.0, dtype=np.float32).reshape(8, 2)}
+  def spread(mesh):
+    return jax.sharding.NamedSharding(mesh, sharding.spec("batch", "heads"))
+
+  tree = {
+    "a": np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32),
+    "b": np.arange(16.0, dtype=np.float32).reshape(8, 2),
+  }
   wide = sharding.make_mesh(fsdp=4)
-  placed = {"a": sharding.place(tree["a"], spread(wide)), "b": sharding.place(tree["b"], sharding.replicated(wide))}
+  placed = {
+    "a": sharding.place(tree["a"], spread(wide)),
+    "b": sharding.place(tree["b"], sharding.replicated(wide)),
+  }
   checkpoint.save(tmp_path / "saved", placed, {})
-  for mesh in (sharding.make_mesh(), sharding.make_mesh(fsdp=2, tensor=2), sharding.make_mesh(data=2, tensor=2)):
-    abstract = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread(mesh)) for name, x in tree.items()}
+  for mesh in (
+    sharding.make_mesh(),
+    sharding.make_mesh(fsdp=2, tensor=2),
+    sharding.make_mesh(data=2, tensor=2),
+  ):
+    abstract = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=spread(mesh))
+      for name, x in tree.items()
+    }
     restored, _ = checkpoint.load(tmp_path / "saved", abstract)
     for name, value in tree.items():
       assert restored[name].sharding == spread(mesh)
       assert np.array_equal(restored[name], value)
 
 
-SRUN = {"SLURM_NTASKS": "16", "SLURM_PROCID": "13", "SLURM_LOCALID": "5", "SLURM_STEP_NODELIST": "node[1-2]"}
-MPIRUN = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://h:1"}
+SRUN = {
+  "SLURM_NTASKS": "16",
+  "SLURM_PROCID": "13",
+  "SLURM_LOCALID": "5",
+  "SLURM_STEP_NODELIST": "node[1-2]",
+}
+MPIRUN = {
+  "OMPI_COMM_WORLD_SIZE": "2",
+  "OMPI_COMM_WORLD_RANK": "1",
+  "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+  "OMPI_MCA_orte_hnp_uri": "1.0;tcp://h:1",
+}
 
 
-@pytest.mark.parametrize(("environment", "devices", "tpu", "expected"), [
-  ({}, 0, False, None),
-  ({"SLURM_NTASKS": "16", "SLURM_JOB_ID": "1", "SLURM_LOCALID": "0"}, 0, False, None),
-  (SRUN, 0, False, [5]),
-  (SRUN, 2, False, [10, 11]),
-  (SRUN | {"SLURM_NTASKS": "1"}, 0, False, None),
-  (MPIRUN, 0, False, [1]),
-  ({}, 0, True, "all"),
-], ids=["nothing", "sbatch without srun", "srun", "srun, two each", "srun of one", "mpirun", "tpu"])
+@pytest.mark.parametrize(
+  ("environment", "devices", "tpu", "expected"),
+  [
+    ({}, 0, False, None),
+    ({"SLURM_NTASKS": "16", "SLURM_JOB_ID": "1", "SLURM_LOCALID": "0"}, 0, False, None),
+    (SRUN, 0, False, [5]),
+    (SRUN, 2, False, [10, 11]),
+    (SRUN | {"SLURM_NTASKS": "1"}, 0, False, None),
+    (MPIRUN, 0, False, [1]),
+    ({}, 0, True, "all"),
+  ],
+  ids=["nothing", "sbatch without srun", "srun", "srun, two each", "srun of one", "mpirun", "tpu"],
+)
 def test_processes_are_found_as_launchers_say(environment, devices, tpu, expected):
   found = processes.arguments_of(Distributed(local_devices=devices), environment, tpu)
   assert found == (expected and {"local_device_ids": None if expected == "all" else expected})
@@ -187,17 +265,28 @@ def test_processes_are_found_as_launchers_say(environment, devices, tpu, expecte
 
 def test_what_is_said_outright_goes_before_a_launcher():
   found = processes.arguments_of(Distributed("host:1234", 4, 3), SRUN, on_tpu=True)
-  assert (found["coordinator_address"], found["num_processes"], found["process_id"]) == ("host:1234", 4, 3)
+  assert (found["coordinator_address"], found["num_processes"], found["process_id"]) == (
+    "host:1234",
+    4,
+    3,
+  )
 
 
-@pytest.mark.parametrize(("values", "named"), [
-  ({"address": "host:1234"}, "distributed.processes, distributed.process_id: not given"),
-  ({"processes": 2, "process_id": 0}, "distributed.address: not given"),
-  ({"address": "host", "processes": 2, "process_id": 0}, "'host': must be HOST:PORT"),
-  ({"address": "host:1", "processes": 2, "process_id": 2}, "process_id 2: must be at least 0 and less"),
-  ({"local_devices": -1}, "local_devices -1"),
-  ({"heartbeat": 0}, "heartbeat 0"),
-], ids=lambda value: None if isinstance(value, dict) else value[:20])
+@pytest.mark.parametrize(
+  ("values", "named"),
+  [
+    ({"address": "host:1234"}, "distributed.processes, distributed.process_id: not given"),
+    ({"processes": 2, "process_id": 0}, "distributed.address: not given"),
+    ({"address": "host", "processes": 2, "process_id": 0}, "'host': must be HOST:PORT"),
+    (
+      {"address": "host:1", "processes": 2, "process_id": 2},
+      "process_id 2: must be at least 0 and less",
+    ),
+    ({"local_devices": -1}, "local_devices -1"),
+    ({"heartbeat": 0}, "heartbeat 0"),
+  ],
+  ids=lambda value: None if isinstance(value, dict) else value[:20],
+)
 def test_half_given_options_are_refused(values, named):
   with pytest.raises(InputError, match=named):
     config.Distributed(**values)

@@ -1,4 +1,7 @@
-"""The shape of the code base: imports go down the house only, and whatever is imported is a declared dependency."""
+"""The shape of the code base: imports go down the house only, and whatever is imported is a
+declared dependency.
+"""
+
 import ast
 import re
 import sys
@@ -9,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# From roof to cellar. A module stands on the line that has the longest beginning of its name, and imports from its own
-# entry or from lines below.
+# From roof to cellar. A module stands on the line that has the longest beginning of its name, and
+# imports from its own entry or from lines below.
 HOUSE = """
   train predict report export plan
   continual answering
@@ -31,21 +34,29 @@ HOUSE = """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}
 SOURCES = sorted((ROOT / "sapt_jax").rglob("*.py"))
 OWNERS = metadata.packages_distributions()
-PROGRAMS = sorted(path for folder in ("benchmarks", "configs", "launch") for path in (ROOT / folder).rglob("*.py"))
+PROGRAMS = sorted(
+  path for folder in ("benchmarks", "configs", "launch") for path in (ROOT / folder).rglob("*.py")
+)
 
 
 def name_of(path: Path) -> str:
   """sapt_jax/pet/lora.py -> pet.lora; sapt_jax/methods/__init__.py -> methods."""
-  return ".".join(path.relative_to(ROOT / "sapt_jax").with_suffix("").parts).removesuffix(".__init__")
+  return ".".join(path.relative_to(ROOT / "sapt_jax").with_suffix("").parts).removesuffix(
+    ".__init__"
+  )
 
 
 def entry_of(module: str) -> str | None:
   """The entry of HOUSE that a module belongs to."""
-  return max((name for name in FLOORS if f"{module}.".startswith(f"{name}.")), key=len, default=None)
+  return max(
+    (name for name in FLOORS if f"{module}.".startswith(f"{name}.")), key=len, default=None
+  )
 
 
 def imports_of(path: Path, everywhere: bool = True) -> set[str]:
-  """Full names of what a file imports, everywhere or at its top alone; for `from a import b` both a and a.b."""
+  """Full names of what a file imports, everywhere or at its top alone; for `from a import b` both a
+  and a.b.
+  """
   names: set[str] = set()
   tree = ast.parse(path.read_text(encoding="utf-8"))
   for node in ast.walk(tree) if everywhere else tree.body:
@@ -62,14 +73,22 @@ def distributions(requirements: list[str]) -> set[str]:
   return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if path != ROOT / "sapt_jax" / "__init__.py"], ids=name_of)
+@pytest.mark.parametrize(
+  "path", [path for path in SOURCES if path != ROOT / "sapt_jax" / "__init__.py"], ids=name_of
+)
 def test_imports_go_down(path):
   module = name_of(path)
   here = entry_of(module)
   assert here is not None, f"{module} stands nowhere in HOUSE: say where it belongs"
   known = {name_of(other) for other in SOURCES}
-  used = {name.removeprefix("sapt_jax.") for name in imports_of(path) if name.startswith("sapt_jax.")} & known
-  upward = {name for name in used if (there := entry_of(name)) != here and there and FLOORS[there] <= FLOORS[here]}
+  used = {
+    name.removeprefix("sapt_jax.") for name in imports_of(path) if name.startswith("sapt_jax.")
+  } & known
+  upward = {
+    name
+    for name in used
+    if (there := entry_of(name)) != here and there and FLOORS[there] <= FLOORS[here]
+  }
   assert not upward, f"{module} imports {sorted(upward)}, which stand on its own floor or above"
 
 
@@ -78,9 +97,18 @@ def test_imports_are_declared_dependencies(path):
   required = distributions((ROOT / "requirements.txt").read_text().splitlines())
   extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
   optional = distributions([line for lines in extras.values() for line in lines])
-  own = {*sys.stdlib_module_names, "sapt_jax", *(program.stem for program in PROGRAMS if program.parent == path.parent)}
+  own = {
+    *sys.stdlib_module_names,
+    "sapt_jax",
+    *(program.stem for program in PROGRAMS if program.parent == path.parent),
+  }
   # An optional dependency may be imported where it is used, not by everyone who imports the module.
-  for names, allowed in ((imports_of(path, everywhere=False), required), (imports_of(path), required | optional)):
+  for names, allowed in (
+    (imports_of(path, everywhere=False), required),
+    (imports_of(path), required | optional),
+  ):
     for package in {name.split(".")[0] for name in names} - own:
       owners = distributions(OWNERS.get(package, [package]))
-      assert owners & allowed, f"imports {package}: not in requirements.txt nor (inside a function) in an extra"
+      assert owners & allowed, (
+        f"imports {package}: not in requirements.txt nor (inside a function) in an extra"
+      )

@@ -1,4 +1,7 @@
-"""Weights in 8 and 4 bits: what rounding may cost, what they take, and that such a backbone trains, answers and is split like another."""
+"""Weights in 8 and 4 bits: what rounding may cost, what they take, and that such a backbone trains,
+answers and is split like another.
+"""
+
 import json
 import subprocess
 import sys
@@ -19,8 +22,10 @@ from sapt_jax.pet.adapters import Adapters
 from sapt_jax.training.step import token_losses
 
 # Wide enough for several groups of 32 that four devices can share.
-RAW = {"t5": tiny.T5 | {"d_model": 128, "d_kv": 32, "d_ff": 256},
-       "llama": tiny.LLAMA | {"hidden_size": 128, "intermediate_size": 256}}
+RAW = {
+  "t5": tiny.T5 | {"d_model": 128, "d_kv": 32, "d_ff": 256},
+  "llama": tiny.LLAMA | {"hidden_size": 128, "intermediate_size": 256},
+}
 BITS = (8, 4)
 
 
@@ -47,29 +52,52 @@ def test_no_weight_is_further_off_than_the_levels_allow(bits, dtype):
   kernel[64:128] = 0.0
   kernel[128, 0] = -9.0 * np.abs(kernel[128:192, 0]).max()
   codes, scales = quantize.quantize(kernel, bits, dtype)
-  assert (codes.dtype, codes.shape, scales.dtype, scales.shape) == (quantize.CODES[bits], (512, 24), dtype, (8, 24))
+  assert (codes.dtype, codes.shape, scales.dtype, scales.shape) == (
+    quantize.CODES[bits],
+    (512, 24),
+    dtype,
+    (8, 24),
+  )
   again = np.asarray(quantize.dequantize(jnp.asarray(codes), jnp.asarray(scales)), np.float32)
   groups, errors = kernel.reshape(8, 64, 24), np.abs(again - kernel).reshape(8, 64, 24)
   largest = np.abs(groups).max(axis=1, keepdims=True)
-  step = {8: 1 / 128, 4: 1 - 7 * (128 + 49) / 1536}[bits]  # the widest, between the two lowest codes
+  step = {8: 1 / 128, 4: 1 - 7 * (128 + 49) / 1536}[
+    bits
+  ]  # the widest, between the two lowest codes
   rounding = float(jnp.finfo(dtype).eps) * largest
   assert np.all(errors <= step * largest + rounding)
-  near = np.sign(groups) * np.sign(np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1)) >= 0
+  near = (
+    np.sign(groups)
+    * np.sign(np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1))
+    >= 0
+  )
   assert np.all(errors[near] <= (step / 2 * largest + rounding + 0 * groups)[near])
   assert np.all(again[64:128] == 0)
 
 
 def test_a_part_of_a_kernel_is_quantised_as_the_whole_is():
-  kernel = np.random.default_rng(0).normal(size=(1024, 4)).astype(np.float32)  # its quarters alone would have smaller groups
+  kernel = (
+    np.random.default_rng(0).normal(size=(1024, 4)).astype(np.float32)
+  )  # its quarters alone would have smaller groups
   group = quantize.group_of(1024)
   parts = [quantize.quantize(part, 4, np.float32, group) for part in np.split(kernel, 4)]
-  for whole, of_parts in zip(quantize.quantize(kernel, 4, np.float32), zip(*parts, strict=True), strict=True):
+  for whole, of_parts in zip(
+    quantize.quantize(kernel, 4, np.float32), zip(*parts, strict=True), strict=True
+  ):
     assert np.array_equal(whole, np.concatenate(of_parts))
 
 
 def test_errors_on_normal_weights_are_those_of_the_docstring():
   kernel = np.random.default_rng(1).normal(size=(512, 512)).astype(np.float32)
-  error = lambda bits: np.std(np.asarray(quantize.dequantize(*map(jnp.asarray, quantize.quantize(kernel, bits, np.float32)))) - kernel)
+
+  def error(bits):
+    return np.std(
+      np.asarray(
+        quantize.dequantize(*map(jnp.asarray, quantize.quantize(kernel, bits, np.float32)))
+      )
+      - kernel
+    )
+
   assert error(4) == pytest.approx(0.087, rel=0.02)
   assert error(8) < 0.007
 
@@ -77,14 +105,23 @@ def test_errors_on_normal_weights_are_those_of_the_docstring():
 @pytest.mark.parametrize("bits", BITS)
 def test_weights_that_are_levels_stay_as_they_are(bits):
   levels = quantize.level(np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1), dtype=np.float32), bits)
-  kernel = np.concatenate([np.concatenate([[-1], part]) for part in np.resize(levels, (8, 63))]).astype(np.float32)[:, None]
+  kernel = np.concatenate(
+    [np.concatenate([[-1], part]) for part in np.resize(levels, (8, 63))]
+  ).astype(np.float32)[:, None]
   found = quantize.quantize(kernel, bits, np.float32)
   np.testing.assert_allclose(quantize.dequantize(*map(jnp.asarray, found)), kernel, atol=1e-6)
   assert np.unique(found[0].astype(np.int8)).size == 2**bits
 
 
 def test_groups_can_be_shared_by_eight_devices_wherever_the_width_allows():
-  assert [quantize.group_of(width) for width in (4096, 5120, 13824, 11008, 48, 6)] == [64, 64, 64, 32, 16, 2]
+  assert [quantize.group_of(width) for width in (4096, 5120, 13824, 11008, 48, 6)] == [
+    64,
+    64,
+    64,
+    32,
+    16,
+    2,
+  ]
   assert 11008 // 32 % 8 == 0
 
 
@@ -110,13 +147,20 @@ def test_gradients_reach_lora_and_no_kernel_is_kept_for_them(folder):
   plain, small = (hf.load_backbone(str(folder), bits=bits) for bits in (0, 8))
   factors = lora.init_block(jax.random.key(1), small.config.lora_sites(), 2)
   factors = jax.tree.map(lambda x: jnp.expand_dims(x + 0.01, 2 if x.shape[-1] == 2 else 1), factors)
-  own = lambda backbone: lambda factors: loss(backbone, Adapters(lora=factors, gates=jnp.ones((4, 1))))
+
+  def own(backbone):
+    return lambda factors: loss(backbone, Adapters(lora=factors, gates=jnp.ones((4, 1))))
+
   ours, theirs = (jax.grad(own(backbone))(factors) for backbone in (small, plain))
   for found, expected in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
     assert float(jnp.linalg.norm(found)) > 0
     assert float(jnp.linalg.norm(found - expected)) < 0.1 * float(jnp.linalg.norm(expected))
   kept = jax.tree.leaves(jax.vjp(own(small), factors)[1])
-  kernels = {codes.shape for path, codes in traverse_util.flatten_dict(small.params).items() if path[-1] == "codes"}
+  kernels = {
+    codes.shape
+    for path, codes in traverse_util.flatten_dict(small.params).items()
+    if path[-1] == "codes"
+  }
   assert not [x.shape for x in kept if x.shape in kernels and jnp.issubdtype(x.dtype, jnp.floating)]
 
 
@@ -124,9 +168,13 @@ def test_gradients_reach_lora_and_no_kernel_is_kept_for_them(folder):
 def test_devices_hold_their_shares_and_compute_what_one_computes(folder, shape):
   alone, mesh = hf.load_backbone(str(folder), bits=4), sharding.make_mesh(**shape)
   spread = hf.load_backbone(str(folder), mesh=mesh, bits=4)
-  for one, several in zip(jax.tree.leaves(alone.params), jax.tree.leaves(spread.params), strict=True):
+  for one, several in zip(
+    jax.tree.leaves(alone.params), jax.tree.leaves(spread.params), strict=True
+  ):
     np.testing.assert_array_equal(one, several)
-  codes = [x for path, x in traverse_util.flatten_dict(spread.params).items() if path[-1] == "codes"]
+  codes = [
+    x for path, x in traverse_util.flatten_dict(spread.params).items() if path[-1] == "codes"
+  ]
   shares = mesh.shape["fsdp"] * mesh.shape["tensor"]
   assert all(x.addressable_shards[0].data.size * shares == x.size for x in codes)
   with jax.set_mesh(mesh):
@@ -155,12 +203,18 @@ print(peak() - before, sum(x.nbytes for x in jax.tree.leaves(backbone.params)))
 
 def test_loading_takes_little_more_memory_than_the_weights(tmp_path):
   import load_cost
+
   folders = [tmp_path / name for name in ("small", "large")]
   for folder, layers in zip(folders, (1, 24), strict=True):
     folder.mkdir()
     load_cost.write_folder(folder, load_cost.config_of(layers, 512), 20_000_000)
-  done = subprocess.run([sys.executable, "-c", PEAK, *map(str, folders)], capture_output=True, text=True, check=True)
+  done = subprocess.run(
+    [sys.executable, "-c", PEAK, *map(str, folders)], capture_output=True, text=True, check=True
+  )
   grown, loaded = map(int, done.stdout.split())
   assert loaded > 140e6
   assert grown < 1.2 * loaded
-  assert json.loads((folders[1] / "model.safetensors.index.json").read_text())["metadata"]["total_size"] == loaded
+  assert (
+    json.loads((folders[1] / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
+    == loaded
+  )

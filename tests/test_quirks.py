@@ -1,4 +1,7 @@
-"""What reference_quirks changes: the correct mode has the true gradient and looks past padding, the quirky one does neither."""
+"""What reference_quirks changes: the correct mode has the true gradient and looks past padding, the
+quirky one does neither.
+"""
+
 import dataclasses
 from functools import partial
 
@@ -25,7 +28,9 @@ EACH = pytest.mark.parametrize("raw", [tiny.T5, tiny.LLAMA], ids=["t5", "llama"]
 
 @dataclasses.dataclass
 class Case:
-  """A random model with a pool of three random blocks that remembers two tasks, with quirks or without."""
+  """A random model with a pool of three random blocks that remembers two tasks, with quirks or
+  without.
+  """
 
   model: hf.Model
   params: dict
@@ -38,58 +43,107 @@ class Case:
 
 def make_case(raw, dtype=jnp.float32):
   rng = np.random.default_rng(0)
-  noise = lambda x, scale: jnp.asarray(scale * rng.normal(size=x.shape), dtype)
+
+  def noise(x, scale):
+    return jnp.asarray(scale * rng.normal(size=x.shape), dtype)
+
   model = hf.build_model(raw, dtype)
   params = nn.meta.unbox(hf.init_params(model, jax.random.key(0)))
-  if model.config.is_decoder_only:  # its initial weights are too small for anything to depend on anything
+  if (
+    model.config.is_decoder_only
+  ):  # its initial weights are too small for anything to depend on anything
     params = jax.tree.map(lambda x: x if x.ndim == 1 else 6 * x, params)
-  setting = Setting(config.Pet(rank=2), model.config.lora_sites(), params["embedding"]["table"], CAPACITY, memory_inputs=2)
+  setting = Setting(
+    config.Pet(rank=2),
+    model.config.lora_sites(),
+    params["embedding"]["table"],
+    CAPACITY,
+    memory_inputs=2,
+  )
   learned = Sapt(config.Method(), setting).start(jax.random.key(1))
   there = jnp.arange(CAPACITY) < TASKS
   pool = jax.tree_util.tree_map_with_path(
-    lambda path, x: noise(x, 0.1) * there.reshape([-1 if axis == blocks.task_axis(path) else 1 for axis in range(x.ndim)]),
-    learned.blocks)
+    lambda path, x: (
+      noise(x, 0.1)
+      * there.reshape([-1 if axis == blocks.task_axis(path) else 1 for axis in range(x.ndim)])
+    ),
+    learned.blocks,
+  )
   memory = learned.memory
   for task in range(TASKS - 1):
     target = jax.nn.softmax(noise(jnp.zeros(task + 1), 1.0))
-    memory = arm.remember(memory, task, noise(jnp.zeros((2, setting.width)), 1.0), jnp.pad(target, (0, CAPACITY - task - 1)))
+    memory = arm.remember(
+      memory,
+      task,
+      noise(jnp.zeros((2, setting.width)), 1.0),
+      jnp.pad(target, (0, CAPACITY - task - 1)),
+    )
   learned = dataclasses.replace(
-    learned, blocks=pool, count=jnp.asarray(TASKS, jnp.int32), keys=noise(learned.keys, 1.0) * there[:, None], memory=memory,
-    query=jax.tree.map(lambda x: x.astype(dtype), learned.query))
+    learned,
+    blocks=pool,
+    count=jnp.asarray(TASKS, jnp.int32),
+    keys=noise(learned.keys, 1.0) * there[:, None],
+    memory=memory,
+    query=jax.tree.map(lambda x: x.astype(dtype), learned.query),
+  )
   return Case(model, params, learned, setting)
 
 
 def make_batch(case):
   """Two rows, of 7 and 4 source tokens, and 4 and 2 target tokens."""
   rng, places = np.random.default_rng(1), np.arange(SOURCE)
-  source_mask = (places[::-1] if case.model.config.is_decoder_only else places) < np.array([[SOURCE], [4]])
+  source_mask = (places[::-1] if case.model.config.is_decoder_only else places) < np.array(
+    [[SOURCE], [4]]
+  )
   target_mask = np.arange(TARGET) < np.array([[TARGET], [2]])
-  fill = lambda mask: jnp.asarray(np.where(mask, rng.integers(2, 270, mask.shape), case.model.config.pad_id), jnp.int32)
-  return Batch(fill(source_mask), jnp.asarray(source_mask), fill(target_mask), jnp.asarray(target_mask), jnp.zeros(2, jnp.int32))
+
+  def fill(mask):
+    return jnp.asarray(
+      np.where(mask, rng.integers(2, 270, mask.shape), case.model.config.pad_id), jnp.int32
+    )
+
+  return Batch(
+    fill(source_mask),
+    jnp.asarray(source_mask),
+    fill(target_mask),
+    jnp.asarray(target_mask),
+    jnp.zeros(2, jnp.int32),
+  )
 
 
 def compiled_step(case, quirks):
   """(trainable, batch) -> (gradient, metrics)"""
-  return jax.jit(partial(batch_gradient, case.model, case.method(quirks), 1, case.params, case.learned))
+  return jax.jit(
+    partial(batch_gradient, case.model, case.method(quirks), 1, case.params, case.learned)
+  )
 
 
 def distance(tree, other):
   """Norm of the difference, relative to the norm of `tree`."""
-  norm = lambda x: np.sqrt(sum(float(jnp.vdot(leaf, leaf)) for leaf in jax.tree.leaves(x)))
+
+  def norm(x):
+    return np.sqrt(sum(float(jnp.vdot(leaf, leaf)) for leaf in jax.tree.leaves(x)))
+
   return norm(jax.tree.map(jnp.subtract, tree, other)) / norm(tree)
 
 
 def alone(batch, row):
   """One row of a batch without its padding."""
-  keep, one = np.asarray(batch.source_mask[row]), jax.tree.map(lambda x: x[row: row + 1], batch)
+  keep, one = np.asarray(batch.source_mask[row]), jax.tree.map(lambda x: x[row : row + 1], batch)
   return one.replace(source=one.source[:, keep], source_mask=one.source_mask[:, keep])
 
 
 @EACH
 def test_an_answer_alone_is_the_answer_in_a_batch(raw):
   case, batch = make_case(raw), make_batch(make_case(raw))
-  answer = jax.jit(partial(answer_batch, case.model, case.method(quirks=False), 5, greedy, case.params, case.learned))
-  (ids, mixture), (ids_alone, mixture_alone) = (answer(part, jax.random.key(0)) for part in (batch, alone(batch, 1)))
+  answer = jax.jit(
+    partial(
+      answer_batch, case.model, case.method(quirks=False), 5, greedy, case.params, case.learned
+    )
+  )
+  (ids, mixture), (ids_alone, mixture_alone) = (
+    answer(part, jax.random.key(0)) for part in (batch, alone(batch, 1))
+  )
   np.testing.assert_allclose(mixture_alone[0], mixture[1], atol=1e-6)
   np.testing.assert_array_equal(ids_alone[0], ids[1])
 
@@ -100,21 +154,28 @@ def test_with_quirks_the_mixture_depends_on_padding(raw):
   for quirks in (False, True):
     method = case.method(quirks)
     mixture, mixture_alone = (
-      method.mixture(case.learned, pooled_inputs(case.model, case.params, part, method.pools_padding), part.task)
-      for part in (batch, alone(batch, 1)))
+      method.mixture(
+        case.learned, pooled_inputs(case.model, case.params, part, method.pools_padding), part.task
+      )
+      for part in (batch, alone(batch, 1))
+    )
     assert bool(np.max(np.abs(mixture[1] - mixture_alone[0])) > 1e-3) == quirks
 
 
 @pytest.fixture
 def double_precision(monkeypatch):
-  """float64 everywhere: also where the library asks for float32 by name, since it means "not bfloat16" by that."""
+  """float64 everywhere: also where the library asks for float32 by name, since it means "not
+  bfloat16" by that.
+  """
   with jax.enable_x64(True):
     monkeypatch.setattr(jnp, "float32", jnp.float64)
     yield
 
 
 @EACH
-def test_the_gradient_is_the_true_one_whatever_stands_at_masked_places_and_with_quirks_another(double_precision, raw):
+def test_the_gradient_is_the_true_one_whatever_stands_at_masked_places_and_with_quirks_another(
+  double_precision, raw
+):
   case = make_case(raw, jnp.float64)
   batch, trainable = make_batch(case), case.method(quirks=False).trainable(case.learned)
   correct, quirky = (compiled_step(case, quirks) for quirks in (False, True))
@@ -123,13 +184,23 @@ def test_the_gradient_is_the_true_one_whatever_stands_at_masked_places_and_with_
   rng, step = np.random.default_rng(2), 1e-6
   for part in ("block", "attention"):  # each by itself: the block's gradient is far larger
     direction = jax.tree.map(jnp.zeros_like, trainable) | {
-      part: jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), trainable[part])}
-    moved = [jax.tree.map(lambda x, y, size=size: x + size * y, trainable, direction) for size in (step, -step)]
+      part: jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), trainable[part])
+    }
+    moved = [
+      jax.tree.map(lambda x, y, size=size: x + size * y, trainable, direction)
+      for size in (step, -step)
+    ]
     numeric = np.subtract(*(correct(each, batch)[1]["loss"] for each in moved)) / (2 * step)
-    along = sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
+    along = sum(
+      jnp.vdot(x, y)
+      for x, y in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+    )
     np.testing.assert_allclose(along, numeric, rtol=1e-6)
 
-  other = batch.replace(source=jnp.where(batch.source_mask, batch.source, 99), target=jnp.where(batch.target_mask, batch.target, 99))
+  other = batch.replace(
+    source=jnp.where(batch.source_mask, batch.source, 99),
+    target=jnp.where(batch.target_mask, batch.target, 99),
+  )
   assert np.any(other.source != batch.source)
   assert np.any(other.target != batch.target)
   other_gradient, other_metrics = correct(trainable, other)

@@ -1,4 +1,7 @@
-"""Shared attention: what must hold of the mixture whatever the pool, and the formulas against plain numpy."""
+"""Shared attention: what must hold of the mixture whatever the pool, and the formulas against plain
+numpy.
+"""
+
 import math
 
 import jax
@@ -14,13 +17,22 @@ D, T = 24, 6
 def draw(seed=0):
   """A projection, keys and pooled embeddings that are not at their start values."""
   rng = np.random.default_rng(seed)
-  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  projection = sals.QueryProjection(normal(D, sals.BOTTLENECK) / 5, normal(sals.BOTTLENECK, D) / 5, 1 + normal(D) / 3, normal(D) / 3)
+
+  def normal(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  projection = sals.QueryProjection(
+    normal(D, sals.BOTTLENECK) / 5, normal(sals.BOTTLENECK, D) / 5, 1 + normal(D) / 3, normal(D) / 3
+  )
   return projection, normal(T, D), normal(5, D)
 
 
 def mixture(projection, keys, count, pooled, centre=None, **options):
-  return jnp.exp(sals.log_mixture(projection, keys, jnp.asarray(count), pooled, centre or sals.no_centre(D), **options))
+  return jnp.exp(
+    sals.log_mixture(
+      projection, keys, jnp.asarray(count), pooled, centre or sals.no_centre(D), **options
+    )
+  )
 
 
 @pytest.mark.parametrize("count", range(1, T + 1))
@@ -35,8 +47,13 @@ def test_the_mixture_sums_to_one_over_the_slots_that_are_taken(count):
 @pytest.mark.parametrize("between", [False, True])
 def test_the_mixture_is_the_papers_formula(between):
   projection, keys, pooled = draw(1)
-  down, up, scale, bias, k, e = (np.asarray(x, np.float64) for x in (*jax.tree.leaves(projection), keys, pooled))
-  silu = lambda x: x / (1 + np.exp(-x))
+  down, up, scale, bias, k, e = (
+    np.asarray(x, np.float64) for x in (*jax.tree.leaves(projection), keys, pooled)
+  )
+
+  def silu(x):
+    return x / (1 + np.exp(-x))
+
   h = silu(e @ down) @ up if between else silu(e @ down @ up)
   q = (h - h.mean(1, keepdims=True)) / np.sqrt(h.var(1, keepdims=True) + 1e-5) * scale + bias
   s = np.exp(q @ k[:4].T / math.sqrt(D))
@@ -48,17 +65,26 @@ def test_the_order_of_the_slots_does_not_matter():
   projection, keys, pooled = draw()
   order = jnp.array([3, 0, 4, 1, 2, 5])  # the last slot is empty
   np.testing.assert_allclose(
-    mixture(projection, keys[order], 5, pooled), mixture(projection, keys, 5, pooled)[:, order], rtol=1e-6)
+    mixture(projection, keys[order], 5, pooled),
+    mixture(projection, keys, 5, pooled)[:, order],
+    rtol=1e-6,
+  )
 
 
 def test_what_an_empty_slot_holds_does_not_matter():
   projection, keys, pooled = draw()
-  np.testing.assert_array_equal(mixture(projection, keys.at[4:].set(1e4), 4, pooled), mixture(projection, keys.at[4:].set(0), 4, pooled))
+  np.testing.assert_array_equal(
+    mixture(projection, keys.at[4:].set(1e4), 4, pooled),
+    mixture(projection, keys.at[4:].set(0), 4, pooled),
+  )
 
 
 def test_one_block_gets_all_the_weight_and_no_gradient():
   projection, keys, pooled = draw()
-  own = lambda projection, keys: jnp.sum(mixture(projection, keys, 1, pooled)[:, 0])
+
+  def own(projection, keys):
+    return jnp.sum(mixture(projection, keys, 1, pooled)[:, 0])
+
   value, gradient = jax.value_and_grad(own, argnums=(0, 1))(projection, keys)
   assert value == 5.0
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
@@ -66,7 +92,12 @@ def test_one_block_gets_all_the_weight_and_no_gradient():
 
 def test_the_gradient_is_finite_and_reaches_taken_keys_alone():
   projection, keys, pooled = draw()
-  log_own = lambda projection, keys: jnp.mean(sals.log_mixture(projection, keys, jnp.asarray(3), pooled, sals.no_centre(D))[:, 2])
+
+  def log_own(projection, keys):
+    return jnp.mean(
+      sals.log_mixture(projection, keys, jnp.asarray(3), pooled, sals.no_centre(D))[:, 2]
+    )
+
   query_gradient, key_gradient = jax.grad(log_own, argnums=(0, 1))(projection, keys)
   assert all(np.all(np.isfinite(leaf)) and np.any(leaf) for leaf in jax.tree.leaves(query_gradient))
   assert np.all(np.isfinite(key_gradient))
@@ -77,8 +108,13 @@ def test_the_centre_is_taken_off_before_the_projection():
   projection, keys, pooled = draw()
   centre = sals.Centre(jnp.mean(pooled, axis=0), jnp.asarray(2.5))
   np.testing.assert_allclose(
-    mixture(projection, keys, 4, pooled, centre), mixture(projection, keys, 4, (pooled - centre.mean) / 2.5), rtol=1e-5)
-  assert not np.allclose(mixture(projection, keys, 4, pooled, centre), mixture(projection, keys, 4, pooled), atol=1e-3)
+    mixture(projection, keys, 4, pooled, centre),
+    mixture(projection, keys, 4, (pooled - centre.mean) / 2.5),
+    rtol=1e-5,
+  )
+  assert not np.allclose(
+    mixture(projection, keys, 4, pooled, centre), mixture(projection, keys, 4, pooled), atol=1e-3
+  )
 
 
 def test_pooling_takes_the_largest_value_over_real_tokens_in_any_order():
@@ -90,7 +126,12 @@ def test_pooling_takes_the_largest_value_over_real_tokens_in_any_order():
   exact = np.asarray(jnp.asarray(embedded, jnp.bfloat16), np.float32)
   np.testing.assert_array_equal(pooled, [exact[row][mask[row]].max(0) for row in range(3)])
   order = rng.permutation(8)
-  np.testing.assert_array_equal(pooled, sals.pool_embeddings(jnp.asarray(embedded[:, order], jnp.bfloat16), jnp.asarray(mask[:, order])))
+  np.testing.assert_array_equal(
+    pooled,
+    sals.pool_embeddings(
+      jnp.asarray(embedded[:, order], jnp.bfloat16), jnp.asarray(mask[:, order])
+    ),
+  )
 
 
 def test_a_fresh_projection_and_key_are_drawn_as_a_linear_layer_is():

@@ -1,4 +1,7 @@
-"""SAPT as a method: what its attention learns in a short budget, what a new block starts from, and its ablations."""
+"""SAPT as a method: what its attention learns in a short budget, what a new block starts from, and
+its ablations.
+"""
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,25 +16,35 @@ def learned_by(method, tasks=4):
   """What the method has learned after so many tasks, half of whose inputs it saw."""
   learned = method.start(jax.random.key(0))
   for index, pooled in enumerate(clusters(tasks)):
-    learned = method.open(learned, jax.random.key(index), TaskInputs(pooled[:12], pooled[12:], pooled[:0]))
+    learned = method.open(
+      learned, jax.random.key(index), TaskInputs(pooled[:12], pooled[12:], pooled[:0])
+    )
     learned = method.close(learned, TaskInputs(pooled[:12], pooled[12:], pooled[:12]))
   return learned
 
 
 def own_weights(method, learned):
-  mixtures = [method.mixture(learned, pooled[12:], jnp.zeros(12, jnp.int32)) for pooled in clusters(4)]
+  mixtures = [
+    method.mixture(learned, pooled[12:], jnp.zeros(12, jnp.int32)) for pooled in clusters(4)
+  ]
   return [float(mixture[:, index].mean()) for index, mixture in enumerate(mixtures)]
 
 
 def test_routed_attention_finds_the_block_of_every_task_without_the_backbone():
-  weights = {attention: own_weights(build("sapt", attention=attention), learned_by(build("sapt", attention=attention)))
-             for attention in ("routed", "published")}
+  weights = {
+    attention: own_weights(
+      build("sapt", attention=attention), learned_by(build("sapt", attention=attention))
+    )
+    for attention in ("routed", "published")
+  }
   assert min(weights["routed"]) > 0.9
   assert min(weights["published"]) < 0.5
 
 
 def test_without_reflection_routing_forgets_earlier_tasks():
-  kept, lost = (build("sapt", attention="routed", reflection_weight=weight) for weight in (0.5, 0.0))
+  kept, lost = (
+    build("sapt", attention="routed", reflection_weight=weight) for weight in (0.5, 0.0)
+  )
   assert kept.wants_pseudo_inputs
   assert not lost.wants_pseudo_inputs
   blind = lost.start(jax.random.key(0))
@@ -51,8 +64,14 @@ def test_a_new_block_can_start_as_what_the_pool_says_of_the_new_inputs(kind):
   assert said[0] > 0.9
   opened = method.open(learned, jax.random.key(9), TaskInputs(pooled[0], pooled[0], pooled[0][:0]))
   expected = blocks.merged(learned.blocks, said, method.setting.pet)
-  jax.tree.map(lambda new, wanted: np.testing.assert_allclose(new, wanted, atol=1e-6), blocks.read(opened.blocks, 2), expected)
-  assert [same(blocks.read(opened.blocks, slot), blocks.read(learned.blocks, slot)) for slot in (0, 1)] == [True, True]
+  jax.tree.map(
+    lambda new, wanted: np.testing.assert_allclose(new, wanted, atol=1e-6),
+    blocks.read(opened.blocks, 2),
+    expected,
+  )
+  assert [
+    same(blocks.read(opened.blocks, slot), blocks.read(learned.blocks, slot)) for slot in (0, 1)
+  ] == [True, True]
 
 
 def test_a_new_block_can_read_what_the_pool_reads_and_add_nothing():
@@ -61,8 +80,14 @@ def test_a_new_block_can_read_what_the_pool_reads_and_add_nothing():
   learned = method.close(through(method, pooled[:2]), TaskInputs(pooled[1], pooled[1], pooled[1]))
   opened = method.open(learned, jax.random.key(9), TaskInputs(pooled[0], pooled[0], pooled[0][:0]))
   said = method.mixture(learned, pooled[0], jnp.zeros(24, jnp.int32)).mean(axis=0)
-  of_site = lambda x: "a" in x
-  new, old = (jax.tree.leaves(tree["lora"], is_leaf=of_site) for tree in (blocks.read(opened.blocks, 2), learned.blocks))
+
+  def of_site(x):
+    return "a" in x
+
+  new, old = (
+    jax.tree.leaves(tree["lora"], is_leaf=of_site)
+    for tree in (blocks.read(opened.blocks, 2), learned.blocks)
+  )
   for site, pool in zip(new, old, strict=True):
     assert not np.any(site["b"])
     whole = np.einsum("t,ldtr,ltro->ldo", said, pool["a"], pool["b"])
@@ -71,21 +96,37 @@ def test_a_new_block_can_read_what_the_pool_reads_and_add_nothing():
       np.testing.assert_allclose(columns.T @ columns, np.eye(columns.shape[1]), atol=1e-5)
     # What these directions miss of the mixture is what any so many must miss.
     missed = whole - unit @ (np.swapaxes(unit, 1, 2) @ whole)
-    least = np.linalg.svd(whole, compute_uv=False)[:, unit.shape[2]:]
-    np.testing.assert_allclose(np.linalg.norm(missed, axis=(1, 2)), np.sqrt((least**2).sum(axis=1)), atol=1e-5)
+    least = np.linalg.svd(whole, compute_uv=False)[:, unit.shape[2] :]
+    np.testing.assert_allclose(
+      np.linalg.norm(missed, axis=(1, 2)), np.sqrt((least**2).sum(axis=1)), atol=1e-5
+    )
 
 
 def test_a_soft_prompt_has_no_directions_to_start_from():
-  fresh, directed = (learned_by(build("sapt", kind="prompt", new_block=how), tasks=2) for how in ("fresh", "directions"))
+  fresh, directed = (
+    learned_by(build("sapt", kind="prompt", new_block=how), tasks=2)
+    for how in ("fresh", "directions")
+  )
   assert same(fresh.blocks, directed.blocks)
 
 
-@pytest.mark.parametrize(("uniform", "learning", "answering"), [
-  ("never", False, False), ("answering", False, True), ("always", True, True)])
+@pytest.mark.parametrize(
+  ("uniform", "learning", "answering"),
+  [("never", False, False), ("answering", False, True), ("always", True, True)],
+)
 def test_blocks_can_be_mixed_alike_to_see_what_the_attention_is_worth(uniform, learning, answering):
   method = build("sapt", attention="routed", uniform=uniform)
   learned = learned_by(method, tasks=2)
   inputs = TaskInputs(clusters(4)[2], clusters(4)[2], clusters(4)[2][:0])
-  alike = lambda tree: bool(np.allclose(method.mixture(tree, inputs.train, jnp.zeros(24, jnp.int32)), [1 / 3, 1 / 3, 1 / 3, 0], atol=1e-3))
+
+  def alike(tree):
+    return bool(
+      np.allclose(
+        method.mixture(tree, inputs.train, jnp.zeros(24, jnp.int32)),
+        [1 / 3, 1 / 3, 1 / 3, 0],
+        atol=1e-3,
+      )
+    )
+
   opened = method.open(learned, jax.random.key(2), inputs)
   assert [alike(opened), alike(method.close(opened, inputs))] == [learning, answering]

@@ -1,4 +1,7 @@
-"""What a run refuses, before it computes anything and with nothing lost: exit code 2, and one line that names the thing and the way out."""
+"""What a run refuses, before it computes anything and with nothing lost: exit code 2, and one line
+that names the thing and the way out.
+"""
+
 import fcntl
 import json
 
@@ -13,7 +16,8 @@ def world(tmp_path_factory):
   return tiny.world(tmp_path_factory.mktemp("world"))
 
 
-# What is wrong -> extra arguments, what is done to the data and model folders, what the one line must name. {} is the folder of both.
+# What is wrong -> extra arguments, what is done to the data and model folders, what the one line
+# must name. {} is the folder of both.
 WRONG = {
   "no data folder": ("--data.root {}/nowhere", None, ["data.root", "nowhere"]),
   "no model folder": ("--backbone.path {}/nowhere", None, ["backbone.path", "nowhere"]),
@@ -22,32 +26,74 @@ WRONG = {
   "wrong choice": ("--method.name magic", None, ["magic", "sequential"]),
   "unknown task": ("--stream.tasks task009", None, ["task009", "task001_colour"]),
   "empty task file": ("", ("train.json", ""), ["train.json"]),
-  "no input": ("", ("train.json", '{"Definition": "d", "Instances": [{"output": "x"}]}'), ["train.json", "Instances[0]", "'input'"]),
+  "no input": (
+    "",
+    ("train.json", '{"Definition": "d", "Instances": [{"output": "x"}]}'),
+    ["train.json", "Instances[0]", "'input'"],
+  ),
   "not utf-8": ("", ("train.json", b'{"Definition": "\xe9"}'), ["train.json:1", "UTF-8"]),
   "no weights": ("", ("model.safetensors", None), ["model.safetensors"]),
   "no config": ("", ("config.json", None), ["config.json"]),
-  "other architecture": ("", ("config.json", json.dumps(tiny.T5 | {"model_type": "gpt2"})), ["config.json", "'gpt2'", "t5, llama"]),
-  "other shape": ("", ("config.json", json.dumps(tiny.T5 | {"d_model": 40})), ["config.json asks for"]),
-  "fewer layers": ("", ("config.json", json.dumps(tiny.T5 | {"num_layers": 1})), ["not used: encoder.block.1"]),
+  "other architecture": (
+    "",
+    ("config.json", json.dumps(tiny.T5 | {"model_type": "gpt2"})),
+    ["config.json", "'gpt2'", "t5, llama"],
+  ),
+  "other shape": (
+    "",
+    ("config.json", json.dumps(tiny.T5 | {"d_model": 40})),
+    ["config.json asks for"],
+  ),
+  "fewer layers": (
+    "",
+    ("config.json", json.dumps(tiny.T5 | {"num_layers": 1})),
+    ["not used: encoder.block.1"],
+  ),
   "no tokenizer": ("", ("tokenizer.json", None), ["tokenizer"]),
   "no rows at once": ("--evaluation.batch-size 0", None, ["evaluation.batch_size 0"]),
   "no devices": ("--mesh.data 0", None, ["mesh.data 0"]),
-  "no room for an input": ("--data.max-source-length 8", None, ["data.max_source_length 8", "task001_colour"]),
-  "blocks that cannot be chosen": ("--method.name o_lora --pet.top-k 2", None, ["pet.top_k 2", "o_lora"]),
-  "the same blocks chosen for good": ("--method.attention published --pet.top-k 1", None, ["pet.top_k 1", "routed"]),
-  "no room for a pseudo input": ("--generator.max-length 4", None, ["generator.max_length 4", "task001_colour"]),
+  "no room for an input": (
+    "--data.max-source-length 8",
+    None,
+    ["data.max_source_length 8", "task001_colour"],
+  ),
+  "blocks that cannot be chosen": (
+    "--method.name o_lora --pet.top-k 2",
+    None,
+    ["pet.top_k 2", "o_lora"],
+  ),
+  "the same blocks chosen for good": (
+    "--method.attention published --pet.top-k 1",
+    None,
+    ["pet.top_k 1", "routed"],
+  ),
+  "no room for a pseudo input": (
+    "--generator.max-length 4",
+    None,
+    ["generator.max_length 4", "task001_colour"],
+  ),
   "a task twice": ("--stream.tasks task001 task001_colour", None, ["task001_colour", "already"]),
   "negative seed": ("--seed -1", None, ["seed -1"]),
-  "half a file of weights": ("", ("model.safetensors", "version https://git-lfs.github.com/spec/v1"), ["model.safetensors", "in full"]),
+  "half a file of weights": (
+    "",
+    ("model.safetensors", "version https://git-lfs.github.com/spec/v1"),
+    ["model.safetensors", "in full"],
+  ),
   "another program's tokenizer": ("", ("tokenizer.json", '{"version": "9.9"}'), ["tokenizer"]),
   "no per_task run": ("--single {}/data/SuperNI", None, ["single", "scores.json"]),
-  "too few devices": ("--mesh.data 4 --mesh.fsdp 2 --fit.batch-size 8 --generator.batch-size 8", None, ["needs 8 devices"]),
+  "too few devices": (
+    "--mesh.data 4 --mesh.fsdp 2 --fit.batch-size 8 --generator.batch-size 8",
+    None,
+    ["needs 8 devices"],
+  ),
   "broken config file": ("--config {}/model/config.json", None, ["--config", "config.json"]),
 }
 
 
 @pytest.mark.parametrize(("extra", "harm", "named"), WRONG.values(), ids=WRONG)
-def test_wrong_input_ends_with_code_2_and_one_line_that_names_it(world, tmp_path, monkeypatch, capsys, extra, harm, named):
+def test_wrong_input_ends_with_code_2_and_one_line_that_names_it(
+  world, tmp_path, monkeypatch, capsys, extra, harm, named
+):
   tiny.benchmark_folder(tmp_path / "data", tiny.TASKS)
   model = tiny.model_folder(tmp_path / "model", tiny.T5)
   if harm is not None:
@@ -56,8 +102,18 @@ def test_wrong_input_ends_with_code_2_and_one_line_that_names_it(world, tmp_path
     file.unlink()
     if content is not None:
       file.write_bytes(content if isinstance(content, bytes) else content.encode())
-  arguments = [*world, "--output", tmp_path / "run", "--data.root", tmp_path / "data", "--backbone.path", model]
-  code, complaint = tiny.run_program(train, [*arguments, *extra.format(tmp_path).split()], monkeypatch, capsys)
+  arguments = [
+    *world,
+    "--output",
+    tmp_path / "run",
+    "--data.root",
+    tmp_path / "data",
+    "--backbone.path",
+    model,
+  ]
+  code, complaint = tiny.run_program(
+    train, [*arguments, *extra.format(tmp_path).split()], monkeypatch, capsys
+  )
   assert code == 2
   assert complaint.startswith("error: ")
   assert complaint.count("\n") == 1
@@ -71,13 +127,17 @@ def test_a_second_process_in_the_same_folder_is_refused(world, tmp_path, monkeyp
     lock.write("process 7 on elsewhere\n")
     lock.flush()
     fcntl.flock(lock, fcntl.LOCK_EX)
-    code, complaint = tiny.run_program(train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys)
+    code, complaint = tiny.run_program(
+      train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys
+    )
   assert (code, "process 7 on elsewhere is at work here" in complaint) == (2, True)
 
 
 def test_a_folder_of_something_else_is_left_alone(world, tmp_path, monkeypatch, capsys):
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "thesis.tex").write_text("precious")
-  code, complaint = tiny.run_program(train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys)
+  code, complaint = tiny.run_program(
+    train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys
+  )
   assert (code, "thesis.tex" in complaint) == (2, True)
   assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["lock", "thesis.tex"]

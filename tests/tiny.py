@@ -1,4 +1,7 @@
-"""Tiny real things for tests: a model folder with a byte tokenizer, a benchmark folder, and options of a run on them."""
+"""Tiny real things for tests: a model folder with a byte tokenizer, a benchmark folder, and options
+of a run on them.
+"""
+
 import json
 import sys
 from collections.abc import Sequence
@@ -13,10 +16,33 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from sapt_jax import cli
 from sapt_jax.backbones import hf
 
-T5 = {"model_type": "t5", "vocab_size": 272, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4,
-      "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-LLAMA = {"model_type": "llama", "vocab_size": 272, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True, "pad_token_id": 0, "eos_token_id": 1}
+T5 = {
+  "model_type": "t5",
+  "vocab_size": 272,
+  "d_model": 32,
+  "d_kv": 8,
+  "d_ff": 48,
+  "num_layers": 2,
+  "num_decoder_layers": 2,
+  "num_heads": 4,
+  "feed_forward_proj": "gated-gelu",
+  "tie_word_embeddings": False,
+  "pad_token_id": 0,
+  "eos_token_id": 1,
+  "decoder_start_token_id": 0,
+}
+LLAMA = {
+  "model_type": "llama",
+  "vocab_size": 272,
+  "hidden_size": 32,
+  "intermediate_size": 48,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "tie_word_embeddings": True,
+  "pad_token_id": 0,
+  "eos_token_id": 1,
+}
 
 
 def byte_tokenizer(ends: bool) -> Tokenizer:
@@ -28,7 +54,9 @@ def byte_tokenizer(ends: bool) -> Tokenizer:
   tokenizer.decoder = decoders.ByteLevel()
   tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<pad>", "</s>")])
   if ends:
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+      single="$A </s>", special_tokens=[("</s>", 1)]
+    )
   return tokenizer
 
 
@@ -38,14 +66,21 @@ def model_folder(folder: Path, raw: dict, seed: int = 0, scale: float = 1.0) -> 
   params = nn.meta.unbox(hf.init_params(model, jax.random.key(seed)))
   hf.save_backbone(folder, model, raw, jax.tree.map(lambda x: x * scale, params))
   byte_tokenizer(raw["model_type"] == "t5").save(str(folder / "tokenizer.json"))
-  settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "</s>"}
+  settings = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+  }
   (folder / "tokenizer_config.json").write_text(json.dumps(settings))
   return folder
 
 
 def split(definition: str, rows: list[tuple[str, str]]) -> dict:
   """The content of one file of a benchmark."""
-  return {"Definition": [definition], "Instances": [{"input": text, "output": answer} for text, answer in rows]}
+  return {
+    "Definition": [definition],
+    "Instances": [{"input": text, "output": answer} for text, answer in rows],
+  }
 
 
 def benchmark_folder(root: Path, tasks: dict[str, tuple[str, list[tuple[str, str]]]]) -> Path:
@@ -59,16 +94,24 @@ def benchmark_folder(root: Path, tasks: dict[str, tuple[str, list[tuple[str, str
 
 
 TASKS = {
-  "task001_colour": ("Name the colour.", [(f"thing {i} is {colour}", colour) for i, colour in enumerate(["red", "blue", "green"] * 4)]),
-  "task002_count": ("Say how many.", [(f"{'o' * (i % 3 + 1)} here in row {i}", str(i % 3 + 1)) for i in range(12)]),
+  "task001_colour": (
+    "Name the colour.",
+    [(f"thing {i} is {colour}", colour) for i, colour in enumerate(["red", "blue", "green"] * 4)],
+  ),
+  "task002_count": (
+    "Say how many.",
+    [(f"{'o' * (i % 3 + 1)} here in row {i}", str(i % 3 + 1)) for i in range(12)],
+  ),
 }
 
 
 # A run of seconds over these tasks, with a part of every kind in it.
-RUN = ("--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 6 "
-           "--fit.batch-size 4 --fit.checkpoint-every 2 --fit.log-every 1 --evaluation.batch-size 8 --method.attention routed "
-           "--method.routing-steps 20 --pet.rank 2 --generator.steps 2 --generator.batch-size 4 --generator.rank 2 "
-           "--generator.max-length 48 --generator.keep 0.2 --generator.oversample 2").split()
+RUN = (
+  "--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 6 "
+  "--fit.batch-size 4 --fit.checkpoint-every 2 --fit.log-every 1 --evaluation.batch-size 8 --method.attention routed "
+  "--method.routing-steps 20 --pet.rank 2 --generator.steps 2 --generator.batch-size 4 --generator.rank 2 "
+  "--generator.max-length 48 --generator.keep 0.2 --generator.oversample 2"
+).split()
 
 
 def world(root: Path, options: Sequence[str] = RUN) -> list[str]:
@@ -78,8 +121,12 @@ def world(root: Path, options: Sequence[str] = RUN) -> list[str]:
   return [*options, "--backbone.path", str(model), "--data.root", str(root / "data")]
 
 
-def run_program(program: ModuleType, arguments: Sequence[str | Path], monkeypatch: pytest.MonkeyPatch,
-                capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def run_program(
+  program: ModuleType,
+  arguments: Sequence[str | Path],
+  monkeypatch: pytest.MonkeyPatch,
+  capsys: pytest.CaptureFixture[str],
+) -> tuple[int, str]:
   """Exit code and stderr of a program that does not end well."""
   monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
   with pytest.raises(SystemExit) as stop:

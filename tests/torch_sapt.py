@@ -1,7 +1,10 @@
-"""SAPT on Hugging Face's torch modules, written from its formulas, quirks included: makes goldens of any shape and pool size.
+"""SAPT on Hugging Face's torch modules, written from its formulas, quirks included: makes goldens
+of any shape and pool size.
 
-The arrays and their names are those of the goldens made with the authors' code (docs of benchmarks/parity.py).
+The arrays and their names are those of the goldens made with the authors' code (docs of
+benchmarks/parity.py).
 """
+
 from __future__ import annotations
 
 import math
@@ -21,29 +24,47 @@ class Attention(torch.nn.Module):
     super().__init__()
     self.prompt_key = torch.nn.Parameter(torch.rand(1, width) * 2 - 1)
     if tasks > 1:
-      self.previous_prompts_keys = torch.nn.Parameter(torch.rand(tasks - 1, width) * 2 - 1, requires_grad=False)
+      self.previous_prompts_keys = torch.nn.Parameter(
+        torch.rand(tasks - 1, width) * 2 - 1, requires_grad=False
+      )
     self.trans_input = torch.nn.Sequential(
-      torch.nn.Linear(width, 100, bias=False), torch.nn.Linear(100, width, bias=False), torch.nn.SiLU(),
-      torch.nn.LayerNorm(width))
+      torch.nn.Linear(width, 100, bias=False),
+      torch.nn.Linear(100, width, bias=False),
+      torch.nn.SiLU(),
+      torch.nn.LayerNorm(width),
+    )
     torch.nn.init.normal_(self.trans_input[3].weight, mean=1.0, std=0.3)
     torch.nn.init.normal_(self.trans_input[3].bias, std=0.3)
 
   def forward(self, embedded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings (B, L, D), pads included -> query (B, D), scores (B, T)."""
     query = self.trans_input(embedded.max(dim=1).values)
-    keys = torch.cat([self.prompt_key, *([self.previous_prompts_keys] if hasattr(self, "previous_prompts_keys") else [])])
+    keys = torch.cat(
+      [
+        self.prompt_key,
+        *([self.previous_prompts_keys] if hasattr(self, "previous_prompts_keys") else []),
+      ]
+    )
     return query, query @ keys.T / math.sqrt(keys.shape[1])
 
 
 class Mixed(torch.nn.Module):
-  """A q or v projection with the mixed product of all blocks, newest first; earlier ones pass no gradient to their input."""
+  """A q or v projection with the mixed product of all blocks, newest first; earlier ones pass no
+  gradient to their input.
+  """
 
   def __init__(self, linear: torch.nn.Linear, tasks: int, rank: int, sapt: Sapt):
     super().__init__()
     self.linear, self.sapt = linear, [sapt]  # in a list, so that it is not registered as a part
     self.a = torch.nn.ParameterList(
-      [torch.nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features)) for _ in range(tasks)])
-    self.b = torch.nn.ParameterList([torch.nn.Parameter(0.05 * torch.randn(linear.out_features, rank)) for _ in range(tasks)])
+      [
+        torch.nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features))
+        for _ in range(tasks)
+      ]
+    )
+    self.b = torch.nn.ParameterList(
+      [torch.nn.Parameter(0.05 * torch.randn(linear.out_features, rank)) for _ in range(tasks)]
+    )
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     y, mixture = self.linear(x), self.sapt[0].mixture
@@ -71,51 +92,87 @@ class Sapt:
 
   def parameters(self) -> dict[str, torch.nn.Parameter]:
     """Everything by the name that the authors' code has for it."""
-    found = {path.replace(".linear.", "."): p for path, p in self.model.named_parameters() if ".a." not in path and ".b." not in path}
+    found = {
+      path.replace(".linear.", "."): p
+      for path, p in self.model.named_parameters()
+      if ".a." not in path and ".b." not in path
+    }
     for path, mixed in self.mixed.items():
       for age in range(self.tasks):
-        module = path.format("lora") if age == 0 else f"{path.format('previous_lora_weights')}.{age - 1}"
+        module = (
+          path.format("lora") if age == 0 else f"{path.format('previous_lora_weights')}.{age - 1}"
+        )
         found |= {f"{module}.lora_A": mixed.a[age], f"{module}.lora_B": mixed.b[age]}
     return found | {f"{self.prefix}.{path}": p for path, p in self.attention.named_parameters()}
 
   def trainable(self) -> dict[str, torch.nn.Parameter]:
-    return {name: p for name, p in self.parameters().items() if p.requires_grad and "previous" not in name}
+    return {
+      name: p for name, p in self.parameters().items() if p.requires_grad and "previous" not in name
+    }
 
   def logits(self, given: dict[str, torch.Tensor]) -> Any:
     """The model's output on a batch, with the mixture of its prompts."""
     prompts = given["input_ids_wo_label" if self.only else "input_ids"]
     query, scores = self.attention(self.model.get_input_embeddings()(prompts))
     self.mixture = torch.softmax(scores, dim=1)
-    self.seen = {"query": query, "key_attention_scores": scores, "key_attention_weights": self.mixture}
+    self.seen = {
+      "query": query,
+      "key_attention_scores": scores,
+      "key_attention_weights": self.mixture,
+    }
     if not self.only:
-      return self.model(input_ids=prompts, attention_mask=given["attention_mask"], decoder_input_ids=given["decoder_input_ids"],
-                        output_hidden_states=True)
-    return self.model(input_ids=given["input_ids"], attention_mask=given["attention_mask"], output_hidden_states=True)
+      return self.model(
+        input_ids=prompts,
+        attention_mask=given["attention_mask"],
+        decoder_input_ids=given["decoder_input_ids"],
+        output_hidden_states=True,
+      )
+    return self.model(
+      input_ids=given["input_ids"],
+      attention_mask=given["attention_mask"],
+      output_hidden_states=True,
+    )
 
   def gradient(self, loss: torch.Tensor, part: str) -> dict[str, np.ndarray]:
     trainable = self.trainable()
     values = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
-    return {f"{part}/grad/{name}": x.numpy() for name, x in zip(trainable, values, strict=True) if x is not None}
+    return {
+      f"{part}/grad/{name}": x.numpy()
+      for name, x in zip(trainable, values, strict=True)
+      if x is not None
+    }
 
 
 def outputs(sapt: Sapt, part: str, given: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
   """A golden's arrays of one batch, but for decoding."""
   out = sapt.logits(given)
-  logits, labels = (out.logits[:, :-1], given["labels"][:, 1:]) if sapt.only else (out.logits, given["labels"])
-  loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+  logits, labels = (
+    (out.logits[:, :-1], given["labels"][:, 1:]) if sapt.only else (out.logits, given["labels"])
+  )
+  loss = torch.nn.functional.cross_entropy(
+    logits.flatten(0, 1), labels.flatten(), ignore_index=-100
+  )
   found = sapt.seen | {"loss": loss, "logits": out.logits}
-  for stack in ("hidden_states",) if sapt.only else ("encoder_hidden_states", "decoder_hidden_states"):
+  for stack in (
+    ("hidden_states",) if sapt.only else ("encoder_hidden_states", "decoder_hidden_states")
+  ):
     found |= {f"{stack}/{i}": x for i, x in enumerate(out[stack])}
   arrays = {f"{part}/out/{name}": x.detach().numpy() for name, x in found.items()}
   return arrays | sapt.gradient(loss, part)
 
 
 @torch.no_grad()
-def decoded(sapt: Sapt, part: str, given: dict[str, torch.Tensor], max_new: int, eos: int, pad: int) -> dict[str, np.ndarray]:
+def decoded(
+  sapt: Sapt, part: str, given: dict[str, torch.Tensor], max_new: int, eos: int, pad: int
+) -> dict[str, np.ndarray]:
   """Greedily decoded ids and their margins, by running the whole sequence anew for each token."""
   rows = len(given["labels"])
   ids = given["input_ids_wo_label"] if sapt.only else torch.zeros((rows, 1), dtype=torch.long)
-  mask, ended, margins = given.get("attention_mask_wo_label"), torch.zeros(rows, dtype=torch.bool), []
+  mask, ended, margins = (
+    given.get("attention_mask_wo_label"),
+    torch.zeros(rows, dtype=torch.bool),
+    [],
+  )
   for _ in range(max_new):
     longer = {"input_ids": ids, "attention_mask": mask} if sapt.only else {"decoder_input_ids": ids}
     best = sapt.logits(given | longer).logits[:, -1].topk(2)
@@ -123,51 +180,86 @@ def decoded(sapt: Sapt, part: str, given: dict[str, torch.Tensor], max_new: int,
     token = torch.where(ended, pad, best.indices[:, 0])
     ids, ended = torch.cat([ids, token[:, None]], dim=1), ended | (token == eos)
     mask = None if mask is None else torch.cat([mask, torch.ones_like(token[:, None])], dim=1)
-  return {f"{part}/out/generated_ids": ids.numpy(), f"{part}/out/generated_margin": torch.stack(margins, dim=1).numpy()}
+  return {
+    f"{part}/out/generated_ids": ids.numpy(),
+    f"{part}/out/generated_margin": torch.stack(margins, dim=1).numpy(),
+  }
 
 
-def replayed(sapt: Sapt, part: str, tokens: torch.Tensor, labels: torch.Tensor, prompts: torch.Tensor | None) -> dict[str, np.ndarray]:
+def replayed(
+  sapt: Sapt, part: str, tokens: torch.Tensor, labels: torch.Tensor, prompts: torch.Tensor | None
+) -> dict[str, np.ndarray]:
   """A golden's arrays of one earlier task's pseudo inputs."""
-  divergence = lambda ids: torch.nn.functional.kl_div(
-    torch.log_softmax(sapt.attention(sapt.model.get_input_embeddings()(ids))[1], dim=1), labels.expand(len(ids), -1),
-    reduction="batchmean")
+
+  def divergence(ids):
+    return torch.nn.functional.kl_div(
+      torch.log_softmax(sapt.attention(sapt.model.get_input_embeddings()(ids))[1], dim=1),
+      labels.expand(len(ids), -1),
+      reduction="batchmean",
+    )
+
   kl = divergence(tokens)
-  arrays = {f"{part}/in/input_ids": tokens.numpy(), f"{part}/in/replay_labels": labels.numpy(), f"{part}/out/kl": kl.detach().numpy()}
+  arrays = {
+    f"{part}/in/input_ids": tokens.numpy(),
+    f"{part}/in/replay_labels": labels.numpy(),
+    f"{part}/out/kl": kl.detach().numpy(),
+  }
   if prompts is not None:
-    arrays |= {f"{part}/in/input_ids_wo_label": prompts.numpy(), f"{part}/out/kl_if_prompt_only": divergence(prompts).detach().numpy()}
+    arrays |= {
+      f"{part}/in/input_ids_wo_label": prompts.numpy(),
+      f"{part}/out/kl_if_prompt_only": divergence(prompts).detach().numpy(),
+    }
   return arrays | sapt.gradient(kl, part)
 
 
 def batch(sapt: Sapt, rng: np.random.Generator, padded: bool, pad: int) -> dict[str, torch.Tensor]:
   """Three random examples, with or without padding."""
   sources, targets = ([9, 4, 14], [5, 2, 3]) if padded else ([10] * 3, [6] * 3)
-  draw = lambda n: rng.integers(4, sapt.model.config.vocab_size, n)
+
+  def draw(n):
+    return rng.integers(4, sapt.model.config.vocab_size, n)
+
   rows = [(draw(n), draw(m)) for n, m in zip(sources, targets, strict=True)]
 
   def pad_rows(parts: list[np.ndarray], fill: int) -> torch.Tensor:
     width = max(map(len, parts))
     shape = (lambda n: (width - n, 0)) if sapt.only else (lambda n: (0, width - n))
-    return torch.from_numpy(np.stack([np.pad(p, shape(len(p)), constant_values=fill) for p in parts]))
+    return torch.from_numpy(
+      np.stack([np.pad(p, shape(len(p)), constant_values=fill) for p in parts])
+    )
 
   ones = np.ones_like
   if not sapt.only:
     labels = pad_rows([y for _, y in rows], -100)
     decoder = torch.nn.functional.pad(labels[:, :-1], (1, 0)).clamp(min=0)
-    return {"input_ids": pad_rows([x for x, _ in rows], pad), "attention_mask": pad_rows([ones(x) for x, _ in rows], 0),
-            "labels": labels, "decoder_input_ids": decoder}
+    return {
+      "input_ids": pad_rows([x for x, _ in rows], pad),
+      "attention_mask": pad_rows([ones(x) for x, _ in rows], 0),
+      "labels": labels,
+      "decoder_input_ids": decoder,
+    }
   both = [np.concatenate(row) for row in rows]
-  return {"input_ids": pad_rows(both, pad), "attention_mask": pad_rows([ones(x) for x in both], 0),
-          "labels": pad_rows([np.concatenate([np.full_like(x, -100), y]) for x, y in rows], -100),
-          "input_ids_wo_label": pad_rows([x for x, _ in rows], pad),
-          "attention_mask_wo_label": pad_rows([ones(x) for x, _ in rows], 0)}
+  return {
+    "input_ids": pad_rows(both, pad),
+    "attention_mask": pad_rows([ones(x) for x in both], 0),
+    "labels": pad_rows([np.concatenate([np.full_like(x, -100), y]) for x, y in rows], -100),
+    "input_ids_wo_label": pad_rows([x for x, _ in rows], pad),
+    "attention_mask_wo_label": pad_rows([ones(x) for x, _ in rows], 0),
+  }
 
 
-def write_golden(path: pathlib.Path, model: Any, tasks: int, eos: int, pad: int, parts: tuple[str, ...]) -> None:
-  """Writes a golden of a torch model with a random pool of `tasks` blocks; batches but for "eq" are padded."""
+def write_golden(
+  path: pathlib.Path, model: Any, tasks: int, eos: int, pad: int, parts: tuple[str, ...]
+) -> None:
+  """Writes a golden of a torch model with a random pool of `tasks` blocks; batches but for "eq" are
+  padded.
+  """
   torch.manual_seed(0)
   rng, sapt = np.random.default_rng(0), Sapt(model, tasks)
   tied = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
-  arrays = {f"param/{name}": p.detach().numpy() for name, p in sapt.parameters().items() if name not in tied}
+  arrays = {
+    f"param/{name}": p.detach().numpy() for name, p in sapt.parameters().items() if name not in tied
+  }
   for part in parts:
     given = batch(sapt, rng, part != "eq", pad)
     arrays |= {f"{part}/in/{name}": x.numpy() for name, x in given.items()}
@@ -175,5 +267,7 @@ def write_golden(path: pathlib.Path, model: Any, tasks: int, eos: int, pad: int,
   for i in range(tasks - 1):
     given = batch(sapt, rng, i % 2 == 0, pad)
     labels = torch.nn.functional.pad(torch.softmax(torch.randn(i + 1), dim=0), (tasks - 1 - i, 0))
-    arrays |= replayed(sapt, f"replay/{i}", given["input_ids"], labels, given.get("input_ids_wo_label"))
+    arrays |= replayed(
+      sapt, f"replay/{i}", given["input_ids"], labels, given.get("input_ids_wo_label")
+    )
   np.savez(path, **arrays)

@@ -1,7 +1,9 @@
 """Ablation on SuperNI, order 1, T5-Large: without reflection (ARM).
 
-    python -m sapt_jax.train --config configs/paper/ablation_no_reflection.py --data.root CL_BENCHMARK_FOLDER
+python -m sapt_jax.train --config configs/paper/ablation_no_reflection.py --data.root
+CL_BENCHMARK_FOLDER
 """
+
 import dataclasses
 
 from sapt_jax.paper import paper

@@ -1,7 +1,9 @@
 """SuperNI, order 1, on LLaMA-2 13B, as in the SAPT paper (sapt_jax/paper.py).
 
-    python -m sapt_jax.train --config configs/paper/superni_1_llama2_13b.py --data.root CL_BENCHMARK_FOLDER
+python -m sapt_jax.train --config configs/paper/superni_1_llama2_13b.py --data.root
+CL_BENCHMARK_FOLDER
 """
+
 from sapt_jax.paper import paper
 
 config = paper("superni", 1, "llama2_13b")

@@ -1,7 +1,10 @@
-"""The attention core, its masks and its key-value cache: heads stand before positions everywhere, so that no product copies its operands.
+"""The attention core, its masks and its key-value cache: heads stand before positions everywhere,
+so that no product copies its operands.
 
-Letters: B batch, H query heads, G key heads (grouped-query attention: H is a multiple of G), L queries, S keys, K head width.
+Letters: B batch, H query heads, G key heads (grouped-query attention: H is a multiple of G), L
+queries, S keys, K head width.
 """
+
 from __future__ import annotations
 
 from functools import partial
@@ -19,13 +22,16 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
   return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, *biases: jax.Array, scale: float = 1.0) -> jax.Array:
-  """softmax(scale * q k^T + biases) v with float32 scores and softmax; key heads may be fewer than query heads.
+def attend(
+  q: jax.Array, k: jax.Array, v: jax.Array, *biases: jax.Array, scale: float = 1.0
+) -> jax.Array:
+  """softmax(scale * q k^T + biases) v with float32 scores and softmax; key heads may be fewer than
+  query heads.
 
-  Args:
-    q: (B, H, L, K). k, v: (B, G, S, K).
-    biases: float32, each broadcastable to (B, H, L, S): position bias and/or MASKED entries. They are added one by one, as the sum of a
-      position bias (1, H, L, S) and a mask (B, 1, 1, S) would be as large as the scores, and kept for all layers.
+  Args: q: (B, H, L, K). k, v: (B, G, S, K). biases: float32, each broadcastable to (B, H, L, S):
+    position bias and/or MASKED entries. They are added one by one, as the sum of a
+      position bias (1, H, L, S) and a mask (B, 1, 1, S) would be as large as the scores, and kept
+      for all layers.
 
   Returns:
     (B, L, H * K) in q's dtype.
@@ -34,22 +40,32 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *biases: jax.Array, scale: 
   return y.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1)
 
 
-# Autodiff keeps several arrays of the scores' size and goes over them once for each operation of softmax. This rule keeps one, the
-# exponentials, and divides what is small in place of them: with e = exp(scores - max), z = sum e and y = e v / z,
+# Autodiff keeps several arrays of the scores' size and goes over them once for each operation of
+# softmax. This rule keeps one, the exponentials, and divides what is small in place of them: with e
+# = exp(scores - max), z = sum e and y = e v / z,
 #   dv = e^T (dy / z)    dscores = e * ((dy / z) v^T - (dy / z) . y)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _core(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...]) -> jax.Array:
+def _core(
+  scale: float, q: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...]
+) -> jax.Array:
   return _forward(scale, q, k, v, biases)[0]
 
 
 def _by_key_head(x: jax.Array, groups: int) -> jax.Array:
-  """(B, H, L, ...) -> (B, G, H / G * L, ...): the queries that share a key head, one behind the other."""
+  """(B, H, L, ...) -> (B, G, H / G * L, ...): the queries that share a key head, one behind the
+  other.
+  """
   return x.reshape(x.shape[0], groups, -1, x.shape[-1])
 
 
-def _forward(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple]:
+def _forward(
+  scale: float, q: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...]
+) -> tuple[jax.Array, tuple]:
   groups, of_scores = k.shape[1], (*q.shape[:3], k.shape[2])
-  scores = jnp.einsum("bglk,bgsk->bgls", _by_key_head(q, groups), k, preferred_element_type=jnp.float32) * scale
+  scores = (
+    jnp.einsum("bglk,bgsk->bgls", _by_key_head(q, groups), k, preferred_element_type=jnp.float32)
+    * scale
+  )
   scores = sum(biases, start=scores.reshape(of_scores))
   e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   z = jnp.sum(e, axis=-1, keepdims=True)
@@ -76,7 +92,9 @@ def _backward(scale: float, saved: tuple, dy: jax.Array) -> tuple:
 
 def _summed_to(shape: tuple[int, ...], x: jax.Array) -> jax.Array:
   """The gradient of an array of this shape that was broadcast to x's."""
-  return jnp.sum(x, axis=tuple(axis for axis, size in enumerate(shape) if size != x.shape[axis]), keepdims=True)
+  return jnp.sum(
+    x, axis=tuple(axis for axis, size in enumerate(shape) if size != x.shape[axis]), keepdims=True
+  )
 
 
 _core.defvjp(_forward, _backward)
@@ -93,11 +111,13 @@ def causal_mask(length: int) -> jax.Array:
 
 
 def write_cache(cache: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
-  """Writes new (..., B, G, 1, K) into a cache (..., B, G, S, K), of one layer or of all, at position index.
+  """Writes new (..., B, G, 1, K) into a cache (..., B, G, S, K), of one layer or of all, at
+  position index.
 
-  While one token goes through the layers, the stacked cache is only read: a layer writes its keys and values into its own slice, which the
-  loop over layers cuts out anyway, and those of all layers are written together behind the loop. As the loop's carry the whole cache
-  would be copied at every layer.
+  While one token goes through the layers, the stacked cache is only read: a layer writes its keys
+  and values into its own slice, which the loop over layers cuts out anyway, and those of all layers
+  are written together behind the loop. As the loop's carry the whole cache would be copied at every
+  layer.
   """
   cache = jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), index, cache.ndim - 2)
   return constrain(cache, *[None] * (cache.ndim - 4), "batch", "any", None, "any")

@@ -1,4 +1,7 @@
-"""The parts that T5 and LLaMA share besides attention: linear maps that LoRA can ride on, embeddings, norms, the scan over layers."""
+"""The parts that T5 and LLaMA share besides attention: linear maps that LoRA can ride on,
+embeddings, norms, the scan over layers.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -36,22 +39,40 @@ class Linear(nn.Module):
   bits: quantize.Bits = 0
 
   def multiply(self, x: jax.Array) -> jax.Array:
-    if x.ndim == 3 and x.shape[1] == 1:  # decoding: one token's states are sent to where the weights are, not the other way round
+    if (
+      x.ndim == 3 and x.shape[1] == 1
+    ):  # decoding: one token's states are sent to where the weights are, not the other way round
       x = constrain(x, "rows", None, self.axes[0])
-    placed = lambda init: nn.with_logical_partitioning(init, self.axes)
+
+    def placed(init):
+      return nn.with_logical_partitioning(init, self.axes)
+
     if not self.bits:
-      return x @ self.param("kernel", placed(nn.initializers.normal(self.stddev)), self.shape, self.dtype)
-    codes = self.param("codes", placed(quantize.random_codes(self.bits)), self.shape, quantize.CODES[self.bits])
+      return x @ self.param(
+        "kernel", placed(nn.initializers.normal(self.stddev)), self.shape, self.dtype
+      )
+    codes = self.param(
+      "codes", placed(quantize.random_codes(self.bits)), self.shape, quantize.CODES[self.bits]
+    )
     groups = self.shape[0] // quantize.group_of(self.shape[0])
     scale = nn.initializers.constant(quantize.scale_for(self.bits, self.stddev))
-    return quantize.product(x, codes, self.param("scales", placed(scale), (groups, self.shape[1]), self.dtype))
+    return quantize.product(
+      x, codes, self.param("scales", placed(scale), (groups, self.shape[1]), self.dtype)
+    )
 
   @nn.compact
-  def __call__(self, x: jax.Array, factors: dict[str, jax.Array] | None = None, adapters: Adapters | None = None) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    factors: dict[str, jax.Array] | None = None,
+    adapters: Adapters | None = None,
+  ) -> jax.Array:
     y = self.multiply(x)
     if factors is None or adapters is None or adapters.gates is None:
       return y
-    return y + lora.mixed_product(x, factors, adapters.gates, adapters.detached, adapters.chosen, adapters.newest)
+    return y + lora.mixed_product(
+      x, factors, adapters.gates, adapters.detached, adapters.chosen, adapters.newest
+    )
 
 
 class Embedding(nn.Module):
@@ -81,14 +102,23 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, ("norm",)), (x.shape[-1],), self.dtype)
+    scale = self.param(
+      "scale",
+      nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+      (x.shape[-1],),
+      self.dtype,
+    )
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def put_prompts_before(x: jax.Array, mask: jax.Array, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
-  """Input embeddings x (B, L, D) and their mask (B, L), with the adapters' soft prompts, if any, before them: (B, P + L, D), (B, P + L)."""
+def put_prompts_before(
+  x: jax.Array, mask: jax.Array, adapters: Adapters | None
+) -> tuple[jax.Array, jax.Array]:
+  """Input embeddings x (B, L, D) and their mask (B, L), with the adapters' soft prompts, if any,
+  before them: (B, P + L, D), (B, P + L).
+  """
   if adapters is None or adapters.prompts is None:
     return x, mask
   x = jnp.concatenate([adapters.prompts.astype(x.dtype), x], axis=1)
@@ -97,17 +127,26 @@ def put_prompts_before(x: jax.Array, mask: jax.Array, adapters: Adapters | None)
   return x, jnp.pad(mask, ((0, 0), (adapters.prompts.shape[1], 0)), constant_values=True)
 
 
-def scan_layers(layer: type[nn.Module], length: int, remat: str, unroll: int, methods: dict[str, tuple]) -> Any:
+def scan_layers(
+  layer: type[nn.Module], length: int, remat: str, unroll: int, methods: dict[str, tuple]
+) -> Any:
   """`layer` repeated `length` times over stacked parameters (leading logical axis "layers").
 
-  Args:
-    layer: a module whose methods take (carry, *inputs) and return (carry, outputs).
-    remat: "none" or a name in REMAT_POLICIES; it applies to `__call__`, the one that is differentiated.
-    unroll: layers per iteration of the loop; `length` gives straight-line code.
-    methods: method name -> for each of its inputs 0 (split along the layers) or nn.broadcast (the same for every layer).
+  Args: layer: a module whose methods take (carry, *inputs) and return (carry, outputs). remat:
+    "none" or a name in REMAT_POLICIES; it applies to `__call__`, the one that is differentiated.
+    unroll: layers per iteration of the loop; `length` gives straight-line code. methods: method
+    name -> for each of its inputs 0 (split along the layers) or nn.broadcast (the same for every
+    layer).
   """
   if remat != "none":
     layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-  common = {"variable_axes": {"params": 0, "intermediates": 0}, "split_rngs": {"params": True}, "length": length, "unroll": unroll,
-            "metadata_params": {nn.PARTITION_NAME: "layers"}}
-  return nn.scan(layer, methods={name: {"in_axes": in_axes, **common} for name, in_axes in methods.items()})
+  common = {
+    "variable_axes": {"params": 0, "intermediates": 0},
+    "split_rngs": {"params": True},
+    "length": length,
+    "unroll": unroll,
+    "metadata_params": {nn.PARTITION_NAME: "layers"},
+  }
+  return nn.scan(
+    layer, methods={name: {"in_axes": in_axes, **common} for name, in_axes in methods.items()}
+  )

@@ -1,7 +1,10 @@
-"""T5 (Raffel et al., 2020): v1.0 (relu, tied head) and v1.1/Flan (gated gelu, untied head), layers scanned, with a cached decoder.
+"""T5 (Raffel et al., 2020): v1.0 (relu, tied head) and v1.1/Flan (gated gelu, untied head), layers
+scanned, with a cached decoder.
 
-Letters: B batch, S source length (soft prompt included), M target length, D model width, H heads, K head width, V vocabulary.
+Letters: B batch, S source length (soft prompt included), M target length, D model width, H heads, K
+head width, V vocabulary.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -25,7 +28,9 @@ from sapt_jax.sharding import constrain
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-  """Sizes of a T5 and how it is computed. `heads * head_width` may differ from `width` (T5-3B and 11B)."""
+  """Sizes of a T5 and how it is computed. `heads * head_width` may differ from `width` (T5-3B and
+  11B).
+  """
 
   vocab_size: int
   width: int
@@ -54,14 +59,19 @@ class T5Config:
   def lora_sites(self) -> Sites:
     """q and v of every attention: encoder self, decoder self, decoder cross."""
     inner = self.heads * self.head_width
-    site = lambda depth: dict.fromkeys(("q", "v"), (depth, self.width, inner))
-    return {"encoder": {"self": site(self.encoder_layers)},
-            "decoder": {"self": site(self.decoder_layers), "cross": site(self.decoder_layers)}}
+
+    def site(depth):
+      return dict.fromkeys(("q", "v"), (depth, self.width, inner))
+
+    return {
+      "encoder": {"self": site(self.encoder_layers)},
+      "decoder": {"self": site(self.decoder_layers), "cross": site(self.decoder_layers)},
+    }
 
 
 class T5Cache(flax.struct.PyTreeNode):
-  """What decoding one more token needs: keys and values of the answer (layers, B, H, length, K) and of the source (layers, B, H, K, S), the
-  source's mask as a bias, the next position.
+  """What decoding one more token needs: keys and values of the answer (layers, B, H, length, K) and
+  of the source (layers, B, H, K, S), the source's mask as a bias, the next position.
   """
 
   self_k: jax.Array
@@ -74,12 +84,18 @@ class T5Cache(flax.struct.PyTreeNode):
 
 KeysValues = tuple[jax.Array, jax.Array]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  "relu": jax.nn.relu, "gelu": partial(jax.nn.gelu, approximate=False), "gelu_new": partial(jax.nn.gelu, approximate=True),
+  "relu": jax.nn.relu,
+  "gelu": partial(jax.nn.gelu, approximate=False),
+  "gelu_new": partial(jax.nn.gelu, approximate=True),
 }
 
 
-def relative_buckets(distance: jax.Array, bidirectional: bool, buckets: int, max_distance: int) -> jax.Array:
-  """Bucket of each key-minus-query distance: half of them exact, the rest logarithmic up to max_distance (T5, section 2.1)."""
+def relative_buckets(
+  distance: jax.Array, bidirectional: bool, buckets: int, max_distance: int
+) -> jax.Array:
+  """Bucket of each key-minus-query distance: half of them exact, the rest logarithmic up to
+  max_distance (T5, section 2.1).
+  """
   offset = jnp.zeros_like(distance)
   if bidirectional:
     buckets //= 2
@@ -93,11 +109,14 @@ def relative_buckets(distance: jax.Array, bidirectional: bool, buckets: int, max
 def bucket_table(buckets: int, max_distance: int) -> np.ndarray:
   """Bucket of each distance 0 ... max_distance, int32.
 
-  Computed on the host, in the float32 that T5 was trained with: many a bucket ends where the logarithm is a whole number,
-  and a device that rounds it the other way would put distances 16, 32 and 64 in the bucket before.
+  Computed on the host, in the float32 that T5 was trained with: many a bucket ends where the
+  logarithm is a whole number, and a device that rounds it the other way would put distances 16, 32
+  and 64 in the bucket before.
   """
   distance, exact = np.arange(max_distance + 1), buckets // 2
-  ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(math.log(max_distance / exact))
+  ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+    math.log(max_distance / exact)
+  )
   far = exact + (ratio * np.float32(buckets - exact)).astype(np.int32)
   return np.where(distance < exact, distance, np.minimum(far, buckets - 1)).astype(np.int32)
 
@@ -114,7 +133,9 @@ class PositionBias(nn.Module):
     c = self.config
     init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("buckets", "heads"))
     table = self.param("table", init, (c.buckets, c.heads), c.dtype)
-    buckets = relative_buckets(keys[None, :] - queries[:, None], self.bidirectional, c.buckets, c.max_distance)
+    buckets = relative_buckets(
+      keys[None, :] - queries[:, None], self.bidirectional, c.buckets, c.max_distance
+    )
     return jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None].astype(jnp.float32)
 
 
@@ -132,12 +153,21 @@ class Attention(nn.Module):
     self.v = linear(stddev=c.width**-0.5)
     self.o = Linear((inner, c.width), ("inner", None), c.dtype, inner**-0.5, c.bits)
 
-  def keys_values(self, x: jax.Array, factors: Any, adapters: Adapters | None) -> tuple[jax.Array, jax.Array]:
+  def keys_values(
+    self, x: jax.Array, factors: Any, adapters: Adapters | None
+  ) -> tuple[jax.Array, jax.Array]:
     k, v = self.k(x), self.v(x, factors and factors["v"], adapters)
     return attention.split_heads(k, self.config.heads), attention.split_heads(v, self.config.heads)
 
-  def __call__(self, x: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...], factors: Any,
-               adapters: Adapters | None) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    biases: tuple[jax.Array, ...],
+    factors: Any,
+    adapters: Adapters | None,
+  ) -> jax.Array:
     q = attention.split_heads(self.q(x, factors and factors["q"], adapters), self.config.heads)
     return self.o(attention.attend(q, k, v, *biases))
 
@@ -154,7 +184,9 @@ class FeedForward(nn.Module):
     hidden = ACTIVATIONS[c.activation](wi(name="wi_0")(x))
     if c.gated:
       hidden = hidden * wi(name="wi_1")(x)
-    return Linear((c.mlp_width, c.width), ("inner", None), c.dtype, c.mlp_width**-0.5, c.bits, name="wo")(hidden)
+    return Linear(
+      (c.mlp_width, c.width), ("inner", None), c.dtype, c.mlp_width**-0.5, c.bits, name="wo"
+    )(hidden)
 
 
 class EncoderLayer(nn.Module):
@@ -165,10 +197,19 @@ class EncoderLayer(nn.Module):
   def setup(self) -> None:
     c = self.config
     self.self_attention, self.feed_forward = Attention(c), FeedForward(c)
-    self.self_norm, self.feed_forward_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
+    self.self_norm, self.feed_forward_norm = (
+      RMSNorm(c.epsilon, c.dtype),
+      RMSNorm(c.epsilon, c.dtype),
+    )
 
-  def __call__(self, x: jax.Array, lora: Any, bias: jax.Array, source_bias: jax.Array,
-               adapters: Adapters | None) -> tuple[jax.Array, None]:
+  def __call__(
+    self,
+    x: jax.Array,
+    lora: Any,
+    bias: jax.Array,
+    source_bias: jax.Array,
+    adapters: Adapters | None,
+  ) -> tuple[jax.Array, None]:
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
     h = self.self_norm(x)
@@ -179,22 +220,40 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-  """Causal self-attention, attention over the encoder's states, feed-forward; `step` is the same with a cache."""
+  """Causal self-attention, attention over the encoder's states, feed-forward; `step` is the same
+  with a cache.
+  """
 
   config: T5Config
 
   def setup(self) -> None:
     c = self.config
-    self.self_attention, self.cross_attention, self.feed_forward = Attention(c), Attention(c), FeedForward(c)
-    self.self_norm, self.cross_norm, self.feed_forward_norm = (RMSNorm(c.epsilon, c.dtype) for _ in range(3))
+    self.self_attention, self.cross_attention, self.feed_forward = (
+      Attention(c),
+      Attention(c),
+      FeedForward(c),
+    )
+    self.self_norm, self.cross_norm, self.feed_forward_norm = (
+      RMSNorm(c.epsilon, c.dtype) for _ in range(3)
+    )
 
-  def cross_keys_values(self, encoded: jax.Array, lora: Any, adapters: Adapters | None) -> tuple[jax.Array, KeysValues]:
-    # Positions last while they are kept: a TPU pads the last axis to 128, and a head may have 64 entries.
+  def cross_keys_values(
+    self, encoded: jax.Array, lora: Any, adapters: Adapters | None
+  ) -> tuple[jax.Array, KeysValues]:
+    # Positions last while they are kept: a TPU pads the last axis to 128, and a head may have 64
+    # entries.
     k, v = self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
     return encoded, (k.swapaxes(-1, -2), v.swapaxes(-1, -2))
 
-  def __call__(self, x: jax.Array, lora: Any, encoded: jax.Array, bias: jax.Array, source_bias: jax.Array,
-               adapters: Adapters | None) -> tuple[jax.Array, None]:
+  def __call__(
+    self,
+    x: jax.Array,
+    lora: Any,
+    encoded: jax.Array,
+    bias: jax.Array,
+    source_bias: jax.Array,
+    adapters: Adapters | None,
+  ) -> tuple[jax.Array, None]:
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
     h = self.self_norm(x)
@@ -202,19 +261,41 @@ class DecoderLayer(nn.Module):
     cross = self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
     return self.mix(x, h, own, cross, lora, bias, source_bias, adapters), None
 
-  def step(self, x: jax.Array, lora: Any, own: KeysValues, cross: KeysValues, bias: jax.Array, source_bias: jax.Array, index: jax.Array,
-           adapters: Adapters | None) -> tuple[jax.Array, KeysValues]:
-    """One token (B, 1, D); `own` are the keys and values of those before it. Also returns this token's, (B, H, 1, K) each."""
+  def step(
+    self,
+    x: jax.Array,
+    lora: Any,
+    own: KeysValues,
+    cross: KeysValues,
+    bias: jax.Array,
+    source_bias: jax.Array,
+    index: jax.Array,
+    adapters: Adapters | None,
+  ) -> tuple[jax.Array, KeysValues]:
+    """One token (B, 1, D); `own` are the keys and values of those before it. Also returns this
+    token's, (B, H, 1, K) each.
+    """
     h = self.self_norm(x)
     new = self.self_attention.keys_values(h, lora and lora["self"], adapters)
     k, v = (attention.write_cache(cache, one, index) for cache, one in zip(own, new, strict=True))
     cross = (cross[0].swapaxes(-1, -2), cross[1].swapaxes(-1, -2))
     return self.mix(x, h, (k, v), cross, lora, bias, source_bias, adapters), new
 
-  def mix(self, x: jax.Array, h: jax.Array, own: KeysValues, cross: KeysValues, lora: Any, bias: jax.Array, source_bias: jax.Array,
-          adapters: Adapters | None) -> jax.Array:
+  def mix(
+    self,
+    x: jax.Array,
+    h: jax.Array,
+    own: KeysValues,
+    cross: KeysValues,
+    lora: Any,
+    bias: jax.Array,
+    source_bias: jax.Array,
+    adapters: Adapters | None,
+  ) -> jax.Array:
     x = x + self.self_attention(h, *own, (bias,), lora and lora["self"], adapters)
-    x = x + self.cross_attention(self.cross_norm(x), *cross, (source_bias,), lora and lora["cross"], adapters)
+    x = x + self.cross_attention(
+      self.cross_norm(x), *cross, (source_bias,), lora and lora["cross"], adapters
+    )
     return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -224,21 +305,33 @@ def lora_of(adapters: Adapters | None, stack: str) -> Any:
 
 
 class T5(nn.Module):
-  """The frozen backbone. Apply it with `model.apply({"params": params}, ..., method="hidden")` and the like."""
+  """The frozen backbone. Apply it with `model.apply({"params": params}, ..., method="hidden")` and
+  the like.
+  """
 
   config: T5Config
 
   def setup(self) -> None:
     c = self.config
     self.embedding = Embedding(c.vocab_size, c.width, c.dtype)
-    self.encoder_bias, self.decoder_bias = PositionBias(c, bidirectional=True), PositionBias(c, bidirectional=False)
+    self.encoder_bias, self.decoder_bias = (
+      PositionBias(c, bidirectional=True),
+      PositionBias(c, bidirectional=False),
+    )
     scan = partial(layers.scan_layers, remat=c.remat, unroll=c.unroll)
     split, shared = 0, nn.broadcast
-    self.encoder = scan(EncoderLayer, c.encoder_layers, methods={"__call__": (split, shared, shared, shared)})(c)
-    self.decoder = scan(DecoderLayer, c.decoder_layers, methods={
-      "__call__": (split, shared, shared, shared, shared),
-      "cross_keys_values": (split, shared),
-      "step": (split, split, split, shared, shared, shared, shared)})(c)
+    self.encoder = scan(
+      EncoderLayer, c.encoder_layers, methods={"__call__": (split, shared, shared, shared)}
+    )(c)
+    self.decoder = scan(
+      DecoderLayer,
+      c.decoder_layers,
+      methods={
+        "__call__": (split, shared, shared, shared, shared),
+        "cross_keys_values": (split, shared),
+        "step": (split, split, split, shared, shared, shared, shared),
+      },
+    )(c)
     self.encoder_norm, self.decoder_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
     if not c.tied_head:
       self.head = Linear((c.width, c.vocab_size), ("embed", "vocab"), c.dtype, stddev=c.width**-0.5)
@@ -247,22 +340,44 @@ class T5(nn.Module):
     """(B, L) int32 -> (B, L, D), the frozen token embeddings."""
     return self.embedding(tokens)
 
-  def encode(self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None) -> tuple[jax.Array, jax.Array]:
-    """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and their bias (B, 1, 1, S); S = prompt length + L."""
+  def encode(
+    self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None
+  ) -> tuple[jax.Array, jax.Array]:
+    """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and their bias (B,
+    1, 1, S); S = prompt length + L.
+    """
     x, source_mask = layers.put_prompts_before(self.embedding(source), source_mask, adapters)
     source_bias = attention.mask_bias(source_mask)[:, None, None, :]
     positions = jnp.arange(x.shape[1])
-    x, _ = self.encoder(x, lora_of(adapters, "encoder"), self.encoder_bias(positions, positions), source_bias, adapters)
+    x, _ = self.encoder(
+      x,
+      lora_of(adapters, "encoder"),
+      self.encoder_bias(positions, positions),
+      source_bias,
+      adapters,
+    )
     return self.encoder_norm(x), source_bias
 
-  def hidden(self, source: jax.Array, source_mask: jax.Array, target: jax.Array, target_mask: jax.Array,
-             adapters: Adapters | None = None) -> jax.Array:
-    """Final decoder states (B, M, D) that predict each token of target (B, M): position m has seen target[:, :m]."""
+  def hidden(
+    self,
+    source: jax.Array,
+    source_mask: jax.Array,
+    target: jax.Array,
+    target_mask: jax.Array,
+    adapters: Adapters | None = None,
+  ) -> jax.Array:
+    """Final decoder states (B, M, D) that predict each token of target (B, M): position m has seen
+    target[:, :m].
+    """
     del target_mask  # padding stands right of all real tokens, where the causal mask hides it
     encoded, source_bias = self.encode(source, source_mask, adapters)
-    x = self.embedding(jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=self.config.start_id))
+    x = self.embedding(
+      jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=self.config.start_id)
+    )
     positions = jnp.arange(x.shape[1])
-    bias = self.decoder_bias(positions, positions) + attention.mask_bias(attention.causal_mask(x.shape[1]))
+    bias = self.decoder_bias(positions, positions) + attention.mask_bias(
+      attention.causal_mask(x.shape[1])
+    )
     lora = lora_of(adapters, "decoder")
     x, _ = self.decoder(x, lora, encoded, bias, source_bias, adapters)
     return self.decoder_norm(x)
@@ -273,13 +388,23 @@ class T5(nn.Module):
       hidden = hidden * jnp.asarray(self.config.width**-0.5, hidden.dtype)
     return self.embedding.logits(hidden) if self.config.tied_head else self.head(hidden)
 
-  def __call__(self, source: jax.Array, source_mask: jax.Array, target: jax.Array, target_mask: jax.Array,
-               adapters: Adapters | None = None) -> jax.Array:
+  def __call__(
+    self,
+    source: jax.Array,
+    source_mask: jax.Array,
+    target: jax.Array,
+    target_mask: jax.Array,
+    adapters: Adapters | None = None,
+  ) -> jax.Array:
     """Logits (B, M, V) of each target token given those before it."""
     return self.logits(self.hidden(source, source_mask, target, target_mask, adapters))
 
-  def start(self, source: jax.Array, source_mask: jax.Array, max_new: int, adapters: Adapters | None = None) -> tuple[jax.Array, T5Cache]:
-    """Runs the encoder once; returns logits (B, V) of the first answer token and a cache with room for max_new tokens."""
+  def start(
+    self, source: jax.Array, source_mask: jax.Array, max_new: int, adapters: Adapters | None = None
+  ) -> tuple[jax.Array, T5Cache]:
+    """Runs the encoder once; returns logits (B, V) of the first answer token and a cache with room
+    for max_new tokens.
+    """
     c = self.config
     encoded, source_bias = self.encode(source, source_mask, adapters)
     lora = lora_of(adapters, "decoder")
@@ -288,13 +413,30 @@ class T5(nn.Module):
     cache = T5Cache(empty, empty, cross_k, cross_v, source_bias, jnp.zeros((), jnp.int32))
     return self.extend(jnp.full((source.shape[0],), c.start_id, jnp.int32), cache, adapters)
 
-  def extend(self, tokens: jax.Array, cache: T5Cache, adapters: Adapters | None = None) -> tuple[jax.Array, T5Cache]:
-    """Feeds one token per row (B,) int32; returns logits (B, V) of the next one and the longer cache."""
+  def extend(
+    self, tokens: jax.Array, cache: T5Cache, adapters: Adapters | None = None
+  ) -> tuple[jax.Array, T5Cache]:
+    """Feeds one token per row (B,) int32; returns logits (B, V) of the next one and the longer
+    cache.
+    """
     positions = jnp.arange(cache.self_k.shape[3])
-    bias = self.decoder_bias(cache.index[None], positions) + attention.mask_bias(positions <= cache.index)[None, None, None]
+    bias = (
+      self.decoder_bias(cache.index[None], positions)
+      + attention.mask_bias(positions <= cache.index)[None, None, None]
+    )
     x, new = self.decoder.step(
-      self.embedding(tokens[:, None]), lora_of(adapters, "decoder"), (cache.self_k, cache.self_v), (cache.cross_k, cache.cross_v), bias,
-      cache.source_bias, cache.index, adapters)
-    self_k, self_v = (attention.write_cache(*both, cache.index) for both in zip((cache.self_k, cache.self_v), new, strict=True))
+      self.embedding(tokens[:, None]),
+      lora_of(adapters, "decoder"),
+      (cache.self_k, cache.self_v),
+      (cache.cross_k, cache.cross_v),
+      bias,
+      cache.source_bias,
+      cache.index,
+      adapters,
+    )
+    self_k, self_v = (
+      attention.write_cache(*both, cache.index)
+      for both in zip((cache.self_k, cache.self_v), new, strict=True)
+    )
     logits = self.logits(self.decoder_norm(x))[:, 0]
     return logits, cache.replace(self_k=self_k, self_v=self_v, index=cache.index + 1)

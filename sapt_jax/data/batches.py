@@ -1,7 +1,9 @@
 """Token lists -> batches of few shapes.
 
-Which rows stand in batch i is a pure function of (seed, i), so that a step number is all that an interrupted run has to remember.
+Which rows stand in batch i is a pure function of (seed, i), so that a step number is all that an
+interrupted run has to remember.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,19 +15,49 @@ import jax
 import numpy as np
 
 # Lengths that batches are padded to: each shape is compiled once.
-BUCKETS = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1536, 2048, 3072, 4096)
-ANSWERS = (16, 64, 128, 256, 512, 1024)  # places for answers in rows that hold both: their logits are all that more of them cost
+BUCKETS = (
+  8,
+  16,
+  24,
+  32,
+  48,
+  64,
+  96,
+  128,
+  160,
+  192,
+  256,
+  320,
+  384,
+  448,
+  512,
+  640,
+  768,
+  896,
+  1024,
+  1536,
+  2048,
+  3072,
+  4096,
+)
+ANSWERS = (
+  16,
+  64,
+  128,
+  256,
+  512,
+  1024,
+)  # places for answers in rows that hold both: their logits are all that more of them cost
 
 
 class Batch(flax.struct.PyTreeNode):
   """Rows to learn from or to answer.
 
-  Attributes:
-    source, target: (B, L) and (B, M) int32 token ids.
-    source_mask, target_mask: bool, true at real tokens.
-    task: (B,) int32, each row's place in the stream; in answering only methods that know the task look at it.
-    lm_pairs: a batch of the rows' language-modelling pairs, in the same order; None where there are none.
-    joined: static; decoder-only, in training: L has room for a row's source and answer together, and both are computed in one row.
+  Attributes: source, target: (B, L) and (B, M) int32 token ids. source_mask, target_mask: bool,
+    true at real tokens. task: (B,) int32, each row's place in the stream; in answering only methods
+    that know the task look at it. lm_pairs: a batch of the rows' language-modelling pairs, in the
+    same order; None where there are none. joined: static; decoder-only, in training: L has room for
+    a row's source and answer together, and both are computed in one row.
   """
 
   source: jax.Array
@@ -39,7 +71,9 @@ class Batch(flax.struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One tokenised example; its language-modelling pair, for a method that asks for it, says how the example itself is written."""
+  """One tokenised example; its language-modelling pair, for a method that asks for it, says how the
+  example itself is written.
+  """
 
   source: list[int]
   target: list[int]
@@ -53,9 +87,11 @@ def bucket(length: int) -> int:
 
 
 def joined_lengths(both: int, answer: int) -> tuple[int, int]:
-  """L and M of a joined batch whose longest row has `both` tokens, and whose longest answer has `answer`.
+  """L and M of a joined batch whose longest row has `both` tokens, and whose longest answer has
+  `answer`.
 
-  As there is but one length to a row, L can go in small steps: 16 places up to 1024, above that at most 1/32 of the length.
+  As there is but one length to a row, L can go in small steps: 16 places up to 1024, above that at
+  most 1/32 of the length.
   """
   step = max(16, (1 << both.bit_length() - 1) // 32)
   row = -(-both // step) * step
@@ -63,7 +99,9 @@ def joined_lengths(both: int, answer: int) -> tuple[int, int]:
 
 
 def pad(lists: Sequence[list[int]], width: int, left: bool, pad_id: int) -> tuple[Any, Any]:
-  """(rows, width) int32 ids and bool mask, padded on one side; numpy arrays, that the trainer puts on the devices."""
+  """(rows, width) int32 ids and bool mask, padded on one side; numpy arrays, that the trainer puts
+  on the devices.
+  """
   ids = np.full((len(lists), width), pad_id, np.int32)
   mask = np.zeros((len(lists), width), bool)
   for row, tokens in enumerate(lists):
@@ -76,13 +114,10 @@ def pad(lists: Sequence[list[int]], width: int, left: bool, pad_id: int) -> tupl
 class Batcher:
   """Makes batches of rows.
 
-  Attributes:
-    left: sources are padded on the left (decoder-only backbones).
-    pad_id: what stands at masked places.
-    size: rows in every batch.
-    seed: of the order in training.
-    divisor: devices that share a batch; every batch has a multiple of so many rows.
-    window: batches whose rows are sorted by length together in training: the more, the less padding, and the less random.
+  Attributes: left: sources are padded on the left (decoder-only backbones). pad_id: what stands at
+    masked places. size: rows in every batch. seed: of the order in training. divisor: devices that
+    share a batch; every batch has a multiple of so many rows. window: batches whose rows are sorted
+    by length together in training: the more, the less padding, and the less random.
   """
 
   left: bool
@@ -94,7 +129,10 @@ class Batcher:
 
   def collate(self, rows: Sequence[Row], joined: bool = False) -> Batch:
     """One batch of these rows."""
-    longest, answer = (max(len(ids) for ids in side) for side in ([row.source for row in rows], [row.target for row in rows]))
+    longest, answer = (
+      max(len(ids) for ids in side)
+      for side in ([row.source for row in rows], [row.target for row in rows])
+    )
     lengths = bucket(longest), bucket(answer)
     if joined:
       lengths = joined_lengths(max(self.row_length(row) for row in rows), answer)
@@ -102,10 +140,20 @@ class Batcher:
     target, target_mask = pad([row.target for row in rows], lengths[1], False, self.pad_id)
     task: Any = np.array([row.task for row in rows], np.int32)
     pairs = [row.lm_pair for row in rows if row.lm_pair is not None]
-    return Batch(source, source_mask, target, target_mask, task, self.collate(pairs, joined) if pairs else None, joined)
+    return Batch(
+      source,
+      source_mask,
+      target,
+      target_mask,
+      task,
+      self.collate(pairs, joined) if pairs else None,
+      joined,
+    )
 
   def row_length(self, row: Row) -> int:
-    """Tokens that rows are sorted by in training: the source's, and where the answer follows it in one row, those that are read of it."""
+    """Tokens that rows are sorted by in training: the source's, and where the answer follows it in
+    one row, those that are read of it.
+    """
     return len(row.source) + (len(row.target) - 1 if self.left else 0)
 
   def steps_per_epoch(self, rows: int) -> int:
@@ -113,10 +161,15 @@ class Batcher:
     return -(-rows // self.size)
 
   def epoch(self, rows: Sequence[Row], epoch: int) -> list[np.ndarray]:
-    """Row numbers of each batch of one pass, in training order. Every row occurs; the last batch is filled up from the beginning."""
+    """Row numbers of each batch of one pass, in training order. Every row occurs; the last batch is
+    filled up from the beginning.
+    """
     rng = np.random.default_rng((self.seed, epoch))
     order = np.resize(rng.permutation(len(rows)), self.steps_per_epoch(len(rows)) * self.size)
-    windows = [order[start: start + self.window * self.size] for start in range(0, len(order), self.window * self.size)]
+    windows = [
+      order[start : start + self.window * self.size]
+      for start in range(0, len(order), self.window * self.size)
+    ]
     lengths = np.array([self.row_length(row) for row in rows])
     by_length = [window[np.argsort(lengths[window], kind="stable")] for window in windows]
     batches = [part for window in by_length for part in np.split(window, len(window) // self.size)]
@@ -134,11 +187,12 @@ class Batcher:
   def answering(self, rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, Batch]]:
     """(row numbers, batch) over all rows once, alike lengths together.
 
-    The last batch may be smaller by a power of two; it repeats a row where it still has places left.
+    The last batch may be smaller by a power of two; it repeats a row where it still has places
+    left.
     """
     order = np.argsort([len(row.source) for row in rows], kind="stable")
     for start in range(0, len(order), self.size):
-      numbers, size = order[start: start + self.size], self.size
+      numbers, size = order[start : start + self.size], self.size
       while size % 2 == 0 and size // 2 >= len(numbers) and size // 2 % self.divisor == 0:
         size //= 2
       filled = np.concatenate([numbers, np.repeat(numbers[-1:], size - len(numbers))])

@@ -1,11 +1,14 @@
 """What is particular to each benchmark: its folder, its prompt, its score."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
 
 
 class Benchmark(NamedTuple):
-  """folder: its name below data.root; frame: the prompt before and after the input, {d} is the definition; metric: its usual score."""
+  """folder: its name below data.root; frame: the prompt before and after the input, {d} is the
+  definition; metric: its usual score.
+  """
 
   folder: str
   frame: tuple[str, str]

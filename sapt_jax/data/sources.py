@@ -1,9 +1,11 @@
-"""Where tasks come from: the generated mini stream, or a benchmark folder TASK/{train,dev,test}.json in SuperNI's layout.
+"""Where tasks come from: the generated mini stream, or a benchmark folder
+TASK/{train,dev,test}.json in SuperNI's layout.
 
 A file is JSON with "Definition" (str or list of str, which may be empty) and "Instances", a list of
 {"input": str, "output": str or list of str}.
 Wrong data is an InputError that names file, line or row, and field.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -31,15 +33,21 @@ def read_json(file: pathlib.Path) -> Any:
     raise InputError(f"{file}: no such file") from None
   except UnicodeDecodeError as error:
     line = file.read_bytes()[: error.start].count(b"\n") + 1
-    raise InputError(f"{file}:{line}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8") from None
+    raise InputError(
+      f"{file}:{line}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
+    ) from None
   except json.JSONDecodeError as error:
-    raise InputError(f"{file}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from None
+    raise InputError(
+      f"{file}:{error.lineno}: not JSON ({error.msg}, column {error.colno})"
+    ) from None
 
 
 def read_example(row: Any, where: str) -> Example:
   """One instance; `where` is what an error calls it."""
   if not isinstance(row, dict):
-    raise InputError(f"{where}: an instance must be an object with \"input\" and \"output\", not {type(row).__name__}")
+    raise InputError(
+      f'{where}: an instance must be an object with "input" and "output", not {type(row).__name__}'
+    )
   for field in ("input", "output"):
     if field not in row:
       raise InputError(f"{where}: field {field!r} is missing")
@@ -55,12 +63,16 @@ def read_split(file: pathlib.Path) -> tuple[str, list[Example]]:
   """The definition and all examples of one file."""
   content = read_json(file)
   if not isinstance(content, dict):
-    raise InputError(f"{file}: must hold an object with \"Definition\" and \"Instances\", not {type(content).__name__}")
+    raise InputError(
+      f'{file}: must hold an object with "Definition" and "Instances", not {type(content).__name__}'
+    )
   for field in ("Definition", "Instances"):
     if field not in content:
       raise InputError(f"{file}: field {field!r} is missing")
   if not isinstance(content["Instances"], list):
-    raise InputError(f"{file}: field 'Instances' must be a list, not {type(content['Instances']).__name__}")
+    raise InputError(
+      f"{file}: field 'Instances' must be a list, not {type(content['Instances']).__name__}"
+    )
   if not content["Instances"]:
     raise InputError(f"{file}: field 'Instances' is empty; a split needs at least one example")
   definition = content["Definition"]
@@ -68,32 +80,49 @@ def read_split(file: pathlib.Path) -> tuple[str, list[Example]]:
     definition = definition[0] if definition else ""  # Long Sequence has a task without any, copa
   if not isinstance(definition, str):
     raise InputError(f"{file}: field 'Definition' must be text or a list of texts")
-  return definition.strip(), [read_example(row, f"{file}: Instances[{number}]") for number, row in enumerate(content["Instances"])]
+  return definition.strip(), [
+    read_example(row, f"{file}: Instances[{number}]")
+    for number, row in enumerate(content["Instances"])
+  ]
 
 
 def read_task(folder: pathlib.Path) -> Task:
   """One task as published: three files, three splits."""
   splits = {split: read_split(folder / f"{split}.json") for split in ("train", "dev", "test")}
-  return Task(folder.name, splits["train"][0], *(tuple(examples) for _, examples in splits.values()))
+  return Task(
+    folder.name, splits["train"][0], *(tuple(examples) for _, examples in splits.values())
+  )
 
 
 def clean_split(task: Task, seed: int) -> Task:
-  """The task with its dev rows carved out of train (a fixed draw by seed), so that nothing but the final score looks at test rows."""
+  """The task with its dev rows carved out of train (a fixed draw by seed), so that nothing but the
+  final score looks at test rows.
+  """
   size = max(1, min(CLEAN_DEV, len(task.train) // 10))
   if len(task.train) <= size:
-    raise InputError(f"task {task.name}: {len(task.train)} training row(s) are too few to carve dev out of; use --data.protocol published")
+    raise InputError(
+      f"task {task.name}: {len(task.train)} training row(s) are too few to carve dev out of; use --data.protocol published"
+    )
   order = np.random.default_rng(seed).permutation(len(task.train))
   dev, train = np.sort(order[:size]), np.sort(order[size:])
-  return dataclasses.replace(task, train=tuple(task.train[i] for i in train), dev=tuple(task.train[i] for i in dev))
+  return dataclasses.replace(
+    task, train=tuple(task.train[i] for i in train), dev=tuple(task.train[i] for i in dev)
+  )
 
 
 def choose(available: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
-  """The full names of the wanted tasks, in the wanted order; a name may be cut short where that is unambiguous."""
+  """The full names of the wanted tasks, in the wanted order; a name may be cut short where that is
+  unambiguous.
+  """
   chosen = []
   for name in wanted:
     fits = [name] if name in available else [full for full in available if full.startswith(name)]
     if len(fits) != 1:
-      reason = f"is ambiguous: {', '.join(fits)}" if fits else f"is not in {where}, which has {', '.join(available)}"
+      reason = (
+        f"is ambiguous: {', '.join(fits)}"
+        if fits
+        else f"is not in {where}, which has {', '.join(available)}"
+      )
       raise InputError(f"stream.tasks {name!r} {reason}")
     if fits[0] in chosen:
       raise InputError(f"stream.tasks {name!r} is {fits[0]}, which is in the stream already")
@@ -109,14 +138,27 @@ def load_stream(options: config.Data, stream: config.Stream, seed: int) -> list[
   """
   if options.benchmark == "mini":
     generated = {task.name: task for task in mini_stream(seed)}
-    tasks = [generated[name] for name in choose(list(generated), stream.tasks or list(generated), "the mini stream")]
+    tasks = [
+      generated[name]
+      for name in choose(list(generated), stream.tasks or list(generated), "the mini stream")
+    ]
   else:
     folder = pathlib.Path(options.root).expanduser() / BENCHMARKS[options.benchmark].folder
     if not folder.is_dir():
       raise InputError(f"data.root {options.root!r}: {folder} is not a folder")
     available = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    tasks = [read_task(folder / name) for name in choose(available, stream.tasks or available, str(folder))]
+    tasks = [
+      read_task(folder / name) for name in choose(available, stream.tasks or available, str(folder))
+    ]
     if options.protocol == "clean":
       tasks = [clean_split(task, seed) for task in tasks]
-  first = lambda rows, most: rows[:most] if most else rows
-  return [dataclasses.replace(task, train=first(task.train, options.max_train), test=first(task.test, options.max_test)) for task in tasks]
+
+  def first(rows, most):
+    return rows[:most] if most else rows
+
+  return [
+    dataclasses.replace(
+      task, train=first(task.train, options.max_train), test=first(task.test, options.max_test)
+    )
+    for task in tasks
+  ]

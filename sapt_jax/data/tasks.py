@@ -1,4 +1,5 @@
 """What a task is: an instruction and examples, as plain values."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -1,4 +1,5 @@
 """The four figures of a continual-learning run, from its matrix of scores."""
+
 from __future__ import annotations
 
 import math
@@ -7,7 +8,8 @@ from typing import Literal
 
 Scores = Sequence[float | None]
 
-# The public scorer takes this constant, whatever the run, for the mean score of tasks learned alone.
+# The public scorer takes this constant, whatever the run, for the mean score of tasks learned
+# alone.
 PUBLIC_SINGLE = 50.94
 
 
@@ -17,23 +19,26 @@ def mean_difference(first: Scores, second: Scores) -> float | None:
   return sum(known) / len(known) if known and len(known) == len(first) else None
 
 
-def continual_metrics(scores: Sequence[Scores], single: Sequence[float] | None = None,
-                      form: Literal["paper", "public"] = "paper") -> dict[str, float | None]:
+def continual_metrics(
+  scores: Sequence[Scores],
+  single: Sequence[float] | None = None,
+  form: Literal["paper", "public"] = "paper",
+) -> dict[str, float | None]:
   """AP, F.Ra, BWT and FWT after N tasks.
 
       AP = mean_j a[N][j]    F.Ra = mean_{j<N} (max_{i<N} a[i][j] - a[N][j])
       BWT = mean_{j<N} (a[N][j] - a[j][j])    FWT = mean_j (a[j][j] - a0[j])
 
-  Args:
-    scores: N rows; a[i][j] is the score (0-100) on task j after learning task i. What stands above the diagonal is not
+  Args: scores: N rows; a[i][j] is the score (0-100) on task j after learning task i. What stands
+    above the diagonal is not
       read; scores that were not taken are None.
     single: a0[j], the score of a block trained on task j alone, for the first N tasks or more.
-    form: "paper", as above; "public", as the authors' scorer computes them: BWT is divided by N instead of N-1, and FWT
-      takes the constant 50.94 (SuperNI, T5-Large) for the mean of a0, so that it does not need `single`.
+    form: "paper", as above; "public", as the authors' scorer computes them: BWT is divided by N
+      instead of N-1, and FWT takes the constant 50.94 (SuperNI, T5-Large) for the mean of a0, so
+      that it does not need `single`.
 
-  Returns:
-    Each figure, in points; None where it is not defined: F.Ra and BWT of one task, FWT without `single`, and what needs
-    a score that is None.
+  Returns: Each figure, in points; None where it is not defined: F.Ra and BWT of one task, FWT
+    without `single`, and what needs a score that is None.
 
   Raises:
     ValueError: `single` is shorter than N.
@@ -41,19 +46,28 @@ def continual_metrics(scores: Sequence[Scores], single: Sequence[float] | None =
   tasks = len(scores)
   last, own = scores[-1][:tasks], [scores[j][j] for j in range(tasks)]
   columns = [[scores[i][j] for i in range(j, tasks - 1)] for j in range(tasks - 1)]
-  best = [max((a for a in column if a is not None), default=None) if None not in column else None for column in columns]
+  best = [
+    max((a for a in column if a is not None), default=None) if None not in column else None
+    for column in columns
+  ]
   backward = mean_difference(last[:-1], own[:-1])
   if form == "public":
     backward = None if backward is None else backward * (tasks - 1) / tasks
     forward = mean_difference(own, [PUBLIC_SINGLE] * tasks)
   else:
     forward = None if single is None else mean_difference(own, single[:tasks])
-  return {"AP": mean_difference(last, [0.0] * tasks), "F.Ra": mean_difference(best, last[:-1]), "BWT": backward,
-          "FWT": forward}
+  return {
+    "AP": mean_difference(last, [0.0] * tasks),
+    "F.Ra": mean_difference(best, last[:-1]),
+    "BWT": backward,
+    "FWT": forward,
+  }
 
 
 def blocks_used(mixtures: Sequence[Sequence[float]]) -> float:
-  """How many blocks the tasks' mean mixtures (a row each) put their weight on: the exponential of the entropy of the mean row."""
+  """How many blocks the tasks' mean mixtures (a row each) put their weight on: the exponential of
+  the entropy of the mean row.
+  """
   rows = [[weight / sum(mixture) for weight in mixture] for mixture in mixtures]
   mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
   return math.exp(-sum(weight * math.log(weight) for weight in mean if weight > 0))

@@ -1,4 +1,7 @@
-"""Answering all inputs of a task with the whole pool, and scoring the answers. n inputs, T capacity of the pool."""
+"""Answering all inputs of a task with the whole pool, and scoring the answers. n inputs, T capacity
+of the pool.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,22 +29,44 @@ class Answers:
   mixtures: np.ndarray
 
 
-def answer_batch(backbone_model: Any, method: Method, max_new: int, choose: Choose, params: Any, learned: Learned, batch: Batch,
-                 rng: jax.Array) -> tuple[jax.Array, jax.Array]:
+def answer_batch(
+  backbone_model: Any,
+  method: Method,
+  max_new: int,
+  choose: Choose,
+  params: Any,
+  learned: Learned,
+  batch: Batch,
+  rng: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
   """Token ids (B, max_new) and mixtures (B, T) of one batch."""
-  mixture = method.mixture(learned, pooled_inputs(backbone_model, params, batch, method.pools_padding), batch.task)
+  mixture = method.mixture(
+    learned, pooled_inputs(backbone_model, params, batch, method.pools_padding), batch.task
+  )
   adapters = method.adapters(learned, mixture)
-  return generate(backbone_model, params, batch.source, batch.source_mask, adapters, max_new, choose, rng), mixture
+  return generate(
+    backbone_model, params, batch.source, batch.source_mask, adapters, max_new, choose, rng
+  ), mixture
 
 
 class Answerer:
   """Compiled answering for one backbone and one method."""
 
-  def __init__(self, backbone: Backbone, method: Method, batcher: Batcher, mesh: jax.sharding.Mesh, choose: Choose = greedy):
+  def __init__(
+    self,
+    backbone: Backbone,
+    method: Method,
+    batcher: Batcher,
+    mesh: jax.sharding.Mesh,
+    choose: Choose = greedy,
+  ):
     self.backbone, self.batcher = backbone, batcher
     self.placement = sharding.batch_sharded(mesh)
-    self.answer_batch = jax.jit(partial(answer_batch, backbone.model, method), static_argnames=("max_new", "choose"),
-                                out_shardings=sharding.replicated(mesh))  # every process reads all answers
+    self.answer_batch = jax.jit(
+      partial(answer_batch, backbone.model, method),
+      static_argnames=("max_new", "choose"),
+      out_shardings=sharding.replicated(mesh),
+    )  # every process reads all answers
     self.choose = choose
 
   def answer(self, learned: Learned, rows: Sequence[Row], max_new: int, seed: int = 0) -> Answers:
@@ -55,25 +80,48 @@ class Answerer:
     for count, (numbers, batch) in enumerate(self.batcher.answering(rows)):
       processes.stop_if_asked()
       rng = jax.random.fold_in(jax.random.key(seed), count)
-      ids, mixture = self.answer_batch(max_new=max_new, choose=self.choose, params=self.backbone.params, learned=learned,
-                                       batch=sharding.place(batch, self.placement), rng=rng)
-      for number, row_ids, row_mixture in zip(numbers, np.asarray(ids), np.asarray(mixture), strict=False):
+      ids, mixture = self.answer_batch(
+        max_new=max_new,
+        choose=self.choose,
+        params=self.backbone.params,
+        learned=learned,
+        batch=sharding.place(batch, self.placement),
+        rng=rng,
+      )
+      for number, row_ids, row_mixture in zip(
+        numbers, np.asarray(ids), np.asarray(mixture), strict=False
+      ):
         tokens[number], mixtures[number] = row_ids.tolist(), row_mixture
     return Answers(tokens, np.stack(mixtures))
 
 
-def mean_score(metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+def mean_score(
+  metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
+) -> float:
   """Mean over inputs of the best score against their references, 0-100."""
-  return float(np.mean([score(metric, text, accepted) for text, accepted in zip(predictions, references, strict=True)]))
+  return float(
+    np.mean(
+      [
+        score(metric, text, accepted)
+        for text, accepted in zip(predictions, references, strict=True)
+      ]
+    )
+  )
 
 
 class Pooler:
   """Pooled embeddings of many rows, compiled once per length."""
 
-  def __init__(self, backbone: Backbone, batcher: Batcher, with_padding: bool, mesh: jax.sharding.Mesh):
+  def __init__(
+    self, backbone: Backbone, batcher: Batcher, with_padding: bool, mesh: jax.sharding.Mesh
+  ):
     self.backbone, self.batcher = backbone, batcher
     self.placement, self.everywhere = sharding.batch_sharded(mesh), sharding.replicated(mesh)
-    self.pooled = jax.jit(partial(pooled_inputs, backbone.model), static_argnames="with_padding", out_shardings=self.everywhere)
+    self.pooled = jax.jit(
+      partial(pooled_inputs, backbone.model),
+      static_argnames="with_padding",
+      out_shardings=self.everywhere,
+    )
     self.with_padding = with_padding
 
   def __call__(self, rows: Sequence[Row]) -> jax.Array:
@@ -82,5 +130,7 @@ class Pooler:
     for numbers, batch in self.batcher.answering(rows):
       processes.stop_if_asked()
       batch = sharding.place(batch, self.placement)
-      pooled[numbers] = np.asarray(self.pooled(self.backbone.params, batch, with_padding=self.with_padding))[: len(numbers)]
+      pooled[numbers] = np.asarray(
+        self.pooled(self.backbone.params, batch, with_padding=self.with_padding)
+      )[: len(numbers)]
     return sharding.place(pooled, self.everywhere)

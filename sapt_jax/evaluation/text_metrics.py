@@ -1,4 +1,5 @@
 """Scores of one answer against its acceptable references, 0-100."""
+
 from __future__ import annotations
 
 import functools
@@ -10,16 +11,30 @@ from typing import Any
 
 from rouge_score import rouge_scorer, tokenizers
 
-# Scripts that put no spaces between words, as the Unicode names of their characters begin: every character is a token.
-UNSPACED = ("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
+# Scripts that put no spaces between words, as the Unicode names of their characters begin: every
+# character is a token.
+UNSPACED = (
+  "CJK ",
+  "IDEOGRAPHIC ",
+  "HIRAGANA ",
+  "KATAKANA",
+  "THAI ",
+  "LAO ",
+  "KHMER ",
+  "MYANMAR ",
+  "TIBETAN ",
+)
 # Marks that writers of Arabic and Hebrew may leave out, and Arabic's stretching stroke.
 OPTIONAL_MARKS = re.compile(
-  "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed]")
+  "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed]"
+)
 
 
 @functools.lru_cache(maxsize=65536)
 def kind(character: str) -> str:
-  """What a character is: part of a "word", a token "alone", a "mark" on what stands before, "ignored", or a "gap"."""
+  """What a character is: part of a "word", a token "alone", a "mark" on what stands before,
+  "ignored", or a "gap".
+  """
   category = unicodedata.category(character)
   if category == "Cf":  # joiners, direction marks, soft hyphens
     return "ignored"
@@ -31,12 +46,14 @@ def kind(character: str) -> str:
 
 
 class MultilingualTokenizer:
-  """Words of any script, for rouge-score, whose own tokeniser keeps only a-z and 0-9 and so scores Chinese answers 0.
+  """Words of any script, for rouge-score, whose own tokeniser keeps only a-z and 0-9 and so scores
+  Chinese answers 0.
 
-  Text is compatibility-composed (NFKC) and case-folded; Arabic and Hebrew lose the marks that are optional in writing.
-  Letters and digits with their combining marks form words, everything else separates them. In scripts without spaces
-  (Chinese, Japanese, Thai, ...) each character is a token. Words of a-z and 0-9 are stemmed as rouge-score does: on
-  ASCII text the two tokenisers agree.
+  Text is compatibility-composed (NFKC) and case-folded; Arabic and Hebrew lose the marks that are
+  optional in writing. Letters and digits with their combining marks form words, everything else
+  separates them. In scripts without spaces (Chinese, Japanese, Thai, ...) each character is a
+  token. Words of a-z and 0-9 are stemmed as rouge-score does: on ASCII text the two tokenisers
+  agree.
   """
 
   def __init__(self) -> None:
@@ -60,13 +77,19 @@ class MultilingualTokenizer:
 
 
 def rouge_l(tokenizer: Any = None) -> Callable[[str, str], float]:
-  """(prediction, reference) -> f-measure of their longest common subsequence, 0-100; None: rouge-score's tokens."""
+  """(prediction, reference) -> f-measure of their longest common subsequence, 0-100; None:
+  rouge-score's tokens.
+  """
   scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True, tokenizer=tokenizer)
-  return lambda prediction, reference: 100 * scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure
+  return lambda prediction, reference: (
+    100 * scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure
+  )
 
 
 def normalised(text: str) -> str:
-  """Lower case, without ASCII punctuation, single spaces: the form in which the public scorer compares answers."""
+  """Lower case, without ASCII punctuation, single spaces: the form in which the public scorer
+  compares answers.
+  """
   return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
 
 
@@ -76,15 +99,17 @@ def exact_match(prediction: str, reference: str) -> float:
 
 
 METRICS: dict[str, Callable[[str, str], float]] = {
-  "rouge_l": rouge_l(), "rouge_l_multilingual": rouge_l(MultilingualTokenizer()), "exact_match": exact_match}
+  "rouge_l": rouge_l(),
+  "rouge_l_multilingual": rouge_l(MultilingualTokenizer()),
+  "exact_match": exact_match,
+}
 
 
 def score(metric: str, prediction: str, references: Sequence[str]) -> float:
   """The best score of a prediction over its references.
 
-  Args:
-    metric: "rouge_l" (rouge-score with its stemmer), "rouge_l_multilingual" (tokens of any script) or "exact_match".
-    references: at least one acceptable answer.
+  Args: metric: "rouge_l" (rouge-score with its stemmer), "rouge_l_multilingual" (tokens of any
+    script) or "exact_match". references: at least one acceptable answer.
 
   Returns:
     0-100.

@@ -1,4 +1,7 @@
-"""Named arrays in the files of other programs: safetensors, npz, PyTorch state dicts, pickled numpy arrays."""
+"""Named arrays in the files of other programs: safetensors, npz, PyTorch state dicts, pickled numpy
+arrays.
+"""
+
 from __future__ import annotations
 
 import pickle
@@ -13,10 +16,28 @@ import safetensors.numpy
 from sapt_jax.errors import InputError
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".bin", ".pkl")
-# What a pickled numpy array is put together from (package.name), whichever the module inside the package.
-PICKLED = frozenset({"numpy._reconstruct", "numpy.ndarray", "numpy.dtype", "numpy.scalar", "numpy._frombuffer", "_codecs.encode"})
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile,
-              safetensors.SafetensorError)
+# What a pickled numpy array is put together from (package.name), whichever the module inside the
+# package.
+PICKLED = frozenset(
+  {
+    "numpy._reconstruct",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.scalar",
+    "numpy._frombuffer",
+    "_codecs.encode",
+  }
+)
+UNREADABLE = (
+  OSError,
+  EOFError,
+  ValueError,
+  KeyError,
+  RuntimeError,
+  pickle.UnpicklingError,
+  zipfile.BadZipFile,
+  safetensors.SafetensorError,
+)
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -33,7 +54,9 @@ def import_torch(path: Path) -> Any:
   try:
     import torch
   except ImportError:
-    raise InputError(f"{path}: PyTorch's own files need torch; .safetensors and .npz do not") from None
+    raise InputError(
+      f"{path}: PyTorch's own files need torch; .safetensors and .npz do not"
+    ) from None
   return torch
 
 
@@ -48,8 +71,13 @@ def read_file(path: Path) -> Any:
     with path.open("rb") as file:
       return ArrayUnpickler(file).load()
   value = import_torch(path).load(path, map_location="cpu", weights_only=True)
-  as_array = lambda tensor: tensor.detach().float().numpy()
-  return {name: as_array(x) for name, x in value.items()} if isinstance(value, dict) else as_array(value)
+
+  def as_array(tensor):
+    return tensor.detach().float().numpy()
+
+  return (
+    {name: as_array(x) for name, x in value.items()} if isinstance(value, dict) else as_array(value)
+  )
 
 
 def read_arrays(folder: Path, stem: str, optional: bool = False) -> dict[str, np.ndarray]:
@@ -71,10 +99,16 @@ def read_arrays(folder: Path, stem: str, optional: bool = False) -> dict[str, np
   except UNREADABLE as error:
     reason = str(error).partition("\n")[0]
     raise InputError(f"{found[0]}: cannot be read ({type(error).__name__}: {reason})") from error
-  return {name: np.asarray(x) for name, x in value.items()} if isinstance(value, dict) else {stem: np.asarray(value)}
+  return (
+    {name: np.asarray(x) for name, x in value.items()}
+    if isinstance(value, dict)
+    else {stem: np.asarray(value)}
+  )
 
 
-def write_arrays(folder: Path, stem: str, value: dict[str, np.ndarray] | np.ndarray, suffix: str) -> None:
+def write_arrays(
+  folder: Path, stem: str, value: dict[str, np.ndarray] | np.ndarray, suffix: str
+) -> None:
   """Writes named arrays, or a lone one, in the format of the suffix; ".pkl" takes a lone one.
 
   Raises:

@@ -4,9 +4,10 @@
     {eq,pad,leftpad}/in/..., out/...   batches and what comes out of them; grad/NAME: the gradient of the loss
     replay/{i}/in/..., out/kl, grad/   pseudo inputs of earlier task i, their KL and its gradient
 
-Pools are newest first there, oldest first here. Sizes are read off the arrays; what these do not show, off the golden's
-entry in an index*.json beside it, if there is one.
+Pools are newest first there, oldest first here. Sizes are read off the arrays; what these do not
+show, off the golden's entry in an index*.json beside it, if there is one.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -31,15 +32,15 @@ from sapt_jax.methods.sapt import Sapt
 Arrays = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # itself alone, so that compiled functions can tell it from others
+@dataclasses.dataclass(
+  frozen=True, eq=False
+)  # itself alone, so that compiled functions can tell it from others
 class Golden:
   """A golden file and the library's side of it.
 
-  Attributes:
-    arrays: all of the file.
-    tasks: T, blocks in the pool.
-    prefix: of the attention's parameters, "encoder" or "model".
-    learned: the pool, in a method with room for one task more, so that an empty slot is always there.
+  Attributes: arrays: all of the file. tasks: T, blocks in the pool. prefix: of the attention's
+    parameters, "encoder" or "model". learned: the pool, in a method with room for one task more, so
+    that an empty slot is always there.
   """
 
   arrays: Arrays
@@ -56,7 +57,9 @@ class Golden:
 
   def oldest_first(self, x: np.ndarray) -> np.ndarray:
     """(..., T) in the order of goldens -> (..., capacity) in that of the pool."""
-    return np.pad(x[..., ::-1], [(0, 0)] * (x.ndim - 1) + [(0, self.method.setting.capacity - self.tasks)])
+    return np.pad(
+      x[..., ::-1], [(0, 0)] * (x.ndim - 1) + [(0, self.method.setting.capacity - self.tasks)]
+    )
 
 
 def read_arrays(path: Path) -> Arrays:
@@ -83,7 +86,9 @@ def index_entry(path: Path) -> dict[str, Any]:
 def layer_count(arrays: Arrays, stack: str) -> int:
   """1 + the largest layer number of the parameters param/{stack}.{number}..."""
   start = f"param/{stack}."
-  return 1 + max(int(name.removeprefix(start).split(".")[0]) for name in arrays if name.startswith(start))
+  return 1 + max(
+    int(name.removeprefix(start).split(".")[0]) for name in arrays if name.startswith(start)
+  )
 
 
 def t5_config(arrays: Arrays) -> dict[str, Any]:
@@ -93,38 +98,57 @@ def t5_config(arrays: Arrays) -> dict[str, Any]:
   vocabulary, width = arrays["param/shared.weight"].shape
   feed_forward = "param/encoder.block.0.layer.1.DenseReluDense"
   return {
-    "model_type": "t5", "vocab_size": vocabulary, "d_model": width, "num_heads": heads,
-    "d_kv": arrays[f"{attention}.q.weight"].shape[0] // heads, "d_ff": arrays[f"{feed_forward}.wo.weight"].shape[1],
-    "num_layers": layer_count(arrays, "encoder.block"), "num_decoder_layers": layer_count(arrays, "decoder.block"),
+    "model_type": "t5",
+    "vocab_size": vocabulary,
+    "d_model": width,
+    "num_heads": heads,
+    "d_kv": arrays[f"{attention}.q.weight"].shape[0] // heads,
+    "d_ff": arrays[f"{feed_forward}.wo.weight"].shape[1],
+    "num_layers": layer_count(arrays, "encoder.block"),
+    "num_decoder_layers": layer_count(arrays, "decoder.block"),
     "feed_forward_proj": "gated-gelu" if f"{feed_forward}.wi_0.weight" in arrays else "relu",
-    "tie_word_embeddings": "param/lm_head.weight" not in arrays, "relative_attention_num_buckets": buckets}
+    "tie_word_embeddings": "param/lm_head.weight" not in arrays,
+    "relative_attention_num_buckets": buckets,
+  }
 
 
 def llama_config(arrays: Arrays) -> dict[str, Any]:
   """config.json of the LLaMA that these parameters belong to, but for num_attention_heads."""
   vocabulary, width = arrays["param/model.embed_tokens.weight"].shape
   return {
-    "model_type": "llama", "vocab_size": vocabulary, "hidden_size": width, "eos_token_id": 2,
+    "model_type": "llama",
+    "vocab_size": vocabulary,
+    "hidden_size": width,
+    "eos_token_id": 2,
     "pad_token_id": padding_id(arrays, default=1),
     "intermediate_size": arrays["param/model.layers.0.mlp.up_proj.weight"].shape[0],
     "num_hidden_layers": layer_count(arrays, "model.layers"),
-    "tie_word_embeddings": "param/lm_head.weight" not in arrays}
+    "tie_word_embeddings": "param/lm_head.weight" not in arrays,
+  }
 
 
 def padding_id(arrays: Arrays, default: int) -> int:
   """The id that stands at masked places of a golden's batches, the default if they have none."""
   batches = [f"{name}/in/" for name in batch_names(arrays)]
-  masked = np.concatenate([arrays[f"{x}input_ids"][arrays[f"{x}attention_mask"] == 0] for x in batches])
+  masked = np.concatenate(
+    [arrays[f"{x}input_ids"][arrays[f"{x}attention_mask"] == 0] for x in batches]
+  )
   return int(masked[0]) if masked.size else default
 
 
 def with_heads(raw: dict[str, Any], arrays: Arrays, heads: int) -> dict[str, Any]:
   """A LLaMA's config.json with this number of heads, and what follows from it."""
-  width, key_width = (arrays[f"param/model.layers.0.self_attn.{x}_proj.weight"].shape[0] for x in "qk")
+  width, key_width = (
+    arrays[f"param/model.layers.0.self_attn.{x}_proj.weight"].shape[0] for x in "qk"
+  )
   if width % (2 * heads) or key_width % (width // heads):
     raise InputError(f"{heads} heads do not fit q_proj and k_proj of {width} and {key_width} rows")
   head_width = width // heads
-  return raw | {"num_attention_heads": heads, "head_dim": head_width, "num_key_value_heads": key_width // head_width}
+  return raw | {
+    "num_attention_heads": heads,
+    "head_dim": head_width,
+    "num_key_value_heads": key_width // head_width,
+  }
 
 
 def all_heads(raw: dict[str, Any], arrays: Arrays) -> Iterator[dict[str, Any]]:
@@ -138,7 +162,11 @@ def all_heads(raw: dict[str, Any], arrays: Arrays) -> Iterator[dict[str, Any]]:
 
 def make_golden(arrays: Arrays, raw: dict[str, Any], alpha: float, quirks: bool) -> Golden:
   """The model, pool and method that a golden's parameters make up."""
-  given = {name.removeprefix("param/"): value for name, value in arrays.items() if name.startswith("param/")}
+  given = {
+    name.removeprefix("param/"): value
+    for name, value in arrays.items()
+    if name.startswith("param/")
+  }
   model = hf.build_model(raw)
   params = {}
   for weight in hf.ARCHITECTURES[raw["model_type"]].weights(model.config):
@@ -150,11 +178,17 @@ def make_golden(arrays: Arrays, raw: dict[str, Any], alpha: float, quirks: bool)
     keys = np.concatenate([keys, given[f"{prefix}.previous_prompts_keys"]])
   tasks = len(keys)
   pool = [public.block_from(given, model.config, age) for age in public.ages(tasks)]
-  pet = config.Pet(rank=min(given[name].shape[0] for name in given if name.endswith("lora_A")), alpha=alpha)
+  pet = config.Pet(
+    rank=min(given[name].shape[0] for name in given if name.endswith("lora_A")), alpha=alpha
+  )
   setting = Setting(pet, model.config.lora_sites(), params["embedding/table"], tasks + 1, 0)
   method = Sapt(config.Method(reference_quirks=quirks), setting)
-  learned = public.make_learned(method, pool, keys[::-1], public.query_from(given, f"{prefix}.trans_input."))
-  return Golden(arrays, tasks, prefix, model, traverse_util.unflatten_dict(params, sep="/"), method, learned)
+  learned = public.make_learned(
+    method, pool, keys[::-1], public.query_from(given, f"{prefix}.trans_input.")
+  )
+  return Golden(
+    arrays, tasks, prefix, model, traverse_util.unflatten_dict(params, sep="/"), method, learned
+  )
 
 
 def batch_names(arrays: Arrays) -> list[str]:
@@ -165,15 +199,17 @@ def batch_names(arrays: Arrays) -> list[str]:
 def candidates(path: Path, heads: int | None = None, quirks: bool = True) -> Iterator[Golden]:
   """Reads a golden and builds the library's side of it.
 
-  One, but for a LLaMA whose number of heads is given neither by `heads` nor by an index: then one for every number that
-  the shapes allow.
+  One, but for a LLaMA whose number of heads is given neither by `heads` nor by an index: then one
+  for every number that the shapes allow.
 
   Raises:
     InputError: not a golden, or one of a form that is not known.
   """
   arrays, entry = read_arrays(path), index_entry(path)
   if entry.get("attn_temperature", 1) != 1:
-    raise InputError(f"{path}: attn_temperature {entry['attn_temperature']}: only 1, scores / sqrt(d_model), is known")
+    raise InputError(
+      f"{path}: attn_temperature {entry['attn_temperature']}: only 1, scores / sqrt(d_model), is known"
+    )
   known, alpha = entry.get("config", {}), entry.get("lora_alpha", 32)
   try:
     if "param/shared.weight" in arrays:

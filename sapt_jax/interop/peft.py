@@ -1,9 +1,12 @@
-"""Blocks as peft adapters: a folder with adapter_config.json, adapter_model.safetensors and README.md.
+"""Blocks as peft adapters: a folder with adapter_config.json, adapter_model.safetensors and
+README.md.
 
-peft has no mixture per input, so that a pool goes out as one of its blocks, or as the mixture fixed once for all inputs,
-for instance a task's mean mixture. A fixed mixture of LoRA blocks is one LoRA block again, exactly: the factors side by
-side, of rank T * r (peft's add_weighted_adapter with combination_type "cat"). Layout: peft's developer guide "checkpoint".
+peft has no mixture per input, so that a pool goes out as one of its blocks, or as the mixture fixed
+once for all inputs, for instance a task's mean mixture. A fixed mixture of LoRA blocks is one LoRA
+block again, exactly: the factors side by side, of rank T * r (peft's add_weighted_adapter with
+combination_type "cat"). Layout: peft's developer guide "checkpoint".
 """
+
 from __future__ import annotations
 
 import json
@@ -36,10 +39,11 @@ def fixed_mixture(pool: blocks.Blocks, mixture: jax.Array) -> blocks.Block:
     pool: a stack of T blocks of either kind; empty slots are zeros and need weight 0.
     mixture: (T,) float32.
 
-  Returns:
-    LoRA: the blocks side by side, (layers, D_in, T * R) and (layers, T * R, D_out), each B times its weight; its scale
-    stays alpha / R, where R is the rank of one block. Soft prompts: their weighted sum (P, D).
+  Returns: LoRA: the blocks side by side, (layers, D_in, T * R) and (layers, T * R, D_out), each B
+    times its weight; its scale stays alpha / R, where R is the rank of one block. Soft prompts:
+    their weighted sum (P, D).
   """
+
   def one(path: tuple, x: jax.Array) -> jax.Array:
     name = path[-1].key
     if name == "prompt":
@@ -60,12 +64,20 @@ def lora_arrays(block: blocks.Block, backbone: ModelConfig) -> dict[str, np.ndar
     for layer in range(site.layers):
       prefix = f"base_model.model.{site.module.format(layer)}.{site.linear}"
       for ours, theirs in (("a", "lora_A"), ("b", "lora_B")):
-        arrays[f"{prefix}.{theirs}.weight"] = np.ascontiguousarray(np.asarray(factors[ours][layer], np.float32).T)
+        arrays[f"{prefix}.{theirs}.weight"] = np.ascontiguousarray(
+          np.asarray(factors[ours][layer], np.float32).T
+        )
   return arrays
 
 
-def export_block(folder: Path, block: blocks.Block, pet: config.Pet, backbone: ModelConfig, base: str,
-                 what: str = "one block") -> None:
+def export_block(
+  folder: Path,
+  block: blocks.Block,
+  pet: config.Pet,
+  backbone: ModelConfig,
+  base: str,
+  what: str = "one block",
+) -> None:
   """Writes a block as a peft adapter folder.
 
   Args:
@@ -79,29 +91,54 @@ def export_block(folder: Path, block: blocks.Block, pet: config.Pet, backbone: M
   if (folder / "adapter_config.json").exists():
     raise InputError(f"{folder}: holds an adapter; name another folder")
   written: dict[str, Any] = {
-    "base_model_name_or_path": base, "revision": None, "inference_mode": True,
-    "task_type": "CAUSAL_LM" if backbone.is_decoder_only else "SEQ_2_SEQ_LM"}
+    "base_model_name_or_path": base,
+    "revision": None,
+    "inference_mode": True,
+    "task_type": "CAUSAL_LM" if backbone.is_decoder_only else "SEQ_2_SEQ_LM",
+  }
   if "prompt" in block:
     arrays = {"prompt_embeddings": np.asarray(block["prompt"], np.float32)}
-    # One prompt, before the encoder's input: peft's default for encoder-decoders is one more before the decoder's.
-    written |= {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": arrays["prompt_embeddings"].shape[0],
-                "token_dim": arrays["prompt_embeddings"].shape[1], "num_transformer_submodules": 1,
-                "prompt_tuning_init": "RANDOM"}
+    # One prompt, before the encoder's input: peft's default for encoder-decoders is one more before
+    # the decoder's.
+    written |= {
+      "peft_type": "PROMPT_TUNING",
+      "num_virtual_tokens": arrays["prompt_embeddings"].shape[0],
+      "token_dim": arrays["prompt_embeddings"].shape[1],
+      "num_transformer_submodules": 1,
+      "prompt_tuning_init": "RANDOM",
+    }
   else:
     arrays = lora_arrays(block, backbone)
     rank = next(x.shape[0] for name, x in arrays.items() if "lora_A" in name)
     alpha = pet.alpha * rank / pet.rank  # peft scales by lora_alpha / r
-    written |= {"peft_type": "LORA", "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-                "lora_dropout": 0.0, "bias": "none", "target_modules": sorted({site.linear for site in sites(backbone)})}
+    written |= {
+      "peft_type": "LORA",
+      "r": rank,
+      "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+      "lora_dropout": 0.0,
+      "bias": "none",
+      "target_modules": sorted({site.linear for site in sites(backbone)}),
+    }
   folder.mkdir(parents=True, exist_ok=True)
-  safetensors.numpy.save_file(arrays, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+  safetensors.numpy.save_file(
+    arrays, folder / "adapter_model.safetensors", metadata={"format": "pt"}
+  )
   (folder / "README.md").write_text(README.format(base=base, what=what), encoding="utf-8")
-  (folder / "adapter_config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+  (folder / "adapter_config.json").write_text(
+    json.dumps(written, indent=2) + "\n", encoding="utf-8"
+  )
 
 
-def export_mixture(folder: Path, pool: blocks.Blocks, mixture: jax.Array, pet: config.Pet, backbone: ModelConfig,
-                   base: str) -> None:
-  """Writes a pool under one mixture (T,) for all inputs as a peft adapter folder; blocks of weight 0 are left out.
+def export_mixture(
+  folder: Path,
+  pool: blocks.Blocks,
+  mixture: jax.Array,
+  pet: config.Pet,
+  backbone: ModelConfig,
+  base: str,
+) -> None:
+  """Writes a pool under one mixture (T,) for all inputs as a peft adapter folder; blocks of weight
+  0 are left out.
 
   Raises:
     InputError: every weight is 0; the folder holds another adapter.
@@ -109,7 +146,9 @@ def export_mixture(folder: Path, pool: blocks.Blocks, mixture: jax.Array, pet: c
   used = [slot for slot, weight in enumerate(np.asarray(mixture)) if weight != 0]
   if not used:
     raise InputError("every weight of the mixture is 0: there is nothing to export")
-  chosen = jax.tree_util.tree_map_with_path(lambda path, x: jnp.take(x, jnp.array(used), blocks.task_axis(path)), pool)
+  chosen = jax.tree_util.tree_map_with_path(
+    lambda path, x: jnp.take(x, jnp.array(used), blocks.task_axis(path)), pool
+  )
   weights = ", ".join(f"{float(mixture[slot]):.4f} of block {slot + 1}" for slot in used)
   block = fixed_mixture(chosen, jnp.asarray(mixture)[jnp.array(used)])
   export_block(folder, block, pet, backbone, base, f"a fixed mixture, {weights}")

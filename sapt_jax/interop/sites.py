@@ -1,4 +1,7 @@
-"""Where each LoRA site of a backbone stands in the Hugging Face module tree, which other programs name it after."""
+"""Where each LoRA site of a backbone stands in the Hugging Face module tree, which other programs
+name it after.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -31,9 +34,11 @@ def sites(config: ModelConfig) -> Iterator[Site]:
     stacks = [(("self",), "model.layers.{}.self_attn", "{}_proj", config.layers)]
   else:
     encoder, decoder = config.encoder_layers, config.decoder_layers
-    stacks = [(("encoder", "self"), "encoder.block.{}.layer.0.SelfAttention", "{}", encoder),
-              (("decoder", "self"), "decoder.block.{}.layer.0.SelfAttention", "{}", decoder),
-              (("decoder", "cross"), "decoder.block.{}.layer.1.EncDecAttention", "{}", decoder)]
+    stacks = [
+      (("encoder", "self"), "encoder.block.{}.layer.0.SelfAttention", "{}", encoder),
+      (("decoder", "self"), "decoder.block.{}.layer.0.SelfAttention", "{}", decoder),
+      (("decoder", "cross"), "decoder.block.{}.layer.1.EncDecAttention", "{}", decoder),
+    ]
   for path, module, linear, layers in stacks:
     for name in ("q", "v"):
       yield Site((*path, name), module, linear.format(name), layers)

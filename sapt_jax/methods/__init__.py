@@ -1,4 +1,5 @@
 """Continual-learning methods, by the name that --method.name takes."""
+
 from __future__ import annotations
 
 from sapt_jax import config
@@ -19,8 +20,19 @@ from sapt_jax.methods.sapt import Sapt
 from sapt_jax.methods.sequential import Sequential
 
 METHODS: dict[str, type[Method]] = {
-  "sapt": Sapt, "sequential": Sequential, "per_task": PerTask, "multi_task": MultiTask, "replay": Replay, "o_lora": OLora, "n_lora": NLora,
-  "l2p": L2p, "lfpt5": Lfpt5, "prog_prompt": ProgPrompt, "epi": Epi, "inflora": InfLora, "gainlora": GainLora,
+  "sapt": Sapt,
+  "sequential": Sequential,
+  "per_task": PerTask,
+  "multi_task": MultiTask,
+  "replay": Replay,
+  "o_lora": OLora,
+  "n_lora": NLora,
+  "l2p": L2p,
+  "lfpt5": Lfpt5,
+  "prog_prompt": ProgPrompt,
+  "epi": Epi,
+  "inflora": InfLora,
+  "gainlora": GainLora,
 }
 
 
@@ -32,13 +44,19 @@ def check(options: config.Method, pet: config.Pet) -> None:
   """
   method = METHODS[options.name]
   if pet.kind not in method.kinds:
-    raise InputError(f"method.name {options.name}: cannot use pet.kind {pet.kind}; give --pet.kind {' or '.join(method.kinds)}")
+    raise InputError(
+      f"method.name {options.name}: cannot use pet.kind {pet.kind}; give --pet.kind {' or '.join(method.kinds)}"
+    )
   if pet.top_k and (pet.kind != "lora" or not method.selects or options.uniform != "never"):
-    raise InputError(f"pet.top_k {pet.top_k}: chooses LoRA blocks by their weights; method.name {options.name} with pet.kind {pet.kind} "
-                     "and these options has no unequal ones; give --pet.top-k 0")
+    raise InputError(
+      f"pet.top_k {pet.top_k}: chooses LoRA blocks by their weights; method.name {options.name} with pet.kind {pet.kind} "
+      "and these options has no unequal ones; give --pet.top-k 0"
+    )
   if pet.top_k and options.name == "sapt" and options.attention == "published":
-    raise InputError(f"pet.top_k {pet.top_k}: a new key of the published attention is random, so that a new block might never be chosen, "
-                     "and never learned; give --method.attention routed, or --pet.top-k 0")
+    raise InputError(
+      f"pet.top_k {pet.top_k}: a new key of the published attention is random, so that a new block might never be chosen, "
+      "and never learned; give --method.attention routed, or --pet.top-k 0"
+    )
 
 
 def build(options: config.Method, setting: Setting) -> Method:

@@ -1,4 +1,7 @@
-"""EPI (Wang et al., ACL 2023): a block per task, and the task of an input found by its distance to what is remembered of each task."""
+"""EPI (Wang et al., ACL 2023): a block per task, and the task of an input found by its distance to
+what is remembered of each task.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -11,11 +14,10 @@ from sapt_jax.pet import blocks
 class EpiLearned(Pool):
   """What the look-up remembers.
 
-  Attributes:
-    means: (T, D) float32, each task's mean pooled embedding.
-    covariance: (D, D), of pooled embeddings within a task, the mean over tasks.
-    whitening: (D, D), turns a difference so that its squared length is the Mahalanobis distance.
-    known: () int32, how many tasks these stand for: count, or one less while a task is being learned.
+  Attributes: means: (T, D) float32, each task's mean pooled embedding. covariance: (D, D), of
+    pooled embeddings within a task, the mean over tasks. whitening: (D, D), turns a difference so
+    that its squared length is the Mahalanobis distance. known: () int32, how many tasks these stand
+    for: count, or one less while a task is being learned.
   """
 
   means: jax.Array
@@ -25,20 +27,29 @@ class EpiLearned(Pool):
 
 
 class Epi(Method):
-  """A task's block is learned on its own; afterwards argmin_t (e - mu_t)' Sigma^-1 (e - mu_t) chooses one block for every input.
+  """A task's block is learned on its own; afterwards argmin_t (e - mu_t)' Sigma^-1 (e - mu_t)
+  chooses one block for every input.
 
-  The mixture is one-hot, so its mean over a task's test inputs is the share that was sent to each block: the diagonal is the accuracy of
-  the look-up. Differences from the paper: e is the max-pooled token embedding, not the mean of BERT's last states; a task has one mean,
-  since a text-to-text task has no classes; a block is LoRA or a soft prompt, not keys and values in every layer; and Sigma is drawn
-  towards a multiple of the identity (lookup_shrinkage), because a few hundred inputs do not span D dimensions and a pseudo-inverse is
-  blind to all differences between tasks outside their span.
+  The mixture is one-hot, so its mean over a task's test inputs is the share that was sent to each
+  block: the diagonal is the accuracy of the look-up. Differences from the paper: e is the
+  max-pooled token embedding, not the mean of BERT's last states; a task has one mean, since a
+  text-to-text task has no classes; a block is LoRA or a soft prompt, not keys and values in every
+  layer; and Sigma is drawn towards a multiple of the identity (lookup_shrinkage), because a few
+  hundred inputs do not span D dimensions and a pseudo-inverse is blind to all differences between
+  tasks outside their span.
   """
 
   def start(self, rng: jax.Array) -> EpiLearned:
     pool, width = super().start(rng), self.setting.width
     square = jnp.zeros((width, width))
-    return EpiLearned(pool.blocks, pool.count, means=jnp.zeros((self.setting.capacity, width)), covariance=square, whitening=square,
-                      known=jnp.zeros((), jnp.int32))
+    return EpiLearned(
+      pool.blocks,
+      pool.count,
+      means=jnp.zeros((self.setting.capacity, width)),
+      covariance=square,
+      whitening=square,
+      known=jnp.zeros((), jnp.int32),
+    )
 
   def mixture(self, learned: EpiLearned, pooled: jax.Array, task: jax.Array) -> jax.Array:
     learning = learned.known < learned.count  # a task that is being learned uses its own block
@@ -48,14 +59,22 @@ class Epi(Method):
   def close(self, learned: EpiLearned, inputs: TaskInputs) -> EpiLearned:
     mean = jnp.mean(inputs.train, axis=0)
     away = inputs.train - mean
-    own = away.T @ away / away.shape[0]  # not n - 1: a task of one input would be NaN, and every task with it
+    own = (
+      away.T @ away / away.shape[0]
+    )  # not n - 1: a task of one input would be NaN, and every task with it
     covariance = learned.covariance + (own - learned.covariance) / learned.count
-    return learned.replace(means=learned.means.at[learned.count - 1].set(mean), covariance=covariance,
-                           whitening=whitening(covariance, self.options.lookup_shrinkage), known=learned.count)
+    return learned.replace(
+      means=learned.means.at[learned.count - 1].set(mean),
+      covariance=covariance,
+      whitening=whitening(covariance, self.options.lookup_shrinkage),
+      known=learned.count,
+    )
 
 
 def whitening(covariance: jax.Array, shrinkage: float) -> jax.Array:
-  """L^-1 with L L' = (1 - shrinkage) Sigma + shrinkage * (trace / D) I, (D, D): |L^-1 v|^2 is the squared Mahalanobis length of v."""
+  """L^-1 with L L' = (1 - shrinkage) Sigma + shrinkage * (trace / D) I, (D, D): |L^-1 v|^2 is the
+  squared Mahalanobis length of v.
+  """
   width = covariance.shape[0]
   target = (jnp.trace(covariance) / width + 1e-6) * jnp.eye(width)
   lower = jnp.linalg.cholesky((1 - shrinkage) * covariance + shrinkage * target)
@@ -63,6 +82,10 @@ def whitening(covariance: jax.Array, shrinkage: float) -> jax.Array:
 
 
 def distances(learned: Learned, pooled: jax.Array) -> jax.Array:
-  """Squared Mahalanobis distance of every input (B, D) to every task's mean, (B, T) float32, infinite at empty slots."""
+  """Squared Mahalanobis distance of every input (B, D) to every task's mean, (B, T) float32,
+  infinite at empty slots.
+  """
   away = (pooled[:, None] - learned.means) @ learned.whitening.T
-  return jnp.where(jnp.arange(learned.means.shape[0]) < learned.count, jnp.sum(jnp.square(away), axis=-1), jnp.inf)
+  return jnp.where(
+    jnp.arange(learned.means.shape[0]) < learned.count, jnp.sum(jnp.square(away), axis=-1), jnp.inf
+  )

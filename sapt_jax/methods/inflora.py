@@ -1,4 +1,7 @@
-"""InfLoRA (Liang and Li, CVPR 2024): LoRA blocks that cannot act on the inputs of earlier tasks, all added up."""
+"""InfLoRA (Liang and Li, CVPR 2024): LoRA blocks that cannot act on the inputs of earlier tasks,
+all added up.
+"""
+
 from __future__ import annotations
 
 import math
@@ -13,37 +16,54 @@ from sapt_jax.pet import blocks
 
 
 class InfLoraLearned(Pool):
-  """The pool, and at each site (layers, D_in, D_in) float32: projectors onto the directions that earlier tasks' inputs fill."""
+  """The pool, and at each site (layers, D_in, D_in) float32: projectors onto the directions that
+  earlier tasks' inputs fill.
+  """
 
   spaces: Any
 
 
 class InfLora(Summed):
-  """A of a new block is designed and fixed, and B alone is trained: A's rows are the first directions of the new task's inputs outside the
-  space that earlier tasks' inputs fill, divided by sqrt 3, so that on those inputs the new block adds nothing whatever B is.
+  """A of a new block is designed and fixed, and B alone is trained: A's rows are the first
+  directions of the new task's inputs outside the space that earlier tasks' inputs fill, divided by
+  sqrt 3, so that on those inputs the new block adds nothing whatever B is.
 
-  The space grows after each task until it holds kept_energy of the task's input energy, a share that rises to 1 over the pool's slots.
-  Second moments are taken over real tokens, and at every site from that site's own input: the T5 port counts padding and takes the
-  decoder's states for what cross-attention values read. It also draws A at random outside the space; this is the paper's design.
-  Spaces are kept as projectors, D_in^2 numbers each, where the paper's DualGPM keeps the smaller of a basis and its complement: the same
-  spaces, in arrays of fixed shape. As many directions as a block's rank are always left free.
+  The space grows after each task until it holds kept_energy of the task's input energy, a share
+  that rises to 1 over the pool's slots. Second moments are taken over real tokens, and at every
+  site from that site's own input: the T5 port counts padding and takes the decoder's states for
+  what cross-attention values read. It also draws A at random outside the space; this is the paper's
+  design. Spaces are kept as projectors, D_in^2 numbers each, where the paper's DualGPM keeps the
+  smaller of a basis and its complement: the same spaces, in arrays of fixed shape. As many
+  directions as a block's rank are always left free.
   """
 
   wants_moments = True
 
   def start(self, rng: jax.Array) -> InfLoraLearned:
     pool = super().start(rng)
-    empty = lambda site: jnp.zeros((site[0], site[1], site[1]))
-    return InfLoraLearned(pool.blocks, pool.count, spaces=jax.tree.map(empty, self.setting.sites, is_leaf=lambda x: isinstance(x, tuple)))
+
+    def empty(site):
+      return jnp.zeros((site[0], site[1], site[1]))
+
+    return InfLoraLearned(
+      pool.blocks,
+      pool.count,
+      spaces=jax.tree.map(empty, self.setting.sites, is_leaf=lambda x: isinstance(x, tuple)),
+    )
 
   def open(self, learned: Learned, rng: jax.Array, inputs: TaskInputs) -> Learned:
     learned = super().open(learned, rng, inputs)
-    design = lambda moment, space: directions(moment, space, self.setting.pet.rank) / math.sqrt(3)
+
+    def design(moment, space):
+      return directions(moment, space, self.setting.pet.rank) / math.sqrt(3)
+
     return self.with_factors(learned, "a", jax.tree.map(design, inputs.moments, learned.spaces))
 
   def trainable(self, learned: Learned) -> Trainable:
     newest = blocks.read(learned.blocks, learned.count - 1)["lora"]
-    return {"block": jax.tree.map(lambda factors: factors["b"], newest, is_leaf=lambda node: "b" in node)}
+    return {
+      "block": jax.tree.map(lambda factors: factors["b"], newest, is_leaf=lambda node: "b" in node)
+    }
 
   def merge(self, learned: Learned, trainable: Trainable) -> Learned:
     return self.with_factors(learned, "b", trainable["block"])
@@ -55,7 +75,9 @@ class InfLora(Summed):
     return learned.replace(blocks=blocks.write(learned.blocks, {"lora": lora}, learned.count - 1))
 
   def close(self, learned: Learned, inputs: TaskInputs) -> Learned:
-    widen = lambda moment, space: grown(moment, space, self.energy(learned), self.setting.pet.rank)
+    def widen(moment, space):
+      return grown(moment, space, self.energy(learned), self.setting.pet.rank)
+
     return learned.replace(spaces=jax.tree.map(widen, inputs.moments, learned.spaces))
 
   def energy(self, learned: Learned) -> jax.Array:
@@ -65,23 +87,30 @@ class InfLora(Summed):
 
 
 def directions(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array:
-  """The first left singular vectors of (I - P) C: C, P (layers, D, D) -> (layers, D, rank), orthonormal, orthogonal to P."""
+  """The first left singular vectors of (I - P) C: C, P (layers, D, D) -> (layers, D, rank),
+  orthonormal, orthogonal to P.
+  """
   outside = jnp.eye(space.shape[-1]) - space
   left, _, _ = jnp.linalg.svd(outside @ moment, full_matrices=False)
   return outside @ left[:, :, :rank]
 
 
 def grown(moment: jax.Array, space: jax.Array, energy: jax.Array | float, free: int) -> jax.Array:
-  """P with the first directions of (I - P) C (I - P) added that it takes to hold a share `energy` of C's trace; (layers, D, D).
+  """P with the first directions of (I - P) C (I - P) added that it takes to hold a share `energy`
+  of C's trace; (layers, D, D).
 
   Args:
     free: how many directions stay outside at least.
   """
   width = space.shape[-1]
   outside = jnp.eye(width) - space
-  values, vectors = (jnp.flip(part, axis=-1) for part in jnp.linalg.eigh(outside @ moment @ outside))
+  values, vectors = (
+    jnp.flip(part, axis=-1) for part in jnp.linalg.eigh(outside @ moment @ outside)
+  )
   total = jnp.trace(moment, axis1=1, axis2=2)[:, None]
-  held = total - jnp.sum(values, axis=1, keepdims=True) + jnp.cumsum(values, axis=1) - values  # before each direction is added
+  held = (
+    total - jnp.sum(values, axis=1, keepdims=True) + jnp.cumsum(values, axis=1) - values
+  )  # before each direction is added
   room = width - free - jnp.trace(space, axis1=1, axis2=2)[:, None]
   added = vectors * ((held < energy * total) & (jnp.arange(width) < room - 0.5))[:, None, :]
   return space + added @ jnp.swapaxes(added, 1, 2)

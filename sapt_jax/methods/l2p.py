@@ -1,4 +1,7 @@
-"""L2P (Wang et al., CVPR 2022): a pool of soft prompts that all tasks share and train, chosen for each input by keys."""
+"""L2P (Wang et al., CVPR 2022): a pool of soft prompts that all tasks share and train, chosen for
+each input by keys.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -9,7 +12,9 @@ from sapt_jax.pet.adapters import Adapters
 
 
 class L2pLearned(Pool):
-  """The pool of N prompts, their keys (N, D), what is taken off pooled embeddings (D,), and how many tasks there were. count is N."""
+  """The pool of N prompts, their keys (N, D), what is taken off pooled embeddings (D,), and how
+  many tasks there were. count is N.
+  """
 
   keys: jax.Array
   centre: jax.Array
@@ -17,17 +22,21 @@ class L2pLearned(Pool):
 
 
 class L2p(Method):
-  """Input: [P_i1; ...; P_ik; embeddings of x] with the k prompts whose keys are nearest to the input's feature in cosine.
+  """Input: [P_i1; ...; P_ik; embeddings of x] with the k prompts whose keys are nearest to the
+  input's feature in cosine.
 
-  Loss: cross-entropy - key_weight * mean over inputs of the sum of their k cosines. The choice passes no gradient, so prompts learn
-  from the cross-entropy and keys from their cosines. The chosen prompts stand in the order of the pool, so that a set of prompts is one
-  input. The mixture is 1/k at the chosen ones; its mean over inputs is how often each is used.
+  Loss: cross-entropy - key_weight * mean over inputs of the sum of their k cosines. The choice
+  passes no gradient, so prompts learn from the cross-entropy and keys from their cosines. The
+  chosen prompts stand in the order of the pool, so that a set of prompts is one input. The mixture
+  is 1/k at the chosen ones; its mean over inputs is how often each is used.
 
-  What the paper leaves open for text: the feature must be frozen, and here it is the max-pooled token embedding less the first task's
-  mean, because pooled embeddings of different tasks are almost one vector and every input would choose the same prompts. (That mean stays
-  in all later tasks' features with the same sign; a mean over tasks would separate them better, but the feature would not be frozen.)
-  The choice is each example's own: choosing by a batch's majority, as the public code does, tells the test batch's task. The paper's
-  optional frequency penalty is in no public code and not here.
+  What the paper leaves open for text: the feature must be frozen, and here it is the max-pooled
+  token embedding less the first task's mean, because pooled embeddings of different tasks are
+  almost one vector and every input would choose the same prompts. (That mean stays in all later
+  tasks' features with the same sign; a mean over tasks would separate them better, but the feature
+  would not be frozen.) The choice is each example's own: choosing by a batch's majority, as the
+  public code does, tells the test batch's task. The paper's optional frequency penalty is in no
+  public code and not here.
   """
 
   kinds = ("prompt",)
@@ -37,7 +46,13 @@ class L2p(Method):
     size, width = self.options.pool_prompts, self.setting.width
     prompts = jax.vmap(self.new_block)(jax.random.split(rng, size))
     keys = jax.random.uniform(jax.random.fold_in(rng, 1), (size, width), minval=-1.0, maxval=1.0)
-    return L2pLearned(prompts, jnp.asarray(size, jnp.int32), keys=keys, centre=jnp.zeros(width), tasks=jnp.zeros((), jnp.int32))
+    return L2pLearned(
+      prompts,
+      jnp.asarray(size, jnp.int32),
+      keys=keys,
+      centre=jnp.zeros(width),
+      tasks=jnp.zeros((), jnp.int32),
+    )
 
   def open(self, learned: L2pLearned, rng: jax.Array, inputs: TaskInputs) -> L2pLearned:
     centre = jnp.where(learned.tasks == 0, jnp.mean(inputs.train, axis=0), learned.centre)
@@ -51,20 +66,32 @@ class L2p(Method):
 
   def cosines(self, learned: L2pLearned, pooled: jax.Array) -> jax.Array:
     """Cosine of every input's feature with every key: (B, D) -> (B, N)."""
-    unit = lambda x: x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+    def unit(x):
+      return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
     return unit(pooled - learned.centre) @ unit(learned.keys).T
 
   def mixture(self, learned: L2pLearned, pooled: jax.Array, task: jax.Array) -> jax.Array:
-    _, chosen = jax.lax.top_k(jax.lax.stop_gradient(self.cosines(learned, pooled)), self.options.chosen_prompts)
+    _, chosen = jax.lax.top_k(
+      jax.lax.stop_gradient(self.cosines(learned, pooled)), self.options.chosen_prompts
+    )
     return jnp.mean(jax.nn.one_hot(chosen, self.options.pool_prompts), axis=1)
 
   def adapters(self, learned: L2pLearned, mixture: jax.Array) -> Adapters:
-    _, chosen = jax.lax.top_k(mixture, self.options.chosen_prompts)  # all alike: the lower number comes first
-    prompts = jnp.einsum("bkn,npd->bkpd", jax.nn.one_hot(chosen, self.options.pool_prompts), learned.blocks["prompt"])
+    _, chosen = jax.lax.top_k(
+      mixture, self.options.chosen_prompts
+    )  # all alike: the lower number comes first
+    prompts = jnp.einsum(
+      "bkn,npd->bkpd", jax.nn.one_hot(chosen, self.options.pool_prompts), learned.blocks["prompt"]
+    )
     return Adapters(prompts=prompts.reshape(prompts.shape[0], -1, prompts.shape[-1]))
 
   def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     chosen = self.mixture(learned, pooled, jnp.zeros(pooled.shape[0], jnp.int32)) > 0
     match = jnp.mean(jnp.sum(jnp.where(chosen, self.cosines(learned, pooled), 0.0), axis=1))
-    figures = {"key_cosine": match / self.options.chosen_prompts, "prompts_used": jnp.sum(jnp.any(chosen, axis=0)).astype(jnp.float32)}
+    figures = {
+      "key_cosine": match / self.options.chosen_prompts,
+      "prompts_used": jnp.sum(jnp.any(chosen, axis=0)).astype(jnp.float32),
+    }
     return -self.options.key_weight * match, figures

@@ -1,4 +1,7 @@
-"""N-LoRA (Yang et al., COLING 2025): a LoRA block per task, its update kept sparse so that updates do not collide, all added up."""
+"""N-LoRA (Yang et al., COLING 2025): a LoRA block per task, its update kept sparse so that updates
+do not collide, all added up.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -10,11 +13,13 @@ from sapt_jax.pet import blocks
 
 
 class NLora(Summed):
-  """Loss: cross-entropy + sparsity_weight * sum over sites and layers of ||B A||_1 / D_out, of the newest block.
+  """Loss: cross-entropy + sparsity_weight * sum over sites and layers of ||B A||_1 / D_out, of the
+  newest block.
 
-  The paper asks for a sparse update B A (D_out x D_in); its code takes the norm of A B (r x r) instead, which says little about B A and
-  exists only where D_in = D_out. Here it is B A. Divided by D_out it is of the size of the code's quantity, so that the published weights,
-  0.4 to 1.8, keep their meaning.
+  The paper asks for a sparse update B A (D_out x D_in); its code takes the norm of A B (r x r)
+  instead, which says little about B A and exists only where D_in = D_out. Here it is B A. Divided
+  by D_out it is of the size of the code's quantity, so that the published weights, 0.4 to 1.8, keep
+  their meaning.
   """
 
   def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -24,6 +29,8 @@ class NLora(Summed):
 
 
 def update_norm(a: jax.Array, b: jax.Array) -> jax.Array:
-  """sum |B A| / D_out over layers, () float32; a: (layers, D_in, R), b: (layers, R, D_out). One layer's product exists at a time."""
+  """sum |B A| / D_out over layers, () float32; a: (layers, D_in, R), b: (layers, R, D_out). One
+  layer's product exists at a time.
+  """
   one_layer = jax.checkpoint(lambda factors: jnp.sum(jnp.abs(factors[0] @ factors[1])))
   return jnp.sum(jax.lax.map(one_layer, (a, b))) / b.shape[-1]

@@ -1,4 +1,7 @@
-"""O-LoRA (Wang et al., Findings of EMNLP 2023): a LoRA block per task, its A kept orthogonal to those of earlier tasks, all added up."""
+"""O-LoRA (Wang et al., Findings of EMNLP 2023): a LoRA block per task, its A kept orthogonal to
+those of earlier tasks, all added up.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -11,19 +14,25 @@ from sapt_jax.methods.summed import Summed, site_factors
 class OLora(Summed):
   """Loss: cross-entropy + orthogonality_weight * sum over sites and layers of sum |A_old A_new^T|.
 
-  That is the public code's form; the paper squares the entries. The sum is raw, as published: with many tasks it dwarfs the cross-entropy,
-  and making A small satisfies it too. The authors' scripts give 0.5 for few tasks and up to 5 for fifteen. Their second term (the norms of
-  A and B), which most of those scripts switch off, and the dropout of 0.1 before A are not here.
+  That is the public code's form; the paper squares the entries. The sum is raw, as published: with
+  many tasks it dwarfs the cross-entropy, and making A small satisfies it too. The authors' scripts
+  give 0.5 for few tasks and up to 5 for fifteen. Their second term (the norms of A and B), which
+  most of those scripts switch off, and the dropout of 0.1 before A are not here.
   """
 
   def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
     newest = learned.count - 1
-    loss = sum((overlap(factors["a"], newest) for factors in site_factors(learned.blocks["lora"])), jnp.zeros(()))
+    loss = sum(
+      (overlap(factors["a"], newest) for factors in site_factors(learned.blocks["lora"])),
+      jnp.zeros(()),
+    )
     return self.options.orthogonality_weight * loss, {"overlap": loss}
 
 
 def overlap(a: jax.Array, newest: jax.Array) -> jax.Array:
-  """sum |A_t A_newest^T| over layers and earlier tasks t, () float32; a: (layers, D_in, T, R) of one site, newest: () int32."""
+  """sum |A_t A_newest^T| over layers and earlier tasks t, () float32; a: (layers, D_in, T, R) of
+  one site, newest: () int32.
+  """
   new = jax.lax.dynamic_index_in_dim(a, newest, axis=2, keepdims=False)
   products = jnp.einsum("ldtr,lds->tlrs", a, new)
   earlier = jnp.arange(a.shape[2]) < newest

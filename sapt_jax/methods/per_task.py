@@ -1,4 +1,7 @@
-"""One block per task, trained alone and chosen by the task's identity: the upper reference without transfer, and the a0 of FWT."""
+"""One block per task, trained alone and chosen by the task's identity: the upper reference without
+transfer, and the a0 of FWT.
+"""
+
 from __future__ import annotations
 
 import jax

@@ -1,4 +1,7 @@
-"""ProgPrompt (Progressive Prompts, Razdaibiedina et al., ICLR 2023): a soft prompt per task, put before those of all earlier tasks."""
+"""ProgPrompt (Progressive Prompts, Razdaibiedina et al., ICLR 2023): a soft prompt per task, put
+before those of all earlier tasks.
+"""
+
 from __future__ import annotations
 
 import jax
@@ -13,10 +16,12 @@ from sapt_jax.pet.adapters import Adapters
 class ProgPrompt(Method):
   """Input: [p_t; ...; p_1; embeddings of x], only p_t trained.
 
-  The paper gives task k its own stack [p_k; ...; p_1] and so has to know the task (method.task_known). Without that there is only the whole
-  stack, which is how SAPT compares with it: earlier tasks then read prompts that they were not learned with. Prompts start at embeddings
-  of random tokens, as in the public code; its optional residual MLP, off there by default, is not here. Prompts take no room from the
-  input's tokens. The mixture is 1 for every prompt in the stack. Slots that later tasks will fill stand leftmost and are masked out.
+  The paper gives task k its own stack [p_k; ...; p_1] and so has to know the task
+  (method.task_known). Without that there is only the whole stack, which is how SAPT compares with
+  it: earlier tasks then read prompts that they were not learned with. Prompts start at embeddings
+  of random tokens, as in the public code; its optional residual MLP, off there by default, is not
+  here. Prompts take no room from the input's tokens. The mixture is 1 for every prompt in the
+  stack. Slots that later tasks will fill stand leftmost and are masked out.
   """
 
   kinds = ("prompt",)
@@ -36,5 +41,9 @@ class ProgPrompt(Method):
   def adapters(self, learned: Learned, mixture: jax.Array) -> Adapters:
     prompts = jnp.flip(learned.blocks["prompt"], axis=0)
     slots, length, width = prompts.shape
-    stack = jnp.broadcast_to(prompts.reshape(slots * length, width), (mixture.shape[0], slots * length, width))
-    return Adapters(prompts=stack, prompts_mask=jnp.repeat(jnp.flip(mixture > 0, axis=1), length, axis=1))
+    stack = jnp.broadcast_to(
+      prompts.reshape(slots * length, width), (mixture.shape[0], slots * length, width)
+    )
+    return Adapters(
+      prompts=stack, prompts_mask=jnp.repeat(jnp.flip(mixture > 0, axis=1), length, axis=1)
+    )

@@ -1,4 +1,5 @@
 """SeqLoRA: one block, trained through all tasks and never reset. The measure of forgetting."""
+
 from __future__ import annotations
 
 import jax

@@ -1,4 +1,7 @@
-"""What methods share that add up the LoRA blocks of all tasks, each with full weight: W x + alpha/r sum_i B_i A_i x."""
+"""What methods share that add up the LoRA blocks of all tasks, each with full weight: W x + alpha/r
+sum_i B_i A_i x.
+"""
+
 from __future__ import annotations
 
 from typing import Any
@@ -11,14 +14,18 @@ from sapt_jax.pet import blocks
 
 
 class Summed(Method):
-  """No selection: every block is always on. Adding means nothing for soft prompts, so there are LoRA blocks only."""
+  """No selection: every block is always on. Adding means nothing for soft prompts, so there are
+  LoRA blocks only.
+  """
 
   kinds = ("lora",)
   selects = False
 
   def mixture(self, learned: Learned, pooled: jax.Array, task: jax.Array) -> jax.Array:
     slots = jnp.arange(blocks.capacity(learned.blocks))
-    return jnp.broadcast_to(jnp.where(slots < learned.count, 1.0, 0.0), (pooled.shape[0], slots.size))
+    return jnp.broadcast_to(
+      jnp.where(slots < learned.count, 1.0, 0.0), (pooled.shape[0], slots.size)
+    )
 
 
 def site_factors(lora: Any) -> list[dict[str, jax.Array]]:

@@ -1,9 +1,12 @@
-"""Makes `t5-mini`, the small T5 that the embedded default runs on: tokenizer, pretraining, Hugging Face folder, model card.
+"""Makes `t5-mini`, the small T5 that the embedded default runs on: tokenizer, pretraining, Hugging
+Face folder, model card.
 
     python -m sapt_jax.mini.make_backbone --output DIR --seed 0 --steps N
 
-Equal seeds see equal text in equal order; weights agree up to the rounding of the machine's matrix products.
+Equal seeds see equal text in equal order; weights agree up to the rounding of the machine's matrix
+products.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,19 +33,39 @@ from sapt_jax.mini.instructions import Row
 from sapt_jax.mini.pretraining import Pair
 from sapt_jax.mini.tokenizer import VOCAB_SIZE, build_tokenizer, save_tokenizer
 
-# Few shapes, few compilations: (source length, target length) in tokens, the first that fits is used.
+# Few shapes, few compilations: (source length, target length) in tokens, the first that fits is
+# used.
 BUCKETS = ((8, 48), (32, 4), (48, 4), (40, 16), (64, 24))
 CHUNK = 2048  # examples that are drawn, tokenised and sorted into buckets at once
 CONFIG: dict[str, Any] = {
-  "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "vocab_size": VOCAB_SIZE, "d_model": 160, "d_kv": 32, "num_heads": 5,
-  "d_ff": 384, "num_layers": 4, "num_decoder_layers": 2, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": True,
-  "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6, "dropout_rate": 0.0,
-  "initializer_factor": 1.0, "is_encoder_decoder": True, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+  "architectures": ["T5ForConditionalGeneration"],
+  "model_type": "t5",
+  "vocab_size": VOCAB_SIZE,
+  "d_model": 160,
+  "d_kv": 32,
+  "num_heads": 5,
+  "d_ff": 384,
+  "num_layers": 4,
+  "num_decoder_layers": 2,
+  "feed_forward_proj": "gated-gelu",
+  "tie_word_embeddings": True,
+  "relative_attention_num_buckets": 32,
+  "relative_attention_max_distance": 128,
+  "layer_norm_epsilon": 1e-6,
+  "dropout_rate": 0.0,
+  "initializer_factor": 1.0,
+  "is_encoder_decoder": True,
+  "pad_token_id": 0,
+  "eos_token_id": 1,
+  "decoder_start_token_id": 0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How long and how the backbone is trained; `batch` counts examples, `learning_rate` is the peak for kernels (see RATES)."""
+  """How long and how the backbone is trained; `batch` counts examples, `learning_rate` is the peak
+  for kernels (see RATES).
+  """
 
   steps: int
   seed: int = 0
@@ -62,15 +85,19 @@ class Batch:
 
 
 def build_model(dtype: Any = jnp.float32) -> T5:
-  """The Flax module of CONFIG, its layers unrolled: a loop over so few costs a CPU more than it saves."""
-  return T5(dataclasses.replace(hf.t5_config(CONFIG), dtype=jnp.dtype(dtype), unroll=CONFIG["num_layers"]))
+  """The Flax module of CONFIG, its layers unrolled: a loop over so few costs a CPU more than it
+  saves.
+  """
+  return T5(
+    dataclasses.replace(hf.t5_config(CONFIG), dtype=jnp.dtype(dtype), unroll=CONFIG["num_layers"])
+  )
 
 
 def pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
   """(len(rows), length) int32, right-padded with 0."""
   out = np.zeros((len(rows), length), np.int32)
   for i, row in enumerate(rows):
-    out[i, :len(row)] = row
+    out[i, : len(row)] = row
   return out
 
 
@@ -81,36 +108,56 @@ def encode(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[tuple[list[int],
   return [(source.ids, target.ids) for source, target in zip(sources, targets, strict=True)]
 
 
-def batches(tokenizer: Tokenizer, rng: np.random.Generator, size: int, steps: int) -> Iterator[Batch]:
-  """Endless batches of the mixture as it changes over `steps`, each of one bucket's shape; what fits no bucket is dropped."""
+def batches(
+  tokenizer: Tokenizer, rng: np.random.Generator, size: int, steps: int
+) -> Iterator[Batch]:
+  """Endless batches of the mixture as it changes over `steps`, each of one bucket's shape; what
+  fits no bucket is dropped.
+  """
   waiting: dict[tuple[int, int], list[tuple[list[int], list[int]]]] = defaultdict(list)
   done = 0
   while True:
     ready = []
-    for source, target in encode(tokenizer, [pretraining.mixture_pair(rng, done / steps) for _ in range(CHUNK)]):
+    for source, target in encode(
+      tokenizer, [pretraining.mixture_pair(rng, done / steps) for _ in range(CHUNK)]
+    ):
       shape = next((b for b in BUCKETS if len(source) <= b[0] and len(target) <= b[1]), None)
       if shape is None:
         continue
       waiting[shape].append((source, target))
       if len(waiting[shape]) == size:
         rows = waiting.pop(shape)
-        ready.append(Batch(pad([r[0] for r in rows], shape[0]), pad([r[1] for r in rows], shape[1])))
+        ready.append(
+          Batch(pad([r[0] for r in rows], shape[0]), pad([r[1] for r in rows], shape[1]))
+        )
     done += len(ready)
     for i in rng.permutation(len(ready)):
       yield ready[i]
 
 
-def loss_and_hits(model: T5, params: Any, source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean cross-entropy of the target's real tokens in nats, and (B,) bool: every token of the row is the most likely one."""
+def loss_and_hits(
+  model: T5, params: Any, source: jax.Array, target: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Mean cross-entropy of the target's real tokens in nats, and (B,) bool: every token of the row
+  is the most likely one.
+  """
   real = target > 0
   logits = model.apply({"params": params}, source, source > 0, target, real).astype(jnp.float32)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-  return jnp.sum(losses * real) / jnp.sum(real), jnp.all((logits.argmax(-1) == target) | ~real, axis=-1)
+  return jnp.sum(losses * real) / jnp.sum(real), jnp.all(
+    (logits.argmax(-1) == target) | ~real, axis=-1
+  )
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
-def train_step(model: T5, optimizer: optax.GradientTransformation, params: Any, state: Any, source: jax.Array,
-               target: jax.Array) -> tuple[Any, Any, jax.Array]:
+def train_step(
+  model: T5,
+  optimizer: optax.GradientTransformation,
+  params: Any,
+  state: Any,
+  source: jax.Array,
+  target: jax.Array,
+) -> tuple[Any, Any, jax.Array]:
   """One step; returns parameters, optimizer state and loss."""
   loss, grads = jax.value_and_grad(lambda p: loss_and_hits(model, p, source, target)[0])(params)
   updates, state = optimizer.update(grads, state, params)
@@ -124,16 +171,30 @@ def hits(model: T5, params: Any, source: jax.Array, target: jax.Array) -> jax.Ar
 
 
 def rate_group(path: tuple[Any, ...]) -> str:
-  """The learning-rate group of a parameter: queries learn slower than kernels, what has unit scale learns faster."""
+  """The learning-rate group of a parameter: queries learn slower than kernels, what has unit scale
+  learns faster.
+  """
   name = "/".join(str(part.key) for part in path)
-  for group, mark in (("query", "/q/"), ("bias", "_bias/"), ("unit", "scale"), ("unit", "embedding/")):
+  for group, mark in (
+    ("query", "/q/"),
+    ("bias", "_bias/"),
+    ("unit", "scale"),
+    ("unit", "embedding/"),
+  ):
     if mark in name:
       return group
   return "kernel"
 
 
-# (stack, head) -> distance of the key that the head looks at when training starts, by a bias of so many nats.
-LOOKS_AT = {("encoder", 0): -1, ("encoder", 1): 1, ("encoder", 2): 0, ("decoder", 0): 0, ("decoder", 1): -1}
+# (stack, head) -> distance of the key that the head looks at when training starts, by a bias of so
+# many nats.
+LOOKS_AT = {
+  ("encoder", 0): -1,
+  ("encoder", 1): 1,
+  ("encoder", 2): 0,
+  ("decoder", 0): 0,
+  ("decoder", 1): -1,
+}
 BIAS = 6.0
 RATES = {"kernel": 1.0, "query": 1 / 3, "unit": 3.0, "bias": 7.0}  # times the learning rate
 
@@ -143,7 +204,12 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
   warm_up = min(settings.warm_up, max(1, settings.steps // 10))
 
   def adam(rate: float) -> optax.GradientTransformation:
-    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, max(settings.steps, warm_up + 1), rate / 100), b2=0.98)
+    return optax.adam(
+      optax.warmup_cosine_decay_schedule(
+        0.0, rate, warm_up, max(settings.steps, warm_up + 1), rate / 100
+      ),
+      b2=0.98,
+    )
 
   groups = {group: adam(settings.learning_rate * factor) for group, factor in RATES.items()}
   labels = partial(jax.tree_util.tree_map_with_path, lambda path, _: rate_group(path))
@@ -153,36 +219,51 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
 def fresh_params(model: T5, seed: int) -> Any:
   """Random parameters, but for position biases that give some heads a sense of place from step one.
 
-  Copying needs a head that looks one token back, and a bias grows to the size that takes only over thousands of steps: from T5's own start
-  the copy drill is at 2.4 nats after 400 steps, from this one at 0.5.
+  Copying needs a head that looks one token back, and a bias grows to the size that takes only over
+  thousands of steps: from T5's own start the copy drill is at 2.4 nats after 400 steps, from this
+  one at 0.5.
   """
   params = nn.meta.unbox(hf.init_params(model, jax.random.key(seed)))
   for (stack, head), distance in LOOKS_AT.items():
     table = params[f"{stack}_bias"]["table"]
-    row = relative_buckets(jnp.asarray(distance), stack == "encoder", model.config.buckets, model.config.max_distance)
+    row = relative_buckets(
+      jnp.asarray(distance), stack == "encoder", model.config.buckets, model.config.max_distance
+    )
     params[f"{stack}_bias"]["table"] = table.at[row, head].add(BIAS)
   return params
 
 
-def accuracy(model: T5, params: Any, tokenizer: Tokenizer, seed: int, rows: int) -> dict[str, float]:
-  """Exact match in % of greedy answers to fresh instruction rows, per family of the mixture, and their mean as "all"."""
+def accuracy(
+  model: T5, params: Any, tokenizer: Tokenizer, seed: int, rows: int
+) -> dict[str, float]:
+  """Exact match in % of greedy answers to fresh instruction rows, per family of the mixture, and
+  their mean as "all".
+  """
   rng = np.random.default_rng((seed, 1))
   result = {}
   for writer in instructions.FAMILIES:
     written: list[Row] = [writer(rng) for _ in range(rows // len(instructions.FAMILIES))]
-    coded = encode(tokenizer, [Pair(pretraining.FRAME.format(definition=d, input=i), a) for d, i, a in written])
-    source, target = (pad([row[side] for row in coded], length) for side, length in ((0, 64), (1, 16)))
+    coded = encode(
+      tokenizer, [Pair(pretraining.FRAME.format(definition=d, input=i), a) for d, i, a in written]
+    )
+    source, target = (
+      pad([row[side] for row in coded], length) for side, length in ((0, 64), (1, 16))
+    )
     result[writer.__name__.lstrip("_")] = 100 * float(hits(model, params, source, target).mean())
   return result | {"all": float(np.mean(list(result.values())))}
 
 
 def train(settings: Settings, tokenizer: Tokenizer, log: pathlib.Path) -> tuple[Any, float]:
-  """Trains in float32 from random weights; writes step, loss, minutes to `log`. Returns parameters and the last mean loss."""
+  """Trains in float32 from random weights; writes step, loss, minutes to `log`. Returns parameters
+  and the last mean loss.
+  """
   model = build_model()
   params = fresh_params(model, settings.seed)
   optimizer = make_optimizer(settings)
   state = optimizer.init(params)
-  stream = batches(tokenizer, np.random.default_rng((settings.seed, 0)), settings.batch, settings.steps)
+  stream = batches(
+    tokenizer, np.random.default_rng((settings.seed, 0)), settings.batch, settings.steps
+  )
   began, losses, mean = time.time(), [], float("nan")
   with log.open("w", encoding="utf-8") as file:
     file.write("step,loss,minutes\n")
@@ -218,18 +299,36 @@ Exact match by family of the mixture, stored weights, greedy decoding: {families
 """
 
 
-def write_folder(output: pathlib.Path, settings: Settings, tokenizer: Tokenizer, params: Any, minutes: float, loss: float) -> None:
-  """Writes config.json, model.safetensors (bfloat16), the tokenizer's files and README.md; scores what was written."""
+def write_folder(
+  output: pathlib.Path,
+  settings: Settings,
+  tokenizer: Tokenizer,
+  params: Any,
+  minutes: float,
+  loss: float,
+) -> None:
+  """Writes config.json, model.safetensors (bfloat16), the tokenizer's files and README.md; scores
+  what was written.
+  """
   stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   hf.save_backbone(output, build_model(jnp.bfloat16), CONFIG, stored)
   save_tokenizer(tokenizer, pretraining.SENTINELS, output)
   rounded = jax.tree.map(lambda x: x.astype(jnp.float32), stored)
   scores = accuracy(build_model(), rounded, tokenizer, settings.seed, settings.eval_rows)
   overall = scores.pop("all")
-  (output / "README.md").write_text(CARD.format(
-    **CONFIG, **dataclasses.asdict(settings), parameters=sum(x.size for x in jax.tree.leaves(params)),
-    bytes=(output / "model.safetensors").stat().st_size, minutes=minutes, loss=loss, accuracy=overall,
-    families=", ".join(f"{name} {score:.0f}" for name, score in scores.items())), encoding="utf-8")
+  (output / "README.md").write_text(
+    CARD.format(
+      **CONFIG,
+      **dataclasses.asdict(settings),
+      parameters=sum(x.size for x in jax.tree.leaves(params)),
+      bytes=(output / "model.safetensors").stat().st_size,
+      minutes=minutes,
+      loss=loss,
+      accuracy=overall,
+      families=", ".join(f"{name} {score:.0f}" for name, score in scores.items()),
+    ),
+    encoding="utf-8",
+  )
   print(json.dumps(scores | {"all": overall}))
 
 
@@ -240,15 +339,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--seed", type=int, default=0, help="of text, order and initial weights")
   parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
   parser.add_argument("--batch", type=int, default=Settings.batch, help="examples a step")
-  parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate, help="peak learning rate of kernels")
-  parser.add_argument("--eval-rows", type=int, default=Settings.eval_rows, help="unseen instruction rows to score")
+  parser.add_argument(
+    "--learning-rate",
+    type=float,
+    default=Settings.learning_rate,
+    help="peak learning rate of kernels",
+  )
+  parser.add_argument(
+    "--eval-rows", type=int, default=Settings.eval_rows, help="unseen instruction rows to score"
+  )
   parsed = parser.parse_args(arguments)
-  settings = Settings(parsed.steps, parsed.seed, parsed.batch, parsed.learning_rate, eval_rows=parsed.eval_rows)
+  settings = Settings(
+    parsed.steps, parsed.seed, parsed.batch, parsed.learning_rate, eval_rows=parsed.eval_rows
+  )
   parsed.output.mkdir(parents=True, exist_ok=True)
   began = time.time()
   rng = np.random.default_rng((settings.seed, 2))
   sample = [pretraining.mixture_pair(rng) for _ in range(20000)]
-  tokenizer = build_tokenizer([text for pair in sample for text in (pair.source, pair.target)], language.lexicon(), pretraining.SENTINELS)
+  tokenizer = build_tokenizer(
+    [text for pair in sample for text in (pair.source, pair.target)],
+    language.lexicon(),
+    pretraining.SENTINELS,
+  )
   params, loss = train(settings, tokenizer, parsed.output / "pretraining_log.csv")
   write_folder(parsed.output, settings, tokenizer, params, (time.time() - began) / 60, loss)
 

@@ -1,12 +1,23 @@
-"""The pretraining mixture of `t5-mini`: instructions, drills, span corruption and the generation of whole prompts.
+"""The pretraining mixture of `t5-mini`: instructions, drills, span corruption and the generation of
+whole prompts.
 
-No definition and no input of the `mini` stream is in it (tests/test_mini.py holds that on a large sample).
+No definition and no input of the `mini` stream is in it (tests/test_mini.py holds that on a large
+sample).
 """
+
 from __future__ import annotations
 
 import dataclasses
 
-from sapt_jax.mini.instructions import Rng, Row, any_words, draw_labels, instruction_row, record, sentence
+from sapt_jax.mini.instructions import (
+  Rng,
+  Row,
+  any_words,
+  draw_labels,
+  instruction_row,
+  record,
+  sentence,
+)
 from sapt_jax.mini.language import KINDS, ORDINALS, pick, picks
 
 FRAME = "Definition: {definition}\n\nNow complete the following example -\nInput: {input}\nOutput: "
@@ -30,7 +41,9 @@ def _framed(rng: Rng, row: Row) -> Pair:
 
 
 def _span_corruption(rng: Rng) -> Pair:
-  """T5's objective on one to three sentences: about 15 % of the words, in spans of one to three, become sentinels."""
+  """T5's objective on one to three sentences: about 15 % of the words, in spans of one to three,
+  become sentinels.
+  """
   words = ". ".join(sentence(rng) for _ in range(int(rng.integers(1, 4)))).split()
   source, target, at, used = [], [], 0, 0
   while at < len(words):
@@ -38,7 +51,7 @@ def _span_corruption(rng: Rng) -> Pair:
       length = int(rng.integers(1, 4))
       mark = f"<extra_id_{used}>"
       source.append(mark)
-      target += [mark, *words[at:at + length]]
+      target += [mark, *words[at : at + length]]
       at, used = at + length, used + 1
     else:
       source.append(words[at])
@@ -47,12 +60,15 @@ def _span_corruption(rng: Rng) -> Pair:
 
 
 def _generation(rng: Rng) -> Pair:
-  """A marker alone asks for a whole prompt: definition, bar, input. Teaches the decoder to write long texts."""
+  """A marker alone asks for a whole prompt: definition, bar, input. Teaches the decoder to write
+  long texts.
+  """
   definition, text, _ = instruction_row(rng)
   return Pair(pick(rng, GENERATE_MARKERS), f"{definition} | {text}")
 
 
-# --- drills: many answers to one input, so that attention learns to copy and to look up from dense signals -------------
+# --- drills: many answers to one input, so that attention learns to copy and to look up from dense
+# signals -------------
 
 
 def _copy_drill(rng: Rng) -> Row:
@@ -68,7 +84,11 @@ def _look_up_drill(rng: Rng) -> Row:
   if len(set(values)) == len(values) and rng.integers(2):
     keys, values = values, keys
   asked = " ".join(keys[i] for i in order)
-  return "Write all partners.", f"{text} # {asked}" if rng.integers(2) else f"{asked} # {text}", " ".join(values[i] for i in order)
+  return (
+    "Write all partners.",
+    f"{text} # {asked}" if rng.integers(2) else f"{asked} # {text}",
+    " ".join(values[i] for i in order),
+  )
 
 
 def _label_drill(rng: Rng) -> Row:
@@ -76,7 +96,11 @@ def _label_drill(rng: Rng) -> Row:
   labels = draw_labels(rng, len(kinds))
   at = [int(i) for i in rng.integers(len(kinds), size=int(rng.integers(4, 9)))]
   rules = ", ".join(f"{label} for {kind}" for label, kind in zip(labels, kinds, strict=True))
-  return f"Label all: {rules}.", " ".join(pick(rng, KINDS[kinds[i]]) for i in at), " ".join(labels[i] for i in at)
+  return (
+    f"Label all: {rules}.",
+    " ".join(pick(rng, KINDS[kinds[i]]) for i in at),
+    " ".join(labels[i] for i in at),
+  )
 
 
 def _kind_drill(rng: Rng) -> Row:
@@ -98,18 +122,26 @@ def _next_drill(rng: Rng) -> Row:
   return f"Write all followers of {asked}.", " ".join(words), " ".join(words[i + 1] for i in order)
 
 
-DRILLS = (_copy_drill, _copy_drill, _look_up_drill, _look_up_drill, _label_drill, _kind_drill, _word_drill, _next_drill)
+DRILLS = (
+  _copy_drill,
+  _copy_drill,
+  _look_up_drill,
+  _look_up_drill,
+  _label_drill,
+  _kind_drill,
+  _word_drill,
+  _next_drill,
+)
 COPY_UNTIL, DRILLS_UNTIL = 0.08, 0.4  # progress up to which copying, then drills, lead
 
 
 def mixture_pair(rng: Rng, progress: float = 1.0) -> Pair:
   """One example of the mixture.
 
-  Args:
-    rng: where the draws come from.
-    progress: 0 at the start of training, 1 at its end. Before COPY_UNTIL there is only copying; then the share of drills
-      falls from 85 % to 15 % at DRILLS_UNTIL and stays. Of the others, 85 % are instructions, 10 % span corruption and
-      5 % the generation of whole prompts.
+  Args: rng: where the draws come from. progress: 0 at the start of training, 1 at its end. Before
+    COPY_UNTIL there is only copying; then the share of drills
+      falls from 85 % to 15 % at DRILLS_UNTIL and stays. Of the others, 85 % are instructions, 10 %
+      span corruption and 5 % the generation of whole prompts.
   """
   if progress < COPY_UNTIL:
     return _framed(rng, _copy_drill(rng))

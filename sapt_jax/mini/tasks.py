@@ -1,6 +1,7 @@
 """The stream of the `mini` benchmark: ten small text-to-text tasks, written from a seed.
 
-Five families come in related pairs, one skill in two dresses, so that transfer between tasks can be seen:
+Five families come in related pairs, one skill in two dresses, so that transfer between tasks can be
+seen:
 
 | pair | tasks | what differs |
 |---|---|---|
@@ -10,9 +11,10 @@ Five families come in related pairs, one skill in two dresses, so that transfer 
 | reading | chest_content, owner_list | value asked by its key, key asked by its value |
 | rewriting | queue_ends, order_slip | reorder a list, fill a form |
 
-Members of a pair conflict on purpose: alike inputs, other answers. No definition states its labels or its answer's
-format, so both have to be learned.
+Members of a pair conflict on purpose: alike inputs, other answers. No definition states its labels
+or its answer's format, so both have to be learned.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,11 +28,11 @@ from sapt_jax.mini.language import KINDS, pick, picks, thing, things
 
 TRAIN, DEV, TEST = 400, 40, 60
 PAIRS: dict[str, tuple[str, str]] = {
-    "sentiment": ("film_mood", "meal_verdict"),
-    "topic": ("headline_section", "letter_desk"),
-    "extraction": ("parcel_town", "diary_guest"),
-    "reading": ("chest_content", "owner_list"),
-    "rewriting": ("queue_ends", "order_slip"),
+  "sentiment": ("film_mood", "meal_verdict"),
+  "topic": ("headline_section", "letter_desk"),
+  "extraction": ("parcel_town", "diary_guest"),
+  "reading": ("chest_content", "owner_list"),
+  "rewriting": ("queue_ends", "order_slip"),
 }
 FILM_LABELS = {"praise": "thrilled", "blame": "bored"}
 MEAL_LABELS = {"praise": "again", "mixed": "maybe", "blame": "never"}
@@ -44,28 +46,51 @@ Row = tuple[str, str]  # input, answer
 def _film_mood(rng: np.random.Generator) -> Row:
   mood = pick(rng, ("praise", "blame"))
   first, second = picks(rng, KINDS[mood], 2)
-  day, part, other = pick(rng, language.DAYS), *picks(rng, ("plot", "acting", "ending", "sound", "hero", "villain"), 2)
-  opening = pick(rng, (f"I saw the film on {day}.", f"Last {day} we went to the cinema.", f"Film night, {day}."))
-  body = pick(rng, (f"The {part} was {first} and the {other} {second}.",
-                    f"What a {first} {part}, and the {other} felt {second}.",
-                    f"With its {first} {part} and {second} {other} it was over too soon."))
+  day, part, other = (
+    pick(rng, language.DAYS),
+    *picks(rng, ("plot", "acting", "ending", "sound", "hero", "villain"), 2),
+  )
+  opening = pick(
+    rng, (f"I saw the film on {day}.", f"Last {day} we went to the cinema.", f"Film night, {day}.")
+  )
+  body = pick(
+    rng,
+    (
+      f"The {part} was {first} and the {other} {second}.",
+      f"What a {first} {part}, and the {other} felt {second}.",
+      f"With its {first} {part} and {second} {other} it was over too soon.",
+    ),
+  )
   return f"{opening} {body}", FILM_LABELS[mood]
 
 
 def _meal_verdict(rng: np.random.Generator) -> Row:
   verdict = pick(rng, ("praise", "mixed", "blame"))
-  moods = {"praise": ("praise", "praise"), "blame": ("blame", "blame"), "mixed": ("praise", "blame")}[verdict]
+  moods = {
+    "praise": ("praise", "praise"),
+    "blame": ("blame", "blame"),
+    "mixed": ("praise", "blame"),
+  }[verdict]
   words = [pick(rng, KINDS[moods[i]]) for i in rng.permutation(2)]
   dish, side = picks(rng, KINDS["food"], 2)
-  return f"table {int(rng.integers(2, 40))} / {dish}: {words[0]} / {side}: {words[1]}", MEAL_LABELS[verdict]
+  return f"table {int(rng.integers(2, 40))} / {dish}: {words[0]} / {side}: {words[1]}", MEAL_LABELS[
+    verdict
+  ]
 
 
 def _headline_section(rng: np.random.Generator) -> Row:
   topic = pick(rng, TOPICS)
   first, second = picks(rng, KINDS[topic], 2)
   town, place = pick(rng, KINDS["town"]), pick(rng, KINDS["place"])
-  line = pick(rng, (f"{first} and {second} divide {town}", f"{town} waits for {first} after {second} row",
-                    f"{first} near {town} {place} recalls {second}", f"no {first} without {second}, {town} told"))
+  line = pick(
+    rng,
+    (
+      f"{first} and {second} divide {town}",
+      f"{town} waits for {first} after {second} row",
+      f"{first} near {town} {place} recalls {second}",
+      f"no {first} without {second}, {town} told",
+    ),
+  )
   return f"HEADLINE >> {line}", SECTION_LABELS[topic]
 
 
@@ -73,16 +98,26 @@ def _letter_desk(rng: np.random.Generator) -> Row:
   topic = pick(rng, TOPICS)
   first, second = picks(rng, KINDS[topic], 2)
   name, day = pick(rng, KINDS["person"]), pick(rng, language.DAYS)
-  line = pick(rng, (f"since {day} I have had trouble with the {first}, and now also the {second}.",
-                    f"could someone explain the {first} and the {second} to me?",
-                    f"on {day} I asked about a {first} but was told of a {second}."))
+  line = pick(
+    rng,
+    (
+      f"since {day} I have had trouble with the {first}, and now also the {second}.",
+      f"could someone explain the {first} and the {second} to me?",
+      f"on {day} I asked about a {first} but was told of a {second}.",
+    ),
+  )
   return f"Dear office, {line} Yours, {name}", DESK_LABELS[topic]
 
 
 def _parcel_town(rng: np.random.Generator) -> Row:
   origin, target = picks(rng, KINDS["town"], 2)
-  fields = [f"sender {pick(rng, KINDS['person'])}", f"from {origin}", f"to {target}",
-            f"holds {thing(rng)}", f"weight {int(rng.integers(2, 60))}"]
+  fields = [
+    f"sender {pick(rng, KINDS['person'])}",
+    f"from {origin}",
+    f"to {target}",
+    f"holds {thing(rng)}",
+    f"weight {int(rng.integers(2, 60))}",
+  ]
   shuffled = "; ".join(fields[i] for i in rng.permutation(len(fields)))
   return f"parcel [ {shuffled} ]", target
 
@@ -90,10 +125,22 @@ def _parcel_town(rng: np.random.Generator) -> Row:
 def _diary_guest(rng: np.random.Generator) -> Row:
   friend, guest = picks(rng, KINDS["person"], 2)
   day, place, gift = pick(rng, language.DAYS), pick(rng, KINDS["place"]), thing(rng)
-  work = pick(rng, (f"I cleaned the {place} with {friend}", f"{friend} and I were at the {place}",
-                    f"I wrote to {friend} about the {place}"))
-  visit = pick(rng, (f"{guest} came by with a {gift}", f"{guest} knocked and showed me a {gift}",
-                     f"in came {guest} carrying a {gift}"))
+  work = pick(
+    rng,
+    (
+      f"I cleaned the {place} with {friend}",
+      f"{friend} and I were at the {place}",
+      f"I wrote to {friend} about the {place}",
+    ),
+  )
+  visit = pick(
+    rng,
+    (
+      f"{guest} came by with a {gift}",
+      f"{guest} knocked and showed me a {gift}",
+      f"in came {guest} carrying a {gift}",
+    ),
+  )
   parts = (work, visit) if rng.integers(2) else (visit, work)
   return f"Diary, {day}: {parts[0]}; later {parts[1]}.", guest
 
@@ -101,7 +148,9 @@ def _diary_guest(rng: np.random.Generator) -> Row:
 def _chest_content(rng: np.random.Generator) -> Row:
   colours, contents = picks(rng, KINDS["colour"], 3), things(rng, 3)
   asked = int(rng.integers(3))
-  facts = " ".join(f"The {colour} chest hides a {word}." for colour, word in zip(colours, contents, strict=True))
+  facts = " ".join(
+    f"The {colour} chest hides a {word}." for colour, word in zip(colours, contents, strict=True)
+  )
   return f"{facts} Open the {colours[asked]} one!", contents[asked]
 
 
@@ -120,9 +169,14 @@ def _queue_ends(rng: np.random.Generator) -> Row:
 def _order_slip(rng: np.random.Generator) -> Row:
   number, unit, word = pick(rng, language.NUMBERS), pick(rng, language.UNITS), thing(rng)
   name, day = pick(rng, KINDS["person"]), pick(rng, language.DAYS)
-  line = pick(rng, (f"please send {number} {unit} of {word} to {name} by {day}",
-                    f"{name} wants {number} {unit} of {word} on {day}",
-                    f"by {day} we need {number} {unit} of {word}, says {name}"))
+  line = pick(
+    rng,
+    (
+      f"please send {number} {unit} of {word} to {name} by {day}",
+      f"{name} wants {number} {unit} of {word} on {day}",
+      f"by {day} we need {number} {unit} of {word}, says {name}",
+    ),
+  )
   return f"* {line} *", f"{name}: {word} {number}"
 
 
@@ -133,16 +187,26 @@ class _Writer:
 
 
 WRITERS: dict[str, _Writer] = {
-    "film_mood": _Writer("Tell how the viewer felt after this evening at the cinema.", _film_mood),
-    "parcel_town": _Writer("Find where the postman has to deliver this parcel.", _parcel_town),
-    "headline_section": _Writer("Choose the page of the newspaper on which this headline belongs.", _headline_section),
-    "chest_content": _Writer("Say what one discovers when opening that chest.", _chest_content),
-    "queue_ends": _Writer("From this queue, name who stands at its two ends.", _queue_ends),
-    "meal_verdict": _Writer("Judge from these notes if the guest will dine here another time.", _meal_verdict),
-    "diary_guest": _Writer("Read the diary and tell who visited its author.", _diary_guest),
-    "letter_desk": _Writer("Decide which desk of our office should answer this letter.", _letter_desk),
-    "owner_list": _Writer("Look through the register to learn whose property is asked about.", _owner_list),
-    "order_slip": _Writer("Turn the customer's wish into a short slip for the store room.", _order_slip),
+  "film_mood": _Writer("Tell how the viewer felt after this evening at the cinema.", _film_mood),
+  "parcel_town": _Writer("Find where the postman has to deliver this parcel.", _parcel_town),
+  "headline_section": _Writer(
+    "Choose the page of the newspaper on which this headline belongs.", _headline_section
+  ),
+  "chest_content": _Writer("Say what one discovers when opening that chest.", _chest_content),
+  "queue_ends": _Writer("From this queue, name who stands at its two ends.", _queue_ends),
+  "meal_verdict": _Writer(
+    "Judge from these notes if the guest will dine here another time.", _meal_verdict
+  ),
+  "diary_guest": _Writer("Read the diary and tell who visited its author.", _diary_guest),
+  "letter_desk": _Writer(
+    "Decide which desk of our office should answer this letter.", _letter_desk
+  ),
+  "owner_list": _Writer(
+    "Look through the register to learn whose property is asked about.", _owner_list
+  ),
+  "order_slip": _Writer(
+    "Turn the customer's wish into a short slip for the store room.", _order_slip
+  ),
 }
 
 
@@ -154,16 +218,25 @@ def _task(name: str, writer: _Writer, seed: np.random.SeedSequence) -> Task:
     text, answer = writer.row(rng)
     rows.setdefault(text, answer)
   examples = tuple(Example(text, (answer,)) for text, answer in rows.items())
-  return Task(name, writer.definition, examples[:TRAIN], examples[TRAIN:TRAIN + DEV], examples[TRAIN + DEV:])
+  return Task(
+    name,
+    writer.definition,
+    examples[:TRAIN],
+    examples[TRAIN : TRAIN + DEV],
+    examples[TRAIN + DEV :],
+  )
 
 
 def mini_stream(seed: int) -> list[Task]:
   """The ten tasks in stream order, each with 400 training, 40 dev and 60 test rows.
 
-  Equal seeds give equal tasks on every machine; the seed changes the rows, never the definitions. The inputs of a task
-  are all different, so its splits are disjoint. Raises ValueError for a negative seed.
+  Equal seeds give equal tasks on every machine; the seed changes the rows, never the definitions.
+  The inputs of a task are all different, so its splits are disjoint. Raises ValueError for a
+  negative seed.
   """
   if seed < 0:
     raise ValueError(f"seed must not be negative, got {seed}")
   seeds = np.random.SeedSequence(seed).spawn(len(WRITERS))
-  return [_task(name, writer, child) for (name, writer), child in zip(WRITERS.items(), seeds, strict=True)]
+  return [
+    _task(name, writer, child) for (name, writer), child in zip(WRITERS.items(), seeds, strict=True)
+  ]

@@ -1,12 +1,16 @@
-"""The tokenizer of `t5-mini`: a unigram model with T5's conventions, counted from the pretraining mixture.
+"""The tokenizer of `t5-mini`: a unigram model with T5's conventions, counted from the pretraining
+mixture.
 
-Ids: 0 <pad>, 1 </s>, 2 <unk>; the sentinels <extra_id_0>, <extra_id_1>, ... end the vocabulary in falling order, as in T5.
-White space of any kind counts as one space, so that text comes back from `decode` with single spaces.
+Ids: 0 <pad>, 1 </s>, 2 <unk>; the sentinels <extra_id_0>, <extra_id_1>, ... end the vocabulary in
+falling order, as in T5. White space of any kind counts as one space, so that text comes back from
+`decode` with single spaces.
 
-The mixture has only some hundred word forms, on which the usual EM training prunes whole words in favour of letters. So
-the pieces are chosen by counting instead: every frequent form is one piece, with its relative frequency as probability;
-what is left is filled with fragments of those forms, and single characters make sure that nothing printable is unknown.
+The mixture has only some hundred word forms, on which the usual EM training prunes whole words in
+favour of letters. So the pieces are chosen by counting instead: every frequent form is one piece,
+with its relative frequency as probability; what is left is filled with fragments of those forms,
+and single characters make sure that nothing printable is unknown.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,13 +18,25 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+  AddedToken,
+  Regex,
+  Tokenizer,
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 VOCAB_SIZE = 1280
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 CHARACTERS = tuple(chr(code) for code in range(33, 127))
-FRAGMENT_PENALTY, CHARACTER_PENALTY = 8.0, 12.0  # nats added below the rarest whole form, times a fragment's rarity
+FRAGMENT_PENALTY, CHARACTER_PENALTY = (
+  8.0,
+  12.0,
+)  # nats added below the rarest whole form, times a fragment's rarity
 
 
 def build_tokenizer(texts: Iterable[str], words: Iterable[str], sentinels: int) -> Tokenizer:
@@ -35,32 +51,52 @@ def build_tokenizer(texts: Iterable[str], words: Iterable[str], sentinels: int) 
   """
   marks = [f"<extra_id_{n}>" for n in range(sentinels)]
   normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
-  # A mark that follows a word is a piece of its own, so that "soup:" and "soup" share the piece of the word.
-  splitter = pre_tokenizers.Sequence([
-    pre_tokenizers.Metaspace(prepend_scheme="always"),
-    pre_tokenizers.Split(Regex(r"(?<=[A-Za-z0-9])[^A-Za-z0-9▁]+"), behavior="isolated")])
-  counts = Counter(form for text in texts for form, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+  # A mark that follows a word is a piece of its own, so that "soup:" and "soup" share the piece of
+  # the word.
+  splitter = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Metaspace(prepend_scheme="always"),
+      pre_tokenizers.Split(Regex(r"(?<=[A-Za-z0-9])[^A-Za-z0-9▁]+"), behavior="isolated"),
+    ]
+  )
+  counts = Counter(
+    form for text in texts for form, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+  )
   counts.update({f"▁{word}": 1 for word in words if f"▁{word}" not in counts})
   forms = {form: count for form, count in counts.items() if not any(mark in form for mark in marks)}
   pieces = _pieces(forms, VOCAB_SIZE - sentinels - 3, {f"▁{word}" for word in words})
   tokenizer = Tokenizer(models.Unigram([(PAD, 0.0), (EOS, 0.0), (UNK, 0.0), *pieces], unk_id=2))
   tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
   tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-  tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in (PAD, EOS, UNK)])
-  tokenizer.add_special_tokens([AddedToken(mark, normalized=False, special=True, lstrip=True) for mark in reversed(marks)])
+  tokenizer.add_special_tokens(
+    [AddedToken(token, normalized=False, special=True) for token in (PAD, EOS, UNK)]
+  )
+  tokenizer.add_special_tokens(
+    [AddedToken(mark, normalized=False, special=True, lstrip=True) for mark in reversed(marks)]
+  )
   tokenizer.post_processor = processors.TemplateProcessing(
-    single=f"$A {EOS}", pair=f"$A {EOS} $B {EOS}", special_tokens=[(EOS, tokenizer.token_to_id(EOS))])
+    single=f"$A {EOS}",
+    pair=f"$A {EOS} $B {EOS}",
+    special_tokens=[(EOS, tokenizer.token_to_id(EOS))],
+  )
   return tokenizer
 
 
 def _pieces(forms: dict[str, int], size: int, wanted: set[str]) -> list[tuple[str, float]]:
-  """The `size` pieces with their log-probabilities: characters, whole forms by frequency, fragments of them."""
+  """The `size` pieces with their log-probabilities: characters, whole forms by frequency, fragments
+  of them.
+  """
   total = sum(forms.values())
   characters = ["▁", *CHARACTERS]
-  ranked = sorted((form for form in forms if form not in characters), key=lambda form: (form not in wanted, -forms[form], form))
+  ranked = sorted(
+    (form for form in forms if form not in characters),
+    key=lambda form: (form not in wanted, -forms[form], form),
+  )
   room = size - len(characters)
   if len(wanted) > room:
-    raise ValueError(f"{len(wanted)} words do not fit into a vocabulary of {size}: raise VOCAB_SIZE")
+    raise ValueError(
+      f"{len(wanted)} words do not fit into a vocabulary of {size}: raise VOCAB_SIZE"
+    )
   kept = [form for form in ranked if form in wanted or forms[form] > total * 1e-4][:room]
   floor = math.log(1 / total)
   fragments: Counter[str] = Counter()
@@ -68,15 +104,29 @@ def _pieces(forms: dict[str, int], size: int, wanted: set[str]) -> list[tuple[st
     for start in range(len(form)):
       for end in range(start + 2, min(start + 5, len(form) + 1)):
         fragments[form[start:end]] += 1
-  fill = [f for f in sorted(fragments, key=lambda f: (-fragments[f] * len(f), f)) if f not in forms][:room - len(kept)]
-  return ([(form, math.log(forms[form] / total)) for form in kept]
-          + [(fragment, floor - FRAGMENT_PENALTY + math.log(fragments[fragment] / len(kept))) for fragment in fill]
-          + [(character, floor - CHARACTER_PENALTY) for character in characters])
+  fill = [
+    f for f in sorted(fragments, key=lambda f: (-fragments[f] * len(f), f)) if f not in forms
+  ][: room - len(kept)]
+  return (
+    [(form, math.log(forms[form] / total)) for form in kept]
+    + [
+      (fragment, floor - FRAGMENT_PENALTY + math.log(fragments[fragment] / len(kept)))
+      for fragment in fill
+    ]
+    + [(character, floor - CHARACTER_PENALTY) for character in characters]
+  )
 
 
 def save_tokenizer(tokenizer: Tokenizer, sentinels: int, folder: Path) -> None:
-  """Writes tokenizer.json and tokenizer_config.json, for `transformers.AutoTokenizer.from_pretrained(folder)`."""
+  """Writes tokenizer.json and tokenizer_config.json, for
+  `transformers.AutoTokenizer.from_pretrained(folder)`.
+  """
   PreTrainedTokenizerFast(
-    tokenizer_object=tokenizer, pad_token=PAD, eos_token=EOS, unk_token=UNK, model_max_length=512,
+    tokenizer_object=tokenizer,
+    pad_token=PAD,
+    eos_token=EOS,
+    unk_token=UNK,
+    model_max_length=512,
     extra_special_tokens=[f"<extra_id_{n}>" for n in range(sentinels)],
-    clean_up_tokenization_spaces=False).save_pretrained(folder)
+    clean_up_tokenization_spaces=False,
+  ).save_pretrained(folder)

@@ -1,9 +1,11 @@
 """PET blocks of either kind, and the pool they are stacked in.
 
-A block is {"lora": nested factors} or {"prompt": (P, D)}. A stack of blocks has the same nesting with a task axis T in every array:
-"a" (layers, D_in, T, R), "b" (layers, T, R, D_out), "prompt" (T, P, D). The pool's capacity is fixed while it lasts, so that a new task
-does not recompile the step; empty slots hold zeros.
+A block is {"lora": nested factors} or {"prompt": (P, D)}. A stack of blocks has the same nesting
+with a task axis T in every array: "a" (layers, D_in, T, R), "b" (layers, T, R, D_out), "prompt" (T,
+P, D). The pool's capacity is fixed while it lasts, so that a new task does not recompile the step;
+empty slots hold zeros.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -27,7 +29,9 @@ def task_axis(path: tuple) -> int:
 
 
 def init_block(rng: jax.Array, pet: Pet, sites: lora.Sites, embedding_table: jax.Array) -> Block:
-  """A fresh block: LoRA starts by adding nothing; a soft prompt starts at token embeddings (V, D) drawn at random."""
+  """A fresh block: LoRA starts by adding nothing; a soft prompt starts at token embeddings (V, D)
+  drawn at random.
+  """
   if pet.kind == "lora":
     return {"lora": lora.init_block(rng, sites, pet.rank)}
   rows = jax.random.randint(rng, (pet.prompt_length,), 0, embedding_table.shape[0])
@@ -36,17 +40,24 @@ def init_block(rng: jax.Array, pet: Pet, sites: lora.Sites, embedding_table: jax
 
 def stack(block: Block) -> Blocks:
   """A pool of just this block (T = 1)."""
-  return jax.tree_util.tree_map_with_path(lambda path, x: jnp.expand_dims(x, task_axis(path)), block)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: jnp.expand_dims(x, task_axis(path)), block
+  )
 
 
 def empty_pool(block: Block, capacity: int) -> Blocks:
   """Zeros with room for `capacity` blocks of this one's shape."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, x: jnp.zeros((*x.shape[: task_axis(path)], capacity, *x.shape[task_axis(path):]), x.dtype), block)
+    lambda path, x: jnp.zeros(
+      (*x.shape[: task_axis(path)], capacity, *x.shape[task_axis(path) :]), x.dtype
+    ),
+    block,
+  )
 
 
 def write(pool: Blocks, block: Block, slot: jax.Array | int) -> Blocks:
   """The pool with `block` in its slot; gradients reach the block and no other slot."""
+
   def put(path: tuple, stacked: jax.Array, one: jax.Array) -> jax.Array:
     axis = task_axis(path)
     return jax.lax.dynamic_update_slice_in_dim(stacked, jnp.expand_dims(one, axis), slot, axis)
@@ -57,11 +68,14 @@ def write(pool: Blocks, block: Block, slot: jax.Array | int) -> Blocks:
 def read(pool: Blocks, slot: jax.Array | int) -> Block:
   """The block in a slot."""
   return jax.tree_util.tree_map_with_path(
-    lambda path, x: jax.lax.dynamic_index_in_dim(x, slot, task_axis(path), keepdims=False), pool)
+    lambda path, x: jax.lax.dynamic_index_in_dim(x, slot, task_axis(path), keepdims=False), pool
+  )
 
 
 def capacity_for(tasks: int) -> int:
-  """Slots of the pool of a stream of so many tasks: the next power of two, so that streams of alike length share a compiled step."""
+  """Slots of the pool of a stream of so many tasks: the next power of two, so that streams of alike
+  length share a compiled step.
+  """
   return 1 << (tasks - 1).bit_length()
 
 
@@ -73,6 +87,7 @@ def capacity(pool: Blocks) -> int:
 
 def grow(pool: Blocks, size: int) -> Blocks:
   """The pool with room for `size` blocks, those it holds unchanged."""
+
   def widen(path: tuple, x: jax.Array) -> jax.Array:
     padding = [(0, 0)] * x.ndim
     padding[task_axis(path)] = (0, size - x.shape[task_axis(path)])
@@ -82,24 +97,45 @@ def grow(pool: Blocks, size: int) -> Blocks:
 
 
 def merged(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
-  """The one block that comes nearest to the pool mixed by weights (T,): sum_i w_i P_i, and for LoRA the best product of rank pet.rank
-  (in the Frobenius norm, at each site) to sum_i w_i B_i A_i.
+  """The one block that comes nearest to the pool mixed by weights (T,): sum_i w_i P_i, and for LoRA
+  the best product of rank pet.rank (in the Frobenius norm, at each site) to sum_i w_i B_i A_i.
   """
   if "prompt" in pool:
     return {"prompt": jnp.einsum("t,tpd->pd", weights, pool["prompt"])}
-  return {"lora": jax.tree.map(lambda site: lora.best_of_rank(site, weights, pet.rank), pool["lora"], is_leaf=lambda x: "a" in x)}
+  return {
+    "lora": jax.tree.map(
+      lambda site: lora.best_of_rank(site, weights, pet.rank),
+      pool["lora"],
+      is_leaf=lambda x: "a" in x,
+    )
+  }
 
 
 def reading_alike(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
-  """A block of LoRA that adds nothing yet and reads what the pool mixed by weights (T,) reads (lora.main_directions)."""
-  return {"lora": jax.tree.map(lambda site: lora.main_directions(site, weights, pet.rank), pool["lora"], is_leaf=lambda x: "a" in x)}
+  """A block of LoRA that adds nothing yet and reads what the pool mixed by weights (T,) reads
+  (lora.main_directions).
+  """
+  return {
+    "lora": jax.tree.map(
+      lambda site: lora.main_directions(site, weights, pet.rank),
+      pool["lora"],
+      is_leaf=lambda x: "a" in x,
+    )
+  }
 
 
-def mixed(pool: Blocks, mixture: jax.Array, pet: Pet, detached: jax.Array | None = None, newest: jax.Array | None = None) -> Adapters:
-  """The pool as a backbone applies it, each example with its own mixture (B, T) float32 (SAPT Eq. 4).
+def mixed(
+  pool: Blocks,
+  mixture: jax.Array,
+  pet: Pet,
+  detached: jax.Array | None = None,
+  newest: jax.Array | None = None,
+) -> Adapters:
+  """The pool as a backbone applies it, each example with its own mixture (B, T) float32 (SAPT Eq.
+  4).
 
-  LoRA: sum_i a_i (alpha / r) B_i A_i x at every site, over the pet.top_k blocks with the largest weights if that is set. Soft prompts:
-  sum_i a_i P_i before the input embeddings.
+  LoRA: sum_i a_i (alpha / r) B_i A_i x at every site, over the pet.top_k blocks with the largest
+  weights if that is set. Soft prompts: sum_i a_i P_i before the input embeddings.
 
   Args:
     detached, newest: see lora.mixed_product.
@@ -109,4 +145,10 @@ def mixed(pool: Blocks, mixture: jax.Array, pet: Pet, detached: jax.Array | None
   chosen = None
   if 0 < pet.top_k < mixture.shape[1]:
     mixture, chosen = jax.lax.top_k(mixture, pet.top_k)
-  return Adapters(lora=pool["lora"], gates=mixture * (pet.alpha / pet.rank), chosen=chosen, newest=newest, detached=detached)
+  return Adapters(
+    lora=pool["lora"],
+    gates=mixture * (pet.alpha / pet.rank),
+    chosen=chosen,
+    newest=newest,
+    detached=detached,
+  )

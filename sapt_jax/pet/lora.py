@@ -1,8 +1,10 @@
 """LoRA blocks: their shapes, their start, and the mixed low-rank product of a whole pool.
 
-Factors of a pool carry a task axis T next to the rank axis R, in the layout (D_in, T, R) and (T, R, D_out), so that the sum over blocks is
-two plain matrix products and never needs an array with both a task axis and a full width per token.
+Factors of a pool carry a task axis T next to the rank axis R, in the layout (D_in, T, R) and (T, R,
+D_out), so that the sum over blocks is two plain matrix products and never needs an array with both
+a task axis and a full width per token.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,32 +18,45 @@ Sites = dict[str, Any]
 
 
 def init_block(rng: jax.Array, sites: Sites, rank: int) -> Any:
-  """One fresh block: A ~ U(-1/sqrt(D_in), 1/sqrt(D_in)) (Kaiming uniform, a = sqrt 5), B = 0, so that it starts by adding nothing.
+  """One fresh block: A ~ U(-1/sqrt(D_in), 1/sqrt(D_in)) (Kaiming uniform, a = sqrt 5), B = 0, so
+  that it starts by adding nothing.
 
-  Returns:
-    the nesting of `sites` with {"a": (layers, D_in, rank), "b": (layers, rank, D_out)} float32 at each site.
+  Returns: the nesting of `sites` with {"a": (layers, D_in, rank), "b": (layers, rank, D_out)}
+    float32 at each site.
   """
   leaves, structure = jax.tree.flatten(sites, is_leaf=lambda s: isinstance(s, tuple))
 
   def one(key: jax.Array, site: tuple[int, int, int]) -> dict[str, jax.Array]:
     layers, d_in, d_out = site
     bound = 1 / math.sqrt(d_in)
-    return {"a": jax.random.uniform(key, (layers, d_in, rank), minval=-bound, maxval=bound), "b": jnp.zeros((layers, rank, d_out))}
+    return {
+      "a": jax.random.uniform(key, (layers, d_in, rank), minval=-bound, maxval=bound),
+      "b": jnp.zeros((layers, rank, d_out)),
+    }
 
-  return jax.tree.unflatten(structure, [one(key, site) for key, site in zip(jax.random.split(rng, len(leaves)), leaves, strict=True)])
+  return jax.tree.unflatten(
+    structure,
+    [one(key, site) for key, site in zip(jax.random.split(rng, len(leaves)), leaves, strict=True)],
+  )
 
 
-def mixed_product(x: jax.Array, factors: dict[str, jax.Array], gates: jax.Array, detached: jax.Array | None = None,
-                  chosen: jax.Array | None = None, newest: jax.Array | None = None) -> jax.Array:
+def mixed_product(
+  x: jax.Array,
+  factors: dict[str, jax.Array],
+  gates: jax.Array,
+  detached: jax.Array | None = None,
+  chosen: jax.Array | None = None,
+  newest: jax.Array | None = None,
+) -> jax.Array:
   """sum_i gate_i B_i A_i x (SAPT Eq. 4, with gate_i = a_i * alpha / r).
 
-  Args:
-    x: (B, L, D_in) in the compute dtype.
-    factors: {"a": (D_in, T, R), "b": (T, R, D_out)} of one layer, any float dtype.
-    gates: (B, T), one weight per example and block; (B, K) of the chosen blocks where there is a choice.
-    detached: (T,) bool; blocks through which no gradient reaches x, as in the public code for earlier blocks. None: the true gradient.
-    chosen: (B, K) int32, the blocks that each example uses. None: all.
-    newest: () int32, the only block whose factors get a gradient; zeros stand for the others', which nobody asks for. None: all get theirs.
+  Args: x: (B, L, D_in) in the compute dtype. factors: {"a": (D_in, T, R), "b": (T, R, D_out)} of
+    one layer, any float dtype. gates: (B, T), one weight per example and block; (B, K) of the
+    chosen blocks where there is a choice. detached: (T,) bool; blocks through which no gradient
+    reaches x, as in the public code for earlier blocks. None: the true gradient. chosen: (B, K)
+    int32, the blocks that each example uses. None: all. newest: () int32, the only block whose
+    factors get a gradient; zeros stand for the others', which nobody asks for. None: all get
+    theirs.
 
   Returns:
     (B, L, D_out) in x's dtype.
@@ -50,11 +65,17 @@ def mixed_product(x: jax.Array, factors: dict[str, jax.Array], gates: jax.Array,
   stopped = None if detached is None else detached[slots]
   if newest is None:
     return _product(x, factors["a"], factors["b"], gates, stopped, chosen)[0]
-  return _product_newest(x, factors["a"], factors["b"], gates, stopped, chosen, slots == newest, newest)
+  return _product_newest(
+    x, factors["a"], factors["b"], gates, stopped, chosen, slots == newest, newest
+  )
 
 
-def _matrices(dtype: jnp.dtype, a: jax.Array, b: jax.Array, chosen: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-  """Both factors as matrices (D_in, T * R) and (T * R, D_out), or one pair per example, (B, D_in, K * R) and (B, K * R, D_out)."""
+def _matrices(
+  dtype: jnp.dtype, a: jax.Array, b: jax.Array, chosen: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+  """Both factors as matrices (D_in, T * R) and (T * R, D_out), or one pair per example, (B, D_in, K
+  * R) and (B, K * R, D_out).
+  """
   a, b = a.astype(dtype), b.astype(dtype)
   if chosen is None:
     return a.reshape(a.shape[0], -1), b.reshape(-1, b.shape[-1])
@@ -63,8 +84,14 @@ def _matrices(dtype: jnp.dtype, a: jax.Array, b: jax.Array, chosen: jax.Array | 
   return a.reshape(batch, a.shape[1], -1), b.reshape(batch, -1, b.shape[-1])
 
 
-def _product(x: jax.Array, a: jax.Array, b: jax.Array, gates: jax.Array, stopped: jax.Array | None,
-             chosen: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def _product(
+  x: jax.Array,
+  a: jax.Array,
+  b: jax.Array,
+  gates: jax.Array,
+  stopped: jax.Array | None,
+  chosen: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
   """The product and u = A_i x of every block, (B, L, T, R)."""
   a_matrix, b_matrix = _matrices(x.dtype, a, b, chosen)
   u = (x @ a_matrix).reshape(*x.shape[:2], -1, a.shape[2])
@@ -74,15 +101,32 @@ def _product(x: jax.Array, a: jax.Array, b: jax.Array, gates: jax.Array, stopped
   return gated.reshape(*x.shape[:2], -1) @ b_matrix, u
 
 
-# Autodiff would make the gradient of every block's factors, T times the work and memory of the newest one's, for `Method.merge` to drop.
+# Autodiff would make the gradient of every block's factors, T times the work and memory of the
+# newest one's, for `Method.merge` to drop.
 @jax.custom_vjp
-def _product_newest(x: jax.Array, a: jax.Array, b: jax.Array, gates: jax.Array, stopped: jax.Array | None, chosen: jax.Array | None,
-                    is_newest: jax.Array, newest: jax.Array) -> jax.Array:
+def _product_newest(
+  x: jax.Array,
+  a: jax.Array,
+  b: jax.Array,
+  gates: jax.Array,
+  stopped: jax.Array | None,
+  chosen: jax.Array | None,
+  is_newest: jax.Array,
+  newest: jax.Array,
+) -> jax.Array:
   return _product(x, a, b, gates, stopped, chosen)[0]
 
 
-def _forward(x: jax.Array, a: jax.Array, b: jax.Array, gates: jax.Array, stopped: jax.Array | None, chosen: jax.Array | None,
-             is_newest: jax.Array, newest: jax.Array) -> tuple[jax.Array, tuple]:
+def _forward(
+  x: jax.Array,
+  a: jax.Array,
+  b: jax.Array,
+  gates: jax.Array,
+  stopped: jax.Array | None,
+  chosen: jax.Array | None,
+  is_newest: jax.Array,
+  newest: jax.Array,
+) -> tuple[jax.Array, tuple]:
   y, u = _product(x, a, b, gates, stopped, chosen)
   return y, (x, u, a, b, gates, stopped, chosen, is_newest, newest)
 
@@ -96,7 +140,12 @@ def _backward(saved: tuple, dy: jax.Array) -> tuple:
   d_gates = jnp.sum(d_gated * u, axis=(1, 3), dtype=jnp.float32).astype(gates.dtype)
   through = du if stopped is None else jnp.where(stopped[:, None, :, None], 0, du)
   dx = through.reshape(*x.shape[:2], -1) @ jnp.swapaxes(a_matrix, -1, -2)
-  of_newest = lambda per_block: jnp.einsum("bltr,bt->blr", per_block, jnp.broadcast_to(is_newest, gates.shape).astype(x.dtype))
+
+  def of_newest(per_block):
+    return jnp.einsum(
+      "bltr,bt->blr", per_block, jnp.broadcast_to(is_newest, gates.shape).astype(x.dtype)
+    )
+
   da = jnp.einsum("bld,blr->dr", x, of_newest(du), preferred_element_type=jnp.float32)
   db = jnp.einsum("blr,blo->ro", of_newest(u * gate), dy, preferred_element_type=jnp.float32)
   da = jnp.zeros_like(a).at[:, newest].set(da.astype(a.dtype))
@@ -107,12 +156,14 @@ def _backward(saved: tuple, dy: jax.Array) -> tuple:
 _product_newest.defvjp(_forward, _backward)
 
 
-def best_of_rank(factors: dict[str, jax.Array], weights: jax.Array, rank: int) -> dict[str, jax.Array]:
-  """The best product of this rank (in the Frobenius norm) to sum_i w_i B_i A_i, its singular values shared evenly between both factors.
+def best_of_rank(
+  factors: dict[str, jax.Array], weights: jax.Array, rank: int
+) -> dict[str, jax.Array]:
+  """The best product of this rank (in the Frobenius norm) to sum_i w_i B_i A_i, its singular values
+  shared evenly between both factors.
 
-  Args:
-    factors: {"a": (layers, D_in, T, R), "b": (layers, T, R, D_out)} of one site; T * R is at least `rank`.
-    weights: (T,).
+  Args: factors: {"a": (layers, D_in, T, R), "b": (layers, T, R, D_out)} of one site; T * R is at
+    least `rank`. weights: (T,).
 
   Returns:
     {"a": (layers, D_in, rank), "b": (layers, rank, D_out)}.
@@ -122,21 +173,33 @@ def best_of_rank(factors: dict[str, jax.Array], weights: jax.Array, rank: int) -
   return {"a": left * share[:, None, :], "b": right * share[:, :, None]}
 
 
-def main_directions(factors: dict[str, jax.Array], weights: jax.Array, rank: int) -> dict[str, jax.Array]:
-  """A block that adds nothing yet but reads what sum_i w_i B_i A_i reads: A has its `rank` main input directions, B is 0.
+def main_directions(
+  factors: dict[str, jax.Array], weights: jax.Array, rank: int
+) -> dict[str, jax.Array]:
+  """A block that adds nothing yet but reads what sum_i w_i B_i A_i reads: A has its `rank` main
+  input directions, B is 0.
 
-  They are as long as a fresh block's are on average (init_block), 1/sqrt(3), so that a learning rate means the same to both.
-  Arguments and result as in best_of_rank.
+  They are as long as a fresh block's are on average (init_block), 1/sqrt(3), so that a learning
+  rate means the same to both. Arguments and result as in best_of_rank.
   """
   left, _, right = _singular(factors, weights, rank)
   return {"a": left / math.sqrt(3), "b": jnp.zeros_like(right)}
 
 
-def _singular(factors: dict[str, jax.Array], weights: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The first `rank` singular vectors and values of sum_i w_i B_i A_i: (layers, D_in, rank), (layers, rank), (layers, rank, D_out)."""
+def _singular(
+  factors: dict[str, jax.Array], weights: jax.Array, rank: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The first `rank` singular vectors and values of sum_i w_i B_i A_i: (layers, D_in, rank),
+  (layers, rank), (layers, rank, D_out).
+  """
   a = (factors["a"] * weights[:, None]).reshape(*factors["a"].shape[:2], -1)
   b = factors["b"].reshape(a.shape[0], -1, factors["b"].shape[-1])
-  # The product of two thin matrices has the singular values of the small product of their triangular parts.
+  # The product of two thin matrices has the singular values of the small product of their
+  # triangular parts.
   (a_basis, a_rest), (b_basis, b_rest) = jnp.linalg.qr(a), jnp.linalg.qr(jnp.swapaxes(b, 1, 2))
   left, values, right = jnp.linalg.svd(a_rest @ jnp.swapaxes(b_rest, 1, 2))
-  return a_basis @ left[:, :, :rank], values[:, :rank], right[:, :rank] @ jnp.swapaxes(b_basis, 1, 2)
+  return (
+    a_basis @ left[:, :, :rank],
+    values[:, :rank],
+    right[:, :rank] @ jnp.swapaxes(b_basis, 1, 2),
+  )

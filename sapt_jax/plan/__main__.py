@@ -1,13 +1,17 @@
-"""Compiles a run's training step and decoder for hardware that is not here, and says what they need of it.
+"""Compiles a run's training step and decoder for hardware that is not here, and says what they need
+of it.
 
     python -m sapt_jax.plan --config configs/mini.py --target h100:8 --mesh data=1,fsdp=8,tensor=1
-    python -m sapt_jax.plan --model t5-xxl --target v5e:2x4 --backbone.dtype bfloat16 --backbone.remat full --json
+    python -m sapt_jax.plan --model t5-xxl --target v5e:2x4 --backbone.dtype bfloat16
+    --backbone.remat full --json
 
-No device and no weights are needed, only the compiler: pip install 'sapt-jax[plan-gpu]' or 'sapt-jax[plan-tpu]'; `cpu:N` simulates N
-devices, and overstates temporaries in bfloat16, as a CPU multiplies in float32. --mesh data=D,fsdp=F,tensor=T is short for --mesh.data D
---mesh.fsdp F --mesh.tensor T; without a mesh all devices stand on fsdp. The generator
-of pseudo inputs is not planned (docs/scale.md). With --json the report is one JSON object.
+No device and no weights are needed, only the compiler: pip install 'sapt-jax[plan-gpu]' or
+'sapt-jax[plan-tpu]'; `cpu:N` simulates N devices, and overstates temporaries in bfloat16, as a CPU
+multiplies in float32. --mesh data=D,fsdp=F,tensor=T is short for --mesh.data D --mesh.fsdp F
+--mesh.tensor T; without a mesh all devices stand on fsdp. The generator of pseudo inputs is not
+planned (docs/scale.md). With --json the report is one JSON object.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -32,12 +36,17 @@ class PlanOptions(Config):
   """The options of a run, and what it is planned for."""
 
   config: str = ""
-  """A Python file that defines `config` (see configs/); the other options change it. Empty: that of the mini run."""
+  """A Python file that defines `config` (see configs/); the other options change it. Empty: that of
+  the mini run.
+  """
   target: str = ""
-  """The hardware: a100-40:N a100-80:N h100:N rtx4090:N for N GPUs, v4:SHAPE v5e:SHAPE v5p:SHAPE v6e:SHAPE for a TPU slice, cpu:N."""
+  """The hardware: a100-40:N a100-80:N h100:N rtx4090:N for N GPUs, v4:SHAPE v5e:SHAPE v5p:SHAPE
+  v6e:SHAPE for a TPU slice, cpu:N.
+  """
   model: str = ""
-  """A backbone by its size alone, no file needed: t5-large, t5-xl, t5-xxl (v1.1 and Flan), llama2-7b, llama2-13b, llama2-70b, xuanyuan-70b.
-  Empty: the config.json of the folder that backbone.path names."""
+  """A backbone by its size alone, no file needed: t5-large, t5-xl, t5-xxl (v1.1 and Flan),
+  llama2-7b, llama2-13b, llama2-70b, xuanyuan-70b. Empty: the config.json of the folder that
+  backbone.path names."""
   blocks: int = 15
   """Tasks of the stream, so blocks in the pool."""
   examples: int = 1000
@@ -47,7 +56,8 @@ class PlanOptions(Config):
 
 
 def spread_mesh(arguments: Sequence[str]) -> list[str]:
-  """The arguments with `--mesh data=1,fsdp=8,tensor=1` written as --mesh.data 1 --mesh.fsdp 8 --mesh.tensor 1.
+  """The arguments with `--mesh data=1,fsdp=8,tensor=1` written as --mesh.data 1 --mesh.fsdp 8
+  --mesh.tensor 1.
 
   Raises:
     InputError: an axis that there is not, or a size that is no number.
@@ -63,14 +73,18 @@ def spread_mesh(arguments: Sequence[str]) -> list[str]:
     for part in value.split(","):
       match = re.fullmatch(rf"({axes})=([1-9]\d*)", part)
       if match is None:
-        raise InputError(f"--mesh {value}: give sizes of data, fsdp and tensor, as in data=1,fsdp=8,tensor=1")
+        raise InputError(
+          f"--mesh {value}: give sizes of data, fsdp and tensor, as in data=1,fsdp=8,tensor=1"
+        )
       spread += [f"--mesh.{match[1]}", match[2]]
   return spread
 
 
 def options(arguments: Sequence[str]) -> PlanOptions:
   """All options, those of the file that --config names as defaults."""
-  return cli.parse_over_config(PlanOptions, spread_mesh(arguments), "sapt_jax.plan", __doc__ or "", mini_config)
+  return cli.parse_over_config(
+    PlanOptions, spread_mesh(arguments), "sapt_jax.plan", __doc__ or "", mini_config
+  )
 
 
 def placed_on(config: Config, target: hardware.Target) -> Config:
@@ -83,49 +97,77 @@ def placed_on(config: Config, target: hardware.Target) -> Config:
   if size == 1:
     return dataclasses.replace(config, mesh=Mesh(fsdp=target.count))
   if size != target.count:
-    raise InputError(f"mesh of {size} devices ({dataclasses.asdict(config.mesh)}): --target {target.text} has {target.count}; give as many")
+    raise InputError(
+      f"mesh of {size} devices ({dataclasses.asdict(config.mesh)}): --target {target.text} has {target.count}; give as many"
+    )
   return config
 
 
 def backbone_sizes(config: Config, model: str) -> dict[str, Any]:
   """The config.json that a plan is made for.
 
-  Raises:
-    InputError: no model of that name; or backbone.path is no folder with a config.json of a supported model.
+  Raises: InputError: no model of that name; or backbone.path is no folder with a config.json of a
+    supported model.
   """
   if model:
     if model not in SIZES:
-      raise InputError(f"--model {model}: no such size; give one of {', '.join(SIZES)}, or a folder as --backbone.path")
+      raise InputError(
+        f"--model {model}: no such size; give one of {', '.join(SIZES)}, or a folder as --backbone.path"
+      )
     return SIZES[model]
-  folder = T5_MINI if config.backbone.path == "t5-mini" else pathlib.Path(config.backbone.path).expanduser()
+  folder = (
+    T5_MINI
+    if config.backbone.path == "t5-mini"
+    else pathlib.Path(config.backbone.path).expanduser()
+  )
   if not folder.is_dir():
-    raise InputError(f"backbone.path {config.backbone.path!r}: no such folder; give one with a config.json, or --model NAME "
-                     f"({', '.join(SIZES)})")
+    raise InputError(
+      f"backbone.path {config.backbone.path!r}: no such folder; give one with a config.json, or --model NAME "
+      f"({', '.join(SIZES)})"
+    )
   from sapt_jax.backbones import hf
+
   return hf.read_config(folder)
 
 
-def plan(config: Config, target: hardware.Target, raw: dict[str, Any], name: str, blocks: int, examples: int) -> dict[str, Any]:
+def plan(
+  config: Config,
+  target: hardware.Target,
+  raw: dict[str, Any],
+  name: str,
+  blocks: int,
+  examples: int,
+) -> dict[str, Any]:
   """The report; starts JAX.
 
-  Raises:
-    InputError: the mesh does not fit the target or the model, or the compiler does not know the target.
+  Raises: InputError: the mesh does not fit the target or the model, or the compiler does not know
+    the target.
   """
   import jax
 
   from sapt_jax import sharding
   from sapt_jax.plan.figures import advice, measure
   from sapt_jax.plan.programs import Programs
+
   config = placed_on(config, target)
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=hardware.devices(target))
   programs = Programs(config, mesh, raw, blocks, examples)
   report: dict[str, Any] = {
-    "target": target.text, "mesh": dataclasses.asdict(config.mesh), "model": name, "dtype": config.backbone.dtype,
-    "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(programs.built.backbone.params)), "method": programs.built.method.label,
-    "blocks": blocks, "capacity": programs.built.setting.capacity, "usable": target.usable,
-    "lengths": programs.lengths | {"new": config.data.max_target_length}}
-  for program, lower, rows, longest in (("step", programs.step, config.fit.batch_size, 1),
-                                        ("decode", programs.decode, config.evaluation.batch_size, config.data.max_target_length - 1)):
+    "target": target.text,
+    "mesh": dataclasses.asdict(config.mesh),
+    "model": name,
+    "dtype": config.backbone.dtype,
+    "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(programs.built.backbone.params)),
+    "method": programs.built.method.label,
+    "blocks": blocks,
+    "capacity": programs.built.setting.capacity,
+    "usable": target.usable,
+    "lengths": programs.lengths | {"new": config.data.max_target_length},
+  }
+  for program, lower, rows, longest in (
+    ("step", programs.step, config.fit.batch_size, 1),
+    ("decode", programs.decode, config.evaluation.batch_size, config.data.max_target_length - 1),
+  ):
     figures = measure(lower(), target, config, longest)
     report[program] = {"rows": rows, **figures, "advice": advice(figures, config, target, program)}
   return report
@@ -140,8 +182,11 @@ def main(arguments: Sequence[str]) -> None:
   placed_on(config, target)  # wrong meshes are told before JAX starts
   hardware.prepare(target)
   raw = backbone_sizes(config, chosen.model)
-  report = plan(config, target, raw, chosen.model or config.backbone.path, chosen.blocks, chosen.examples)
+  report = plan(
+    config, target, raw, chosen.model or config.backbone.path, chosen.blocks, chosen.examples
+  )
   from sapt_jax.plan.figures import table
+
   print(json.dumps(report) if chosen.json else table(report))
 
 

@@ -1,4 +1,7 @@
-"""Devices that a plan can be made for, and how to have a compiler take them as present. Importing this does not start JAX."""
+"""Devices that a plan can be made for, and how to have a compiler take them as present. Importing
+this does not start JAX.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,8 +16,9 @@ from sapt_jax.errors import InputError
 
 GIB = 2**30
 
-# Share of a device's nominal memory that a run can count on; the rest goes to the driver, its libraries and fragmentation. On GPUs JAX
-# takes 0.75 unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+# Share of a device's nominal memory that a run can count on; the rest goes to the driver, its
+# libraries and fragmentation. On GPUs JAX takes 0.75 unless XLA_PYTHON_CLIENT_MEM_FRACTION says
+# otherwise.
 USABLE = 0.92
 
 
@@ -54,9 +58,8 @@ class Gpu:
 class Device:
   """One kind of device; peak figures as its maker publishes them.
 
-  Attributes:
-    memory: bytes, nominal.
-    bfloat16, float32: products per second at most, in flops, dense. float32 is what JAX computes float32 products with by default: TF32 on
+  Attributes: memory: bytes, nominal. bfloat16, float32: products per second at most, in flops,
+    dense. float32 is what JAX computes float32 products with by default: TF32 on
       GPUs, one pass in bfloat16 on TPUs.
     bandwidth: of its memory, bytes per second.
     links: to its neighbours, bytes per second that it can send, all links together.
@@ -76,17 +79,32 @@ class Device:
 
 _AMPERE = Gpu((8, 0), 108, 64, 1.41, 2048, 166912, 167936, 40 * 2**20)
 
-# NVIDIA: the data sheets of A100 (40 and 80 GB SXM) and H100 SXM, dense figures; RTX 4090: Ada architecture whitepaper, appendix A. NVLink
-# is sold as the sum of both directions, so half of it is what a device sends; the RTX 4090 has PCIe 4.0 x16.
-# TPU: cloud.google.com/tpu/docs, "System architecture", one page per version; interconnect bandwidth per chip (v5e 1,600 Gbps, v4 2,400,
+# NVIDIA: the data sheets of A100 (40 and 80 GB SXM) and H100 SXM, dense figures; RTX 4090: Ada
+# architecture whitepaper, appendix A. NVLink is sold as the sum of both directions, so half of it
+# is what a device sends; the RTX 4090 has PCIe 4.0 x16. TPU: cloud.google.com/tpu/docs, "System
+# architecture", one page per version; interconnect bandwidth per chip (v5e 1,600 Gbps, v4 2,400,
 # v6e 3,584, v5p 4,800).
 DEVICES: dict[str, Device] = {
   "a100-40": Device("NVIDIA A100-SXM4-40GB", 40 * GIB, 312e12, 156e12, 1.555e12, 300e9, _AMPERE),
   "a100-80": Device("NVIDIA A100-SXM4-80GB", 80 * GIB, 312e12, 156e12, 2.039e12, 300e9, _AMPERE),
-  "h100": Device("NVIDIA H100 80GB HBM3", 80 * GIB, 989e12, 494e12, 3.35e12, 450e9,
-                 Gpu((9, 0), 132, 128, 1.98, 2048, 232448, 233472, 50 * 2**20)),
-  "rtx4090": Device("NVIDIA GeForce RTX 4090", 24 * GIB, 165e12, 82.6e12, 1.008e12, 32e9,
-                    Gpu((8, 9), 128, 128, 2.52, 1536, 101376, 102400, 72 * 2**20)),
+  "h100": Device(
+    "NVIDIA H100 80GB HBM3",
+    80 * GIB,
+    989e12,
+    494e12,
+    3.35e12,
+    450e9,
+    Gpu((9, 0), 132, 128, 1.98, 2048, 232448, 233472, 50 * 2**20),
+  ),
+  "rtx4090": Device(
+    "NVIDIA GeForce RTX 4090",
+    24 * GIB,
+    165e12,
+    82.6e12,
+    1.008e12,
+    32e9,
+    Gpu((8, 9), 128, 128, 2.52, 1536, 101376, 102400, 72 * 2**20),
+  ),
   "v4": Device("TPU v4", 32 * GIB, 275e12, 275e12, 1.2e12, 300e9),
   "v5e": Device("TPU v5e", 16 * GIB, 197e12, 197e12, 0.81e12, 200e9),
   "v5p": Device("TPU v5p", 95 * GIB, 459e12, 459e12, 2.765e12, 600e9),
@@ -132,16 +150,29 @@ def parse_target(text: str) -> Target:
     InputError: no such device, or no such number or shape.
   """
   kind, _, size = text.partition(":")
-  kinds = " ".join(f"{name}:{'N' if device.gpu else 'SHAPE'}" for name, device in DEVICES.items()) + " cpu:N"
+  kinds = (
+    " ".join(f"{name}:{'N' if device.gpu else 'SHAPE'}" for name, device in DEVICES.items())
+    + " cpu:N"
+  )
   if kind != "cpu" and kind not in DEVICES:
     raise InputError(f"--target {text}: no device {kind!r}; give one of {kinds}")
   target = Target(text, kind, 0)
-  if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(x[1-9]\d*)?" if target.platform == "tpu" else r"[1-9]\d*", size):
-    raise InputError(f"--target {text}: " + (f"give the slice's shape in chips, as in {kind}:2x4 or v5p:2x2x1"
-                                             if target.platform == "tpu" else f"give the number of devices, as in {kind}:8"))
+  if not re.fullmatch(
+    r"[1-9]\d*x[1-9]\d*(x[1-9]\d*)?" if target.platform == "tpu" else r"[1-9]\d*", size
+  ):
+    raise InputError(
+      f"--target {text}: "
+      + (
+        f"give the slice's shape in chips, as in {kind}:2x4 or v5p:2x2x1"
+        if target.platform == "tpu"
+        else f"give the number of devices, as in {kind}:8"
+      )
+    )
   count = math.prod(int(part) for part in size.split("x"))
   if target.platform == "cuda" and count > DEVICES[kind].host and count % DEVICES[kind].host:
-    raise InputError(f"--target {text}: machines have {DEVICES[kind].host} of them, so give up to {DEVICES[kind].host} or a multiple of it")
+    raise InputError(
+      f"--target {text}: machines have {DEVICES[kind].host} of them, so give up to {DEVICES[kind].host} or a multiple of it"
+    )
   return dataclasses.replace(target, count=count)
 
 
@@ -158,16 +189,29 @@ def prepare(target: Target) -> None:
   elif target.platform == "cuda":
     need("jax_cuda13_plugin", "jax_cuda12_plugin", target=target, extra="plan-gpu")
     # There is no device to try kernels on, and Triton's products are chosen by trying.
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    os.environ["XLA_FLAGS"] = (
+      f"{flags} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    )
     tools = importlib.util.find_spec("nvidia")  # ptxas of a wheel, for machines without CUDA
-    found = [str(path) for place in (tools.submodule_search_locations or () if tools else ()) for path in pathlib.Path(place).glob("*/bin")]
+    found = [
+      str(path)
+      for place in (tools.submodule_search_locations or () if tools else ())
+      for path in pathlib.Path(place).glob("*/bin")
+    ]
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), *found])
   elif target.platform == "tpu":
     place = need("libtpu", target=target, extra="plan-tpu")
-    # Not to be looked for on this machine; its logs would go to a folder in /tmp; and as no TPU is touched, others may use or plan for one
-    # at the same time, which libtpu's lock file forbids otherwise.
-    defaults = {"TPU_SKIP_MDS_QUERY": "1", "TPU_LIBRARY_PATH": str(place / "libtpu.so"), "TPU_LOG_DIR": "disabled",
-                "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    # Not to be looked for on this machine; its logs would go to a folder in /tmp; and as no TPU is
+    # touched, others may use or plan for one at the same time, which libtpu's lock file forbids
+    # otherwise.
+    defaults = {
+      "TPU_SKIP_MDS_QUERY": "1",
+      "TPU_LIBRARY_PATH": str(place / "libtpu.so"),
+      "TPU_LOG_DIR": "disabled",
+      "TPU_MIN_LOG_LEVEL": "3",
+      "TPU_STDERR_LOG_LEVEL": "3",
+      "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
     for name, value in defaults.items():
       os.environ.setdefault(name, value)
 
@@ -182,7 +226,9 @@ def need(*packages: str, target: Target, extra: str) -> pathlib.Path:
     spec = importlib.util.find_spec(package)
     if spec is not None and spec.origin:
       return pathlib.Path(spec.origin).parent
-  raise InputError(f"--target {target.text}: its compiler is not installed; pip install 'sapt-jax[{extra}]'")
+  raise InputError(
+    f"--target {target.text}: its compiler is not installed; pip install 'sapt-jax[{extra}]'"
+  )
 
 
 def devices(target: Target) -> list[Any]:
@@ -193,10 +239,13 @@ def devices(target: Target) -> list[Any]:
   """
   import jax
   from jax.experimental import topologies
+
   here = jax.devices("cpu")  # also makes JAX know its plugins
   if target.platform == "cpu":
     if len(here) < target.count:
-      raise InputError(f"--target {target.text}: JAX has started with {len(here)} simulated devices; see XLA_FLAGS")
+      raise InputError(
+        f"--target {target.text}: JAX has started with {len(here)} simulated devices; see XLA_FLAGS"
+      )
     return here[: target.count]
   try:
     if target.platform == "tpu":
@@ -204,7 +253,12 @@ def devices(target: Target) -> list[Any]:
     assert target.device is not None
     assert target.device.gpu is not None
     hosts = max(1, target.count // target.device.host)
-    return topologies.get_topology_desc(platform="cuda", topology=f"1x{hosts}x{target.count // hosts}",
-                                        target_config=target.device.gpu.target_config(target.device)).devices
+    return topologies.get_topology_desc(
+      platform="cuda",
+      topology=f"1x{hosts}x{target.count // hosts}",
+      target_config=target.device.gpu.target_config(target.device),
+    ).devices
   except jax.errors.JaxRuntimeError as error:
-    raise InputError(f"--target {target.text}: the compiler says: {str(error).splitlines()[0]}") from None
+    raise InputError(
+      f"--target {target.text}: the compiler says: {str(error).splitlines()[0]}"
+    ) from None

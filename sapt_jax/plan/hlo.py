@@ -1,13 +1,16 @@
-"""What a compiled program does on each device, read from its HLO text: products, kernels, bytes sent to others, loops multiplied out.
+"""What a compiled program does on each device, read from its HLO text: products, kernels, bytes
+sent to others, loops multiplied out.
 
-XLA's own cost analysis counts the body of a loop once, so that a model whose layers are scanned looks as if it had one layer of each kind.
-Here every loop counts as often as it runs: as XLA says (known_trip_count), or else as its condition `i < constant` says; a loop that says
-neither stops when the data says so, as the decoder's does, and the caller gives its longest run.
+XLA's own cost analysis counts the body of a loop once, so that a model whose layers are scanned
+looks as if it had one layer of each kind. Here every loop counts as often as it runs: as XLA says
+(known_trip_count), or else as its condition `i < constant` says; a loop that says neither stops
+when the data says so, as the decoder's does, and the caller gives its longest run.
 
-Counted are matrix products alone, in each compiler's spelling: `dot` (CPU), cuBLAS calls (NVIDIA GPUs) and `convolution` (TPU, and there
-only the terms that are not padding or holes). Products that a compiler turns into sums of elementwise products are not seen; they are
-small.
+Counted are matrix products alone, in each compiler's spelling: `dot` (CPU), cuBLAS calls (NVIDIA
+GPUs) and `convolution` (TPU, and there only the terms that are not padding or holes). Products that
+a compiler turns into sums of elementwise products are not seen; they are small.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,23 +22,59 @@ from functools import cached_property
 
 import numpy as np
 
-BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4,
-         "f64": 8, "s64": 8, "u64": 8, "c64": 8, "c128": 16}
+BYTES = {
+  "pred": 1,
+  "s4": 0.5,
+  "u4": 0.5,
+  "s8": 1,
+  "u8": 1,
+  "bf16": 2,
+  "f16": 2,
+  "s16": 2,
+  "u16": 2,
+  "f32": 4,
+  "s32": 4,
+  "u32": 4,
+  "f64": 8,
+  "s64": 8,
+  "u64": 8,
+  "c64": 8,
+  "c128": 16,
+}
 
 # Bytes that a device sends in a ring of G devices, per byte of its operand.
 SENT = {
-  "all-gather": lambda g: g - 1, "reduce-scatter": lambda g: (g - 1) / g, "all-reduce": lambda g: 2 * (g - 1) / g,
-  "all-to-all": lambda g: (g - 1) / g, "ragged-all-to-all": lambda g: (g - 1) / g, "collective-permute": lambda g: 1,
+  "all-gather": lambda g: g - 1,
+  "reduce-scatter": lambda g: (g - 1) / g,
+  "all-reduce": lambda g: 2 * (g - 1) / g,
+  "all-to-all": lambda g: (g - 1) / g,
+  "ragged-all-to-all": lambda g: (g - 1) / g,
+  "collective-permute": lambda g: 1,
   "collective-broadcast": lambda g: 1,
 }
 
 # Instructions that start nothing on the device: they name values, or steer what does.
-NO_KERNEL = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call", "conditional", "after-all", "opt-barrier",
-             "partition-id", "replica-id", "async-update"}
+NO_KERNEL = {
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "while",
+  "call",
+  "conditional",
+  "after-all",
+  "opt-barrier",
+  "partition-id",
+  "replica-id",
+  "async-update",
+}
 
 
 def array_shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
-  """(dtype, dimensions) of each array in a type: "(f32[2,3]{1,0}, s32[])" -> [("f32", (2, 3)), ("s32", ())]."""
+  """(dtype, dimensions) of each array in a type: "(f32[2,3]{1,0}, s32[])" -> [("f32", (2, 3)),
+  ("s32", ())].
+  """
   found = re.findall(r"\b([a-z]+[0-9]*\w*)\[([0-9,]*)\]", text)
   return [(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in found]
 
@@ -77,8 +116,14 @@ class Instruction:
 
   @property
   def starts_kernel(self) -> bool:
-    """Not what names values or steers, what waits for what was started, or a TPU's sum of two counters."""
-    return self.opcode not in NO_KERNEL and not self.opcode.endswith("-done") and (self.opcode == "fusion" or bool(self.dims))
+    """Not what names values or steers, what waits for what was started, or a TPU's sum of two
+    counters.
+    """
+    return (
+      self.opcode not in NO_KERNEL
+      and not self.opcode.endswith("-done")
+      and (self.opcode == "fusion" or bool(self.dims))
+    )
 
   def called(self, attribute: str) -> list[str]:
     """Computations that an attribute names: body=%a, or branch_computations={%a, %b}."""
@@ -98,18 +143,24 @@ def parse_instruction(line: str) -> Instruction | None:
     return None
   first = stop + opcode.end() - 1
   last = closing(line, first)
-  return Instruction(match[2], line[start:stop], opcode[1], line[first + 1: last], line[last + 1:], match[1] is not None)
+  return Instruction(
+    match[2],
+    line[start:stop],
+    opcode[1],
+    line[first + 1 : last],
+    line[last + 1 :],
+    match[1] is not None,
+  )
 
 
 @dataclasses.dataclass
 class Work:
   """What is done on one device.
 
-  Attributes:
-    flops: of products, two for a multiplication and an addition.
-    kernels: started, a fusion or a library's call being one.
-    traffic: bytes of the products' operands and results.
-    collectives: kind -> {"count": how many are run, "bytes": what this device sends in them, in a ring}.
+  Attributes: flops: of products, two for a multiplication and an addition. kernels: started, a
+    fusion or a library's call being one. traffic: bytes of the products' operands and results.
+    collectives: kind -> {"count": how many are run, "bytes": what this device sends in them, in a
+    ring}.
   """
 
   flops: float = 0.0
@@ -161,14 +212,25 @@ class Module:
       work, seen = Work(), set[str]()
       for where, instruction in self.fused(name):
         self.count(work, where, instruction, seen)
-      work.kernels += sum(instruction.starts_kernel for instruction in self.computations[name].values())
+      work.kernels += sum(
+        instruction.starts_kernel for instruction in self.computations[name].values()
+      )
       self.done[name] = work
     return self.done[name]
 
   def loops(self) -> list[dict[str, int]]:
-    """Of every loop: how often it runs (trips), and the kernels of one run, those of loops inside it included."""
-    return [{"trips": self.trips(where, instruction), "kernels": int(self.work_of(instruction.called("body")[0]).kernels)}
-            for where, computation in self.computations.items() for instruction in computation.values() if instruction.opcode == "while"]
+    """Of every loop: how often it runs (trips), and the kernels of one run, those of loops inside
+    it included.
+    """
+    return [
+      {
+        "trips": self.trips(where, instruction),
+        "kernels": int(self.work_of(instruction.called("body")[0]).kernels),
+      }
+      for where, computation in self.computations.items()
+      for instruction in computation.values()
+      if instruction.opcode == "while"
+    ]
 
   def fused(self, name: str) -> Iterator[tuple[str, Instruction]]:
     """(computation, instruction) for a computation and the fusions in it."""
@@ -179,14 +241,20 @@ class Module:
           yield from self.fused(inner)
 
   def count(self, work: Work, where: str, instruction: Instruction, seen: set[str]) -> None:
-    """Adds what one instruction does; `seen` are channels of collectives that were counted, as a TPU writes one in several fusions."""
+    """Adds what one instruction does; `seen` are channels of collectives that were counted, as a
+    TPU writes one in several fusions.
+    """
     opcode, kind = instruction.opcode, instruction.opcode.removesuffix("-start")
     if opcode == "while":
       work.add(self.work_of(instruction.called("body")[0]), self.trips(where, instruction))
     elif opcode == "call":
       work.add(self.work_of(instruction.called("to_apply")[0]))
     elif opcode == "conditional":
-      branches = [name for key in ("branch_computations", "true_computation", "false_computation") for name in instruction.called(key)]
+      branches = [
+        name
+        for key in ("branch_computations", "true_computation", "false_computation")
+        for name in instruction.called(key)
+      ]
       work.add(max((self.work_of(name) for name in branches), key=lambda branch: branch.flops))
     elif kind in SENT:
       channel = re.search(r"channel_id=(\d+)", instruction.attributes)
@@ -196,7 +264,9 @@ class Module:
       seen |= {channel[1]} if channel else set()
     elif flops := self.flops(where, instruction):
       work.flops += flops
-      types = [array for operand in instruction.operands[:2] for array in [self.type_of(where, operand)]]
+      types = [
+        array for operand in instruction.operands[:2] for array in [self.type_of(where, operand)]
+      ]
       work.traffic += sum(map(array_bytes, types)) + array_bytes(self.result_type(instruction))
 
   def type_of(self, where: str, operand: str) -> str:
@@ -205,7 +275,11 @@ class Module:
   @staticmethod
   def result_type(instruction: Instruction) -> str:
     """A product's result, without the workspace that cuBLAS is given."""
-    return instruction.type if instruction.opcode != "custom-call" else re.split(r"\bs8\[", instruction.type)[0]
+    return (
+      instruction.type
+      if instruction.opcode != "custom-call"
+      else re.split(r"\bs8\[", instruction.type)[0]
+    )
 
   def flops(self, where: str, instruction: Instruction) -> float:
     """Of a product; 0 for what is none."""
@@ -220,24 +294,48 @@ class Module:
     else:
       return 0.0
     left = array_shapes(self.type_of(where, instruction.operands[0]))[0][1]
-    return 2.0 * math.prod(instruction.dims) * math.prod(left[int(place)] for place in places if place)
+    return (
+      2.0 * math.prod(instruction.dims) * math.prod(left[int(place)] for place in places if place)
+    )
 
   def convolution_flops(self, where: str, instruction: Instruction) -> float:
-    """2 * batch * features out * features in * pairs of an output and a kernel place that meet a real entry.
+    """2 * batch * features out * features in * pairs of an output and a kernel place that meet a
+    real entry.
 
-    A TPU writes batched products as convolutions whose window walks over holes; those pairs cost nothing and are left out.
+    A TPU writes batched products as convolutions whose window walks over holes; those pairs cost
+    nothing and are left out.
     """
     match = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert match is not None
-    left, right = (array_shapes(self.type_of(where, name))[0][1] for name in instruction.operands[:2])
-    sizes = [dict(zip(labels, dims, strict=True)) for labels, dims in zip(match.groups(), (left, right, instruction.dims), strict=True)]
-    window = dict(part.split("=") for part in re.findall(r"(\w+=[\dx_\-]+)", (re.search(r"window={([^}]*)}", instruction.attributes)
-                                                                            or [""])[0].removeprefix("window=")))
+    left, right = (
+      array_shapes(self.type_of(where, name))[0][1] for name in instruction.operands[:2]
+    )
+    sizes = [
+      dict(zip(labels, dims, strict=True))
+      for labels, dims in zip(match.groups(), (left, right, instruction.dims), strict=True)
+    ]
+    window = dict(
+      part.split("=")
+      for part in re.findall(
+        r"(\w+=[\dx_\-]+)",
+        (re.search(r"window={([^}]*)}", instruction.attributes) or [""])[0].removeprefix("window="),
+      )
+    )
     pairs = 1
     for place, axis in enumerate(sorted(label for label in sizes[2] if label.isdigit())):
-      option = lambda name, default, place=place: window[name].split("x")[place] if name in window else default
-      pairs *= real_pairs(sizes[0][axis], sizes[1][axis], sizes[2][axis], int(option("stride", 1)),
-                          int(str(option("pad", "0_0")).split("_")[0]), int(option("lhs_dilate", 1)), int(option("rhs_dilate", 1)))
+
+      def option(name, default, place=place):
+        return window[name].split("x")[place] if name in window else default
+
+      pairs *= real_pairs(
+        sizes[0][axis],
+        sizes[1][axis],
+        sizes[2][axis],
+        int(option("stride", 1)),
+        int(str(option("pad", "0_0")).split("_")[0]),
+        int(option("lhs_dilate", 1)),
+        int(option("rhs_dilate", 1)),
+      )
     return 2.0 * sizes[2]["b"] * sizes[2]["f"] * sizes[1]["i"] * pairs
 
   def trips(self, where: str, loop: Instruction) -> int:
@@ -257,7 +355,9 @@ class Module:
     return -(-(int(bound.inside) - first) // self.stride(loop.called("body")[0], int(index[1])))
 
   def stride(self, body: str, index: int) -> int:
-    """What a loop's counter grows by: 2 where a TPU's compiler has unrolled an exchange of weights that goes on beside the products."""
+    """What a loop's counter grows by: 2 where a TPU's compiler has unrolled an exchange of weights
+    that goes on beside the products.
+    """
     instructions = self.computations[body]
     root = next(instruction for instruction in instructions.values() if instruction.root)
     value = instructions.get(root.operands[index]) if root.opcode == "tuple" else None
@@ -265,7 +365,11 @@ class Module:
       value = instructions.get(value.operands[0])
     if value is None or value.opcode != "add":
       return 1
-    added = [instructions[name].inside for name in value.operands if name in instructions and instructions[name].opcode == "constant"]
+    added = [
+      instructions[name].inside
+      for name in value.operands
+      if name in instructions and instructions[name].opcode == "constant"
+    ]
     return int(added[0]) if len(added) == 1 and added[0].isdigit() and int(added[0]) > 0 else 1
 
   def constant(self, where: str, start: Instruction, index: int) -> int:
@@ -273,10 +377,14 @@ class Module:
     value = self.computations[where][start.operands[index]] if start.opcode == "tuple" else start
     while value.opcode in ("copy", "bitcast") and value.operands:
       value = self.computations[where][value.operands[0]]
-    return int(value.inside) if value.opcode == "constant" and value.inside.lstrip("-").isdigit() else 0
+    return (
+      int(value.inside) if value.opcode == "constant" and value.inside.lstrip("-").isdigit() else 0
+    )
 
   def group_size(self, instruction: Instruction) -> int:
-    """Devices that exchange data in one group of a collective, in any of the ways HLO writes groups."""
+    """Devices that exchange data in one group of a collective, in any of the ways HLO writes
+    groups.
+    """
     attributes = instruction.attributes
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] {([^}]*)}", attributes):
       sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
@@ -288,7 +396,11 @@ class Module:
     return len(listed[1].split(",")) if listed else self.devices
 
 
-def real_pairs(size: int, kernel: int, out: int, stride: int, pad: int, dilation: int, kernel_dilation: int) -> int:
-  """(output place, kernel place) pairs along one axis that meet an entry of the input, neither padding nor a hole between entries."""
+def real_pairs(
+  size: int, kernel: int, out: int, stride: int, pad: int, dilation: int, kernel_dilation: int
+) -> int:
+  """(output place, kernel place) pairs along one axis that meet an entry of the input, neither
+  padding nor a hole between entries.
+  """
   places = np.arange(out)[:, None] * stride + np.arange(kernel)[None, :] * kernel_dilation - pad
   return int(np.sum((places >= 0) & (places % dilation == 0) & (places // dilation < size)))

@@ -1,4 +1,7 @@
-"""The two programs of a run, the training step and the decoder, on arrays that are shapes and placements alone."""
+"""The two programs of a run, the training step and the decoder, on arrays that are shapes and
+placements alone.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -31,34 +34,56 @@ class Programs:
     examples: training examples per task; they say how many pseudo inputs are remembered.
   """
 
-  def __init__(self, config: Config, mesh: jax.sharding.Mesh, raw: dict[str, Any], blocks: int, examples: int):
+  def __init__(
+    self, config: Config, mesh: jax.sharding.Mesh, raw: dict[str, Any], blocks: int, examples: int
+  ):
     self.config, self.mesh = config, mesh
     c = config.backbone
     model = hf.build_model(raw, c.dtype, c.remat, c.unroll, bits=c.bits)
     params = sharding.abstract_params(lambda: hf.init_params(model, jax.random.key(0)), mesh)
     backbone = hf.Backbone(model, params, pathlib.Path(), raw)
-    self.built = learner.put_together(config, mesh, backbone, capacity_for(blocks), wanted(config.generator, examples))
+    self.built = learner.put_together(
+      config, mesh, backbone, capacity_for(blocks), wanted(config.generator, examples)
+    )
     self.trainer = Trainer(backbone, self.built.method, config.fit, self.built.batcher, mesh)
 
   def learned(self) -> Learned:
     """What the method knows, on every device (Learner.start)."""
+
     def start(table: jax.Array) -> Learned:
       # A method of its own, as soft prompts are read from the embeddings, which are not there.
-      return methods.build(self.config.method, dataclasses.replace(self.built.setting, embedding_table=table)).start(jax.random.key(0))
+      return methods.build(
+        self.config.method, dataclasses.replace(self.built.setting, embedding_table=table)
+      ).start(jax.random.key(0))
 
-    return placed(jax.eval_shape(start, self.built.setting.embedding_table), sharding.replicated(self.mesh))
+    return placed(
+      jax.eval_shape(start, self.built.setting.embedding_table), sharding.replicated(self.mesh)
+    )
 
   @property
   def lengths(self) -> dict[str, int]:
-    """Tokens of the longest sources and targets, padded as the batcher pads them, but where it joins both."""
-    return {"source": bucket(self.config.data.max_source_length), "target": bucket(self.config.data.max_target_length)}
+    """Tokens of the longest sources and targets, padded as the batcher pads them, but where it
+    joins both.
+    """
+    return {
+      "source": bucket(self.config.data.max_source_length),
+      "target": bucket(self.config.data.max_target_length),
+    }
 
   def batch(self, rows: int, learning: bool) -> Batch:
     """A batch of the greatest lengths, as the batcher makes it."""
-    data, longest = self.config.data, lambda source, target, pair=None: Row([0] * source, [0] * target, 0, pair)
-    pair = longest(1, self.config.generator.max_length) if self.built.method.writes_examples else None
+    data, longest = (
+      self.config.data,
+      lambda source, target, pair=None: Row([0] * source, [0] * target, 0, pair),
+    )
+    pair = (
+      longest(1, self.config.generator.max_length) if self.built.method.writes_examples else None
+    )
     batcher = self.built.batcher
-    one = batcher.collate([longest(data.max_source_length, data.max_target_length, pair)], joined=learning and batcher.left)
+    one = batcher.collate(
+      [longest(data.max_source_length, data.max_target_length, pair)],
+      joined=learning and batcher.left,
+    )
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one)
     return placed(shapes, sharding.batch_sharded(self.mesh))
 
@@ -67,12 +92,25 @@ class Programs:
     learned = self.learned()
     state = placed(jax.eval_shape(self.trainer.start, learned), sharding.replicated(self.mesh))
     with jax.set_mesh(self.mesh):
-      return self.trainer.step.lower(state, self.trainer.backbone.params, learned, self.batch(self.config.fit.batch_size, learning=True))
+      return self.trainer.step.lower(
+        state,
+        self.trainer.backbone.params,
+        learned,
+        self.batch(self.config.fit.batch_size, learning=True),
+      )
 
   def decode(self) -> jax.stages.Lowered:
     """Answering one batch, as Answerer.answer calls it."""
-    answerer, rng = self.built.answerer, placed(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(self.mesh))
+    answerer, rng = (
+      self.built.answerer,
+      placed(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(self.mesh)),
+    )
     with jax.set_mesh(self.mesh):
       return answerer.answer_batch.lower(
-        max_new=self.config.data.max_target_length, choose=answerer.choose, params=answerer.backbone.params, learned=self.learned(),
-        batch=self.batch(self.config.evaluation.batch_size, learning=False), rng=rng)
+        max_new=self.config.data.max_target_length,
+        choose=answerer.choose,
+        params=answerer.backbone.params,
+        learned=self.learned(),
+        batch=self.batch(self.config.evaluation.batch_size, learning=False),
+        rng=rng,
+      )

@@ -1,8 +1,10 @@
 """Trees on disk, through Orbax: written whole or not at all, checked by SHA-256 when read.
 
-A saved folder holds `tree/` (Orbax), `record.json` (plain values that belong to it) and, written last, `manifest.json` with the hash of
-every other file. Without a manifest a folder is an unfinished save and is passed over; with one that does not fit, it is damaged and named.
+A saved folder holds `tree/` (Orbax), `record.json` (plain values that belong to it) and, written
+last, `manifest.json` with the hash of every other file. Without a manifest a folder is an
+unfinished save and is passed over; with one that does not fit, it is damaged and named.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -24,12 +26,17 @@ class DamagedError(RuntimeError):
 
 
 def _flat(tree: Any) -> dict[str, Any]:
-  return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="."): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
   files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-  return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+  return {
+    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
+  }
 
 
 def write_json(file: pathlib.Path, value: Any) -> None:
@@ -40,7 +47,8 @@ def write_json(file: pathlib.Path, value: Any) -> None:
 
 
 def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
-  """Saves a tree of arrays and the plain values that go with it; a folder of that name is replaced. All processes take part.
+  """Saves a tree of arrays and the plain values that go with it; a folder of that name is replaced.
+  All processes take part.
 
   The folder that is there stays until the new one is written.
   """
@@ -66,7 +74,9 @@ def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
 
 
 def is_finished(folder: pathlib.Path) -> bool:
-  """Whether this is a folder whose save was completed; a draft of one, or what it replaced, is none."""
+  """Whether this is a folder whose save was completed; a draft of one, or what it replaced, is
+  none.
+  """
   return (folder / MANIFEST).is_file() and folder.suffix not in (".draft", ".before")
 
 
@@ -83,7 +93,9 @@ def verify(folder: pathlib.Path) -> None:
   found = _hashes(folder)
   for name, digest in written.items():
     if found.get(name) != digest:
-      raise DamagedError(f"{folder / name}: {'changed since it was written' if name in found else 'missing'}")
+      raise DamagedError(
+        f"{folder / name}: {'changed since it was written' if name in found else 'missing'}"
+      )
 
 
 def read_record(folder: pathlib.Path) -> dict[str, Any]:
@@ -93,7 +105,10 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
     DamagedError: they are missing, or are not those that were written.
   """
   try:
-    text, written = (folder / RECORD).read_bytes(), json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    text, written = (
+      (folder / RECORD).read_bytes(),
+      json.loads((folder / MANIFEST).read_text(encoding="utf-8")),
+    )
   except (OSError, ValueError) as error:
     raise DamagedError(f"{folder}: {error}") from None
   if written.get(RECORD) != hashlib.sha256(text).hexdigest():
@@ -102,16 +117,19 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
-  """The tree and the record of a saved folder, whatever mesh they were saved from. All processes take part.
+  """The tree and the record of a saved folder, whatever mesh they were saved from. All processes
+  take part.
 
-  Args:
-    abstract: a tree of the same structure, of arrays or ShapeDtypeStructs with shardings, which say where each array is to go.
+  Args: abstract: a tree of the same structure, of arrays or ShapeDtypeStructs with shardings, which
+    say where each array is to go.
 
   Raises:
     DamagedError: see verify.
   """
   verify(folder)
-  target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(abstract))
+  target = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(abstract)
+  )
   flat = ocp.load(str((folder / TREE).absolute()), target)
   leaves = [flat[name] for name in _flat(abstract)]
   return jax.tree.unflatten(jax.tree.structure(abstract), leaves), read_record(folder)

@@ -1,4 +1,5 @@
 """Learning one task: steps, progress, checkpoints inside the task, the best weights by dev score."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -33,12 +34,9 @@ class DivergedError(RuntimeError):
 class Plan:
   """How one task is learned.
 
-  Attributes:
-    label: what the progress bar shows.
-    steps: updates to make.
-    folder: where checkpoints inside the task go; None: nowhere.
-    log: takes one dict of figures per logged step.
-    validate: dev score (higher is better) of what has been learned so far; None: the last weights are kept.
+  Attributes: label: what the progress bar shows. steps: updates to make. folder: where checkpoints
+    inside the task go; None: nowhere. log: takes one dict of figures per logged step. validate: dev
+    score (higher is better) of what has been learned so far; None: the last weights are kept.
   """
 
   label: str
@@ -49,15 +47,24 @@ class Plan:
 
 
 class Trainer:
-  """A compiled step for one backbone and one method; shapes compiled for one task serve all later ones."""
+  """A compiled step for one backbone and one method; shapes compiled for one task serve all later
+  ones.
+  """
 
-  def __init__(self, backbone: Backbone, method: Method, options: config.Fit, batcher: Batcher, mesh: jax.sharding.Mesh):
+  def __init__(
+    self,
+    backbone: Backbone,
+    method: Method,
+    options: config.Fit,
+    batcher: Batcher,
+    mesh: jax.sharding.Mesh,
+  ):
     self.backbone, self.method, self.options, self.batcher = backbone, method, options, batcher
     self.placement, self.everywhere = sharding.batch_sharded(mesh), sharding.replicated(mesh)
     self.optimizer = make_optimizer(options)
     step = partial(train_step, backbone.model, method, self.optimizer, options.accumulation)
-    # Every device keeps the whole state, as it is given it: left alone, XLA spreads parts of it like the gradients that they come from, and
-    # the second step would be compiled anew for them.
+    # Every device keeps the whole state, as it is given it: left alone, XLA spreads parts of it
+    # like the gradients that they come from, and the second step would be compiled anew for them.
     self.step = jax.jit(step, donate_argnums=0, out_shardings=self.everywhere)
 
   def steps(self, rows: int) -> int:
@@ -70,7 +77,8 @@ class Trainer:
     return TrainState(jnp.zeros((), jnp.int32), trainable, self.optimizer.init(trainable))
 
   def fit(self, learned: Learned, rows: Sequence[Row], plan: Plan) -> Learned:
-    """`learned` after training its trainable part on the rows; continues from a checkpoint in plan.folder if there is one.
+    """`learned` after training its trainable part on the rows; continues from a checkpoint in
+    plan.folder if there is one.
 
     Raises:
       DivergedError: the loss became NaN or infinite.
@@ -85,10 +93,15 @@ class Trainer:
       best_score = record["best_score"]
     best = jax.tree.map(jnp.copy, best)
     start = int(state.step)
-    every = self.options.validate_every or self.options.validate_epochs * self.batcher.steps_per_epoch(len(rows))
+    every = (
+      self.options.validate_every
+      or self.options.validate_epochs * self.batcher.steps_per_epoch(len(rows))
+    )
     meter = Meter(plan, start, self.options.log_every)
     for step, batch in enumerate(self.batcher.training(rows, start, plan.steps), start + 1):
-      state, metrics = self.step(state, self.backbone.params, learned, sharding.place(batch, self.placement))
+      state, metrics = self.step(
+        state, self.backbone.params, learned, sharding.place(batch, self.placement)
+      )
       meter.add(step, batch, metrics)
       last = step == plan.steps
       if plan.validate and (last or (every and step % every == 0)):
@@ -103,18 +116,29 @@ class Trainer:
         checkpoint.save(folder, (state, best), {"step": step, "best_score": best_score})
       if stopping:
         meter.close()
-        raise Stopped(f"SIGTERM came; {plan.label}, step {step} of {plan.steps}{' is saved' if folder is not None else ''}")
+        raise Stopped(
+          f"SIGTERM came; {plan.label}, step {step} of {plan.steps}{' is saved' if folder is not None else ''}"
+        )
     meter.close()
     return self.method.merge(learned, best if plan.validate else state.trainable)
 
 
 class Meter:
-  """Progress bar and log. Metrics are read one step late, so that the device never waits for the host to look."""
+  """Progress bar and log. Metrics are read one step late, so that the device never waits for the
+  host to look.
+  """
 
   def __init__(self, plan: Plan, start: int, every: int):
     self.plan, self.every = plan, every
-    self.bar = tqdm(total=plan.steps, initial=start, desc=plan.label, unit="step", mininterval=1.0, dynamic_ncols=True,
-                    disable=not processes.is_first())
+    self.bar = tqdm(
+      total=plan.steps,
+      initial=start,
+      desc=plan.label,
+      unit="step",
+      mininterval=1.0,
+      dynamic_ncols=True,
+      disable=not processes.is_first(),
+    )
     self.pending: tuple[int, dict[str, jax.Array]] | None = None
     self.tokens, self.since = 0, time.monotonic()
 
@@ -126,7 +150,8 @@ class Meter:
       self.tokens += 0 if part is None else int(part.source_mask.sum() + part.target_mask.sum())
 
   def flush(self, look: bool = False) -> None:
-    """Takes the metrics that are still pending; reads them if they are to be logged, or if the caller wants them looked at.
+    """Takes the metrics that are still pending; reads them if they are to be logged, or if the
+    caller wants them looked at.
 
     Raises:
       DivergedError: they are no numbers.
@@ -141,12 +166,20 @@ class Meter:
     figures = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(figures["loss"] + figures["gradient_norm"]):
       norm = figures["gradient_norm"]
-      raise DivergedError(f"{self.plan.label}, step {step}: loss {figures['loss']}, gradient norm {norm}; lower fit.learning_rate")
+      raise DivergedError(
+        f"{self.plan.label}, step {step}: loss {figures['loss']}, gradient norm {norm}; lower fit.learning_rate"
+      )
     if not logged:
       return
     rate = self.tokens / (time.monotonic() - self.since)
     self.tokens, self.since = 0, time.monotonic()
-    self.bar.set_postfix({"loss": f"{figures['loss']:.3f}", "own": f"{figures['own_weight']:.2f}", "tokens/s": f"{rate:,.0f}"})
+    self.bar.set_postfix(
+      {
+        "loss": f"{figures['loss']:.3f}",
+        "own": f"{figures['own_weight']:.2f}",
+        "tokens/s": f"{rate:,.0f}",
+      }
+    )
     self.plan.log({"step": step, **figures, "tokens_per_s": round(rate)})
 
   def close(self) -> None:

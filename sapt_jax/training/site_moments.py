@@ -1,7 +1,9 @@
-"""Second moments of what enters every LoRA site, for methods that keep new updates away from the inputs of earlier tasks.
+"""Second moments of what enters every LoRA site, for methods that keep new updates away from the
+inputs of earlier tasks.
 
 B batch, L tokens, D width of a site's input.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -22,19 +24,28 @@ from sapt_jax.training.step import pooled_inputs
 
 
 def site_of(path: Sequence[str]) -> tuple[str, ...]:
-  """The site of a projection, by its place among the modules: encoder/self_attention/q -> encoder, self, q; layers/q -> self, q."""
+  """The site of a projection, by its place among the modules: encoder/self_attention/q -> encoder,
+  self, q; layers/q -> self, q.
+  """
   return tuple("self" if name == "layers" else name.removesuffix("_attention") for name in path)
 
 
 def tokens_read(site: tuple[str, ...], batch: Batch) -> jax.Array:
-  """Which of the states that enter a site stand for real tokens, (B, L) bool; cross-attention's values are made of encoder states."""
+  """Which of the states that enter a site stand for real tokens, (B, L) bool; cross-attention's
+  values are made of encoder states.
+  """
   if site[0] == "self":  # decoder-only: source, then answer without its last token
     return jnp.concatenate([batch.source_mask, batch.target_mask[:, :-1]], axis=1)
-  return batch.source_mask if site[0] == "encoder" or site[1:] == ("cross", "v") else batch.target_mask
+  return (
+    batch.source_mask if site[0] == "encoder" or site[1:] == ("cross", "v") else batch.target_mask
+  )
 
 
-def batch_moments(model: Model, method: Method, params: Any, learned: Learned, batch: Batch, counted: jax.Array) -> Any:
-  """sum x x' over the real tokens of a batch, as the frozen backbone with all that has been learned makes them.
+def batch_moments(
+  model: Model, method: Method, params: Any, learned: Learned, batch: Batch, counted: jax.Array
+) -> Any:
+  """sum x x' over the real tokens of a batch, as the frozen backbone with all that has been learned
+  makes them.
 
   Args:
     counted: (B,) bool, the rows that count.
@@ -44,9 +55,16 @@ def batch_moments(model: Model, method: Method, params: Any, learned: Learned, b
   """
   moments: dict[str, Any] = {}
 
-  def record(call: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
+  def record(
+    call: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext
+  ) -> Any:
     linear = context.module
-    if isinstance(linear, Linear) and context.method_name == "__call__" and len(args) > 1 and args[1] is not None:
+    if (
+      isinstance(linear, Linear)
+      and context.method_name == "__call__"
+      and len(args) > 1
+      and args[1] is not None
+    ):
       there = tokens_read(site_of(linear.path), batch) & counted[:, None]
       x = jnp.where(there[:, :, None], args[0].astype(jnp.float32), 0.0)
       linear.sow("intermediates", "moment", jnp.einsum("bld,ble->de", x, x))
@@ -55,8 +73,16 @@ def batch_moments(model: Model, method: Method, params: Any, learned: Learned, b
   pooled = pooled_inputs(model, params, batch, method.pools_padding)
   adapters = method.adapters(learned, method.mixture(learned, pooled, batch.task))
   with nn.intercept_methods(record):
-    _, state = model.apply({"params": params}, batch.source, batch.source_mask, batch.target, batch.target_mask, adapters, method="hidden",
-                           mutable=["intermediates"])
+    _, state = model.apply(
+      {"params": params},
+      batch.source,
+      batch.source_mask,
+      batch.target,
+      batch.target_mask,
+      adapters,
+      method="hidden",
+      mutable=["intermediates"],
+    )
   for path, value in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
     *modules, name = (key.key for key in path if isinstance(key, jax.tree_util.DictKey))
     if name == "moment":
@@ -73,13 +99,19 @@ class SiteMoments:
 
   def __init__(self, backbone: Backbone, method: Method, batcher: Batcher, mesh: jax.sharding.Mesh):
     self.backbone, self.batcher, self.placement = backbone, batcher, sharding.batch_sharded(mesh)
-    self.of_batch = jax.jit(partial(batch_moments, backbone.model, method), out_shardings=sharding.replicated(mesh))
+    self.of_batch = jax.jit(
+      partial(batch_moments, backbone.model, method), out_shardings=sharding.replicated(mesh)
+    )
 
   def __call__(self, learned: Learned, rows: Sequence[Row]) -> Any:
     """As batch_moments, summed over all rows."""
     total = None
     for numbers, batch in self.batcher.answering(rows):
-      counted = np.arange(len(batch.task)) < len(numbers)  # not the rows that fill up the last batch
-      moments = self.of_batch(self.backbone.params, learned, *sharding.place((batch, counted), self.placement))
+      counted = np.arange(len(batch.task)) < len(
+        numbers
+      )  # not the rows that fill up the last batch
+      moments = self.of_batch(
+        self.backbone.params, learned, *sharding.place((batch, counted), self.placement)
+      )
       total = moments if total is None else jax.tree.map(jnp.add, total, moments)
     return total

@@ -1,4 +1,7 @@
-"""One update: pure, compiled once per batch shape, the same on one device or many. B batch, M target length, V vocabulary, T capacity."""
+"""One update: pure, compiled once per batch shape, the same on one device or many. B batch, M
+target length, V vocabulary, T capacity.
+"""
+
 from __future__ import annotations
 
 from typing import Any
@@ -28,29 +31,51 @@ def token_losses(logits: jax.Array, target: jax.Array, mask: jax.Array) -> jax.A
   return jnp.where(mask, losses, 0.0)
 
 
-def answer_logits(model: Model, method: Method, params: Any, learned: Learned, batch: Batch) -> tuple[jax.Array, jax.Array]:
-  """Logits (B, M, V) of the batch's answer tokens in the compute dtype, and the mixtures (B, T) that they were computed with."""
-  mixture = method.mixture(learned, pooled_inputs(model, params, batch, method.pools_padding), batch.task)
+def answer_logits(
+  model: Model, method: Method, params: Any, learned: Learned, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+  """Logits (B, M, V) of the batch's answer tokens in the compute dtype, and the mixtures (B, T)
+  that they were computed with.
+  """
+  mixture = method.mixture(
+    learned, pooled_inputs(model, params, batch, method.pools_padding), batch.task
+  )
   adapters = method.adapters(learned, mixture)
-  hidden = model.apply({"params": params}, batch.source, batch.source_mask, batch.target, batch.target_mask, adapters,
-                       method="hidden_joined" if batch.joined else "hidden")
+  hidden = model.apply(
+    {"params": params},
+    batch.source,
+    batch.source_mask,
+    batch.target,
+    batch.target_mask,
+    adapters,
+    method="hidden_joined" if batch.joined else "hidden",
+  )
   return model.apply({"params": params}, hidden, method="logits"), mixture
 
 
-def answer_loss(model: Model, method: Method, params: Any, learned: Learned, batch: Batch) -> tuple[jax.Array, jax.Array]:
-  """Sum of the cross-entropy over the batch's answer tokens, and the mixtures (B, T) that it was computed with."""
+def answer_loss(
+  model: Model, method: Method, params: Any, learned: Learned, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+  """Sum of the cross-entropy over the batch's answer tokens, and the mixtures (B, T) that it was
+  computed with.
+  """
   logits, mixture = answer_logits(model, method, params, learned, batch)
   return jnp.sum(token_losses(logits, batch.target, batch.target_mask)), mixture
 
 
 def distillation_loss(logits: jax.Array, taught: jax.Array, mask: jax.Array) -> jax.Array:
-  """Sum of KL(softmax taught || softmax logits), in nats, float32, over the places (B, M) of a mask; both (B, M, V)."""
+  """Sum of KL(softmax taught || softmax logits), in nats, float32, over the places (B, M) of a
+  mask; both (B, M, V).
+  """
   now, before = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (logits, taught))
   return jnp.sum(jnp.where(mask, optax.losses.kl_divergence_with_log_targets(now, before), 0.0))
 
 
-def batch_sums(model: Model, method: Method, params: Any, learned: Learned, now: Learned, batch: Batch) -> tuple[Metrics, jax.Array]:
-  """The terms of a batch's loss (Method.loss) before they are divided, and the mixtures (B, T) of its answers.
+def batch_sums(
+  model: Model, method: Method, params: Any, learned: Learned, now: Learned, batch: Batch
+) -> tuple[Metrics, jax.Array]:
+  """The terms of a batch's loss (Method.loss) before they are divided, and the mixtures (B, T) of
+  its answers.
 
   Args:
     learned: as it was when the task's training began, which is where a teacher comes from.
@@ -68,10 +93,22 @@ def batch_sums(model: Model, method: Method, params: Any, learned: Learned, now:
   return sums, mixture
 
 
-def batch_gradient(model: Model, method: Method, accumulation: int, params: Any, learned: Learned, trainable: Trainable,
-                   batch: Batch) -> tuple[Trainable, Metrics]:
-  """Gradient of the method's loss (mean cross-entropy) + penalty over the whole batch, computed in `accumulation` parts, and figures."""
-  sizes: dict[str, Any] = {"cross_entropy": jnp.sum(batch.target_mask), "distillation": batch.task.shape[0]}
+def batch_gradient(
+  model: Model,
+  method: Method,
+  accumulation: int,
+  params: Any,
+  learned: Learned,
+  trainable: Trainable,
+  batch: Batch,
+) -> tuple[Trainable, Metrics]:
+  """Gradient of the method's loss (mean cross-entropy) + penalty over the whole batch, computed in
+  `accumulation` parts, and figures.
+  """
+  sizes: dict[str, Any] = {
+    "cross_entropy": jnp.sum(batch.target_mask),
+    "distillation": batch.task.shape[0],
+  }
   if batch.lm_pairs is not None:
     sizes["lm_cross_entropy"] = jnp.sum(batch.lm_pairs.target_mask)
 
@@ -87,25 +124,54 @@ def batch_gradient(model: Model, method: Method, accumulation: int, params: Any,
     gradient, (terms, own) = gradient_of(trainable, batch)
   else:
     # Part k takes rows k, k + accumulation, ...: neighbours stay on their own device.
-    parts = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), batch)
-    add_part = lambda sums, part: (jax.tree.map(jnp.add, sums, gradient_of(trainable, part)), None)
-    nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, trainable, jax.tree.map(lambda x: x[0], parts)))
+    parts = jax.tree.map(
+      lambda x: jnp.swapaxes(x.reshape(-1, accumulation, *x.shape[1:]), 0, 1), batch
+    )
+
+    def add_part(sums, part):
+      return (jax.tree.map(jnp.add, sums, gradient_of(trainable, part)), None)
+
+    nothing = jax.tree.map(
+      jnp.zeros_like, jax.eval_shape(gradient_of, trainable, jax.tree.map(lambda x: x[0], parts))
+    )
     (gradient, (terms, own)), _ = jax.lax.scan(add_part, nothing, parts)
   pooled = pooled_inputs(model, params, batch, method.pools_padding)
-  penalty_of = lambda trainable: method.penalty(method.merge(learned, trainable), pooled)
+
+  def penalty_of(trainable):
+    return method.penalty(method.merge(learned, trainable), pooled)
+
   (penalty, figures), penalty_gradient = jax.value_and_grad(penalty_of, has_aux=True)(trainable)
   gradient = jax.tree.map(jnp.add, gradient, penalty_gradient)
   norm = optax.tree.norm(gradient)
-  return gradient, {"loss": method.loss(terms) + penalty, **terms, "own_weight": own, "gradient_norm": norm} | figures
+  return gradient, {
+    "loss": method.loss(terms) + penalty,
+    **terms,
+    "own_weight": own,
+    "gradient_norm": norm,
+  } | figures
 
 
-def train_step(model: Model, method: Method, optimizer: optax.GradientTransformation, accumulation: int, state: TrainState, params: Any,
-               learned: Learned, batch: Batch) -> tuple[TrainState, Metrics]:
-  """One update of the trainable part. `params` (the frozen backbone) and `learned` are only read; `state` may be donated.
+def train_step(
+  model: Model,
+  method: Method,
+  optimizer: optax.GradientTransformation,
+  accumulation: int,
+  state: TrainState,
+  params: Any,
+  learned: Learned,
+  batch: Batch,
+) -> tuple[TrainState, Metrics]:
+  """One update of the trainable part. `params` (the frozen backbone) and `learned` are only read;
+  `state` may be donated.
 
-  Metrics, all () float32: loss (nats per answer token, penalty included), the terms it is made of (Method.loss), own_weight (mean weight of
-  the newest block), gradient_norm, and what the method's penalty reports.
+  Metrics, all () float32: loss (nats per answer token, penalty included), the terms it is made of
+  (Method.loss), own_weight (mean weight of the newest block), gradient_norm, and what the method's
+  penalty reports.
   """
-  gradient, metrics = batch_gradient(model, method, accumulation, params, learned, state.trainable, batch)
+  gradient, metrics = batch_gradient(
+    model, method, accumulation, params, learned, state.trainable, batch
+  )
   updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
-  return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), optimizer_state), metrics
+  return TrainState(
+    state.step + 1, optax.apply_updates(state.trainable, updates), optimizer_state
+  ), metrics
