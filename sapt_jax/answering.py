@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sapt_jax import config, learner
+from sapt_jax import config, learner, methods
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Row
 from sapt_jax.data.prompts import cut_to_fit
@@ -29,7 +29,7 @@ class Answering:
       values = json.loads((run / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
       raise InputError(f"--run {run}: no config.json of a run there") from None
-    options = config.from_dict(config.Config, values)
+    options = methods.config_from_json(values)
     mesh, rows = mesh or config.Mesh(), batch_size or options.evaluation.batch_size
     per_step = mesh.data * mesh.fsdp  # nothing is trained: any size that the mesh can split
     options = dataclasses.replace(
@@ -53,8 +53,9 @@ class Answering:
   def check(self, pairs: Sequence[tuple[str | None, str]]) -> None:
     """Whether it can answer these (definition, input).
 
-    Raises: InputError: its method needs the task's identity, or an input has no tokens or no room
-      beside its definition.
+    Raises:
+      InputError: its method needs the task's identity, or an input has no tokens or no room beside
+        its definition.
     """
     if self.built.method.knows_task:
       raise InputError(

@@ -4,27 +4,22 @@ with exit code 2 or 75.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import dataclasses
 import hashlib
 import io
 import os
 import pathlib
 import platform
 import re
-import runpy
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import tyro
 
-from sapt_jax.config import Config
 from sapt_jax.errors import InputError, Stopped
 
 T = TypeVar("T")
-C = TypeVar("C", bound=Config)
 
 
 def parse(
@@ -32,8 +27,9 @@ def parse(
 ) -> T:
   """Options of a program. --help prints them all and exits.
 
-  Raises: InputError: an unknown option or a value that does not fit; the message is tyro's, folded
-    into one line.
+  Raises:
+    InputError: an unknown option or a value that does not fit; the message is tyro's, folded into
+      one line.
   """
   complaint = io.StringIO()
   try:
@@ -53,27 +49,6 @@ def parse(
       re.sub(r"For full helptext.*", "", " ".join(words.split())).strip()
       + f" (see python -m {program} --help)"
     ) from None
-
-
-def load_config(file: str) -> Config:
-  """The `config` of a Python file (see configs/).
-
-  Raises:
-    InputError: no such file, an error in it, or no `config` of type Config in it.
-  """
-  try:
-    found = runpy.run_path(file).get("config")
-  except FileNotFoundError:
-    raise InputError(f"--config {file}: no such file") from None
-  except InputError as error:
-    raise InputError(f"--config {file}: {error}") from None
-  except Exception as error:  # noqa: BLE001 (whatever a user's file raises is wrong input)
-    raise InputError(f"--config {file}: {type(error).__name__}: {error}") from None
-  if not isinstance(found, Config):
-    raise InputError(
-      f"--config {file}: must define `config = Config(...)`, found {type(found).__name__}"
-    )
-  return found
 
 
 def keep_compiled_programs() -> None:
@@ -111,38 +86,6 @@ def output_folder(name: str) -> pathlib.Path:
   if pathlib.Path(name).is_file():
     raise InputError(f"--output {name}: is a file; name a folder")
   return pathlib.Path(name)
-
-
-def parse_over_config(
-  kind: type[C],
-  arguments: Sequence[str],
-  program: str,
-  description: str,
-  embedded: Config,
-  own: Callable[[str], dict[str, Any]] = lambda file: {},
-) -> C:
-  """Options that extend a Config and have a `config` of their own: values of the file that --config
-  names, changed by the other options.
-
-  Args: embedded: the values where no file is named. own: defaults of the options that a Config does
-    not have, given the file's name, which may be empty.
-
-  Raises:
-    InputError: see load_config and parse.
-  """
-  finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-  finder.add_argument("--config", default="")
-  file = finder.parse_known_args(arguments)[0].config
-  base = load_config(file) if file else embedded
-  default = kind(**(vars(config_of(base)) | {"config": file} | own(file)))
-  return parse(kind, arguments, program, description, default)
-
-
-def config_of(options: Config) -> Config:
-  """The run's part of options that extend it."""
-  return Config(
-    **{field.name: getattr(options, field.name) for field in dataclasses.fields(Config)}
-  )
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

@@ -1,4 +1,6 @@
-"""Every option of a run, with its default. Each class checks its own values; nothing else in the
+"""The options of a run, with their defaults. Each class checks its own values.
+
+The options of a method stand in the method's own file (sapt_jax/methods/); nothing else in the
 library holds a default of an option.
 """
 
@@ -10,43 +12,28 @@ from typing import Any, Literal
 
 from sapt_jax.errors import InputError
 
-MethodName = Literal[
-  "sapt",
-  "sequential",
-  "per_task",
-  "multi_task",
-  "replay",
-  "o_lora",
-  "n_lora",
-  "inflora",
-  "gainlora",
-  "l2p",
-  "lfpt5",
-  "prog_prompt",
-  "epi",
-]
 
-
-def _check(condition: bool, message: str) -> None:
+def check(condition: bool, message: str) -> None:
+  """Raises InputError with the message where the condition does not hold."""
   if not condition:
     raise InputError(message)
 
 
-def _at_least(options: Any, part: str, least: int, *names: str) -> None:
+def at_least(options: Any, part: str, least: int, *names: str) -> None:
   """Whether the values of these options, of one part of the configuration, are no less."""
   for name in names:
     value = getattr(options, name)
-    _check(
+    check(
       value >= least,
       f"{part}.{name} {value}: must {f'be at least {least}' if least else 'not be negative'}",
     )
 
 
-def _positive(options: Any, part: str, *names: str) -> None:
+def positive(options: Any, part: str, *names: str) -> None:
   """Whether the values of these options are above zero, where they are given."""
   for name in names:
     value = getattr(options, name)
-    _check(value is None or value > 0, f"{part}.{name} {value}: must be positive")
+    check(value is None or value > 0, f"{part}.{name} {value}: must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,108 +55,20 @@ class Pet:
   hundreds costs what it costs on a small one; 0: all blocks."""
 
   def __post_init__(self) -> None:
-    _at_least(self, "pet", 1, "rank", "prompt_length")
-    _at_least(self, "pet", 0, "top_k")
-    _positive(self, "pet", "alpha")
+    at_least(self, "pet", 1, "rank", "prompt_length")
+    at_least(self, "pet", 0, "top_k")
+    positive(self, "pet", "alpha")
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-  """How the stream is learned and how blocks are chosen when answering."""
+class MethodOptions:
+  """How the stream is learned and how blocks are chosen when answering.
 
-  name: MethodName = "sapt"
-  """sapt; sequential (one block trained on and on); per_task (one block each, task known: the upper
-  reference); multi_task (one block, all tasks at once); the others are published methods, one file
-  each in sapt_jax/methods."""
-  attention: Literal["published", "routed"] = "published"
-  """sapt: published trains query and keys with the blocks alone; routed centres the pooled
-  embeddings and first fits query and new key on pooled embeddings, which short budgets need
-  (docs/short_budgets.md)."""
-  reflection_weight: float = 0.5
-  """sapt: lambda, the weight of the reflection term (ARM); 0: no reflection and no pseudo inputs,
-  for ablation.
-  """
-  routing_steps: int = 300
-  """sapt, routed: Adam steps on query and new key before the blocks are trained."""
-  routing_learning_rate: float = 3e-4
-  """sapt, routed: learning rate of these steps."""
-  new_block: Literal["fresh", "mixture", "directions"] = "fresh"
-  """sapt: what a new block starts as: fresh; as the mixture of earlier blocks that the new task's
-  inputs get before it has a key of its own, brought down to pet.rank; or adding nothing, with the
-  main input directions of that mixture as its A (soft prompts: fresh)."""
-  uniform: Literal["never", "answering", "always"] = "never"
-  """sapt, for ablation: mix all blocks alike instead of by attention."""
-  paper_nonlinearity: bool = False
-  """sapt: SiLU between the two query matrices (the paper's Eq. 1) instead of after them (the public
-  code).
-  """
-  reference_quirks: bool = False
-  """Reproduce the public code's quirks: no gradient through earlier blocks to the hidden states,
-  and max-pooling over padding. Its pooling over the answers of replayed inputs is in
-  benchmarks/parity.py alone, as pseudo inputs have no answer here. For parity only."""
-  replay_share: float = 0.02
-  """replay: share of every earlier task's training rows that is kept and learned from again."""
-  orthogonality_weight: float = 0.5
-  """o_lora: weight of the overlap between the new block's A and the earlier ones; the authors give
-  up to 5 for fifteen tasks.
-  """
-  sparsity_weight: float = 0.4
-  """n_lora: weight of the L1 norm of the new block's update; the authors give 0.4 to 1.8."""
-  kept_energy: float = 0.995
-  """inflora, gainlora: share of the energy of a task's inputs in the directions that later blocks
-  leave alone; it rises towards 1 over the stream, by equal steps that would reach it as the pool's
-  capacity (the next power of two) is full."""
-  pool_prompts: int = 10
-  """l2p: soft prompts in the pool, each of pet.prompt_length."""
-  chosen_prompts: int = 4
-  """l2p: prompts that are put before an input."""
-  key_weight: float = 1.0
-  """l2p: weight of the cosines that draw chosen keys towards the inputs; text ports give 0.5."""
-  lm_weight: float = 0.25
-  """lfpt5: lambda, the weight of learning to write a task's examples; its authors give 0.25 for
-  classification, 0.10 for named entities and summaries."""
-  kd_weight: float = 0.01
-  """lfpt5: weight of answering pseudo examples as before the task, the rest of 1 is for learning;
-  its authors give 0.01 for classification, 0.03 for named entities, 0.04 for summaries."""
-  pseudo_examples: int = 20
-  """lfpt5: most pseudo examples of each earlier task; its authors take 2 per class, or 4 per domain
-  of summaries. generator.* says how they are sampled."""
-  task_known: bool = False
-  """prog_prompt: tell it the task when answering, as its paper does: task k then reads the prompts
-  of tasks 1 to k alone.
-  """
-  lookup_shrinkage: float = 0.1
-  """epi: how far the covariance of the look-up is drawn towards a multiple of the identity, above 0
-  and up to 1.
+  Each method extends this in its own file (sapt_jax/methods/) with the options that it alone has.
   """
 
-  def __post_init__(self) -> None:
-    _at_least(
-      self,
-      "method",
-      0,
-      "reflection_weight",
-      "routing_steps",
-      "orthogonality_weight",
-      "sparsity_weight",
-      "key_weight",
-      "lm_weight",
-    )
-    _at_least(self, "method", 1, "pseudo_examples")
-    _positive(self, "method", "routing_learning_rate")
-    _check(
-      0 < self.replay_share <= 1, f"method.replay_share {self.replay_share}: must be in (0, 1]"
-    )
-    _check(0 < self.kept_energy <= 1, f"method.kept_energy {self.kept_energy}: must be in (0, 1]")
-    _check(
-      0 < self.lookup_shrinkage <= 1,
-      f"method.lookup_shrinkage {self.lookup_shrinkage}: must be in (0, 1]",
-    )
-    _check(
-      0 < self.chosen_prompts <= self.pool_prompts,
-      f"method.chosen_prompts {self.chosen_prompts}: must be at least 1 and at most method.pool_prompts {self.pool_prompts}",
-    )
-    _check(0 <= self.kd_weight < 1, f"method.kd_weight {self.kd_weight}: must be in [0, 1)")
+  name: str
+  """The method. Its options are those that --help shows beside this one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +115,7 @@ class Generator:
   folder of another run on the same tasks."""
 
   def __post_init__(self) -> None:
-    _at_least(
+    at_least(
       self,
       "generator",
       1,
@@ -228,17 +127,15 @@ class Generator:
       "max_length",
       "top_k",
     )
-    _check(
+    check(
       self.batch_size % self.accumulation == 0,
       f"generator.accumulation {self.accumulation}: must divide generator.batch_size {self.batch_size}",
     )
-    _at_least(self, "generator", 1, "keep_at_least")
-    _positive(self, "generator", "learning_rate", "repetition_penalty", "temperature")
-    _check(self.oversample >= 1, f"generator.oversample {self.oversample}: must be at least 1")
-    _check(0 < self.keep <= 1, f"generator.keep {self.keep}: must be in (0, 1]")
-    _check(
-      0 < self.max_overlap <= 1, f"generator.max_overlap {self.max_overlap}: must be in (0, 1]"
-    )
+    at_least(self, "generator", 1, "keep_at_least")
+    positive(self, "generator", "learning_rate", "repetition_penalty", "temperature")
+    check(self.oversample >= 1, f"generator.oversample {self.oversample}: must be at least 1")
+    check(0 < self.keep <= 1, f"generator.keep {self.keep}: must be in (0, 1]")
+    check(0 < self.max_overlap <= 1, f"generator.max_overlap {self.max_overlap}: must be in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,9 +157,9 @@ class Fit:
   the whole batch.
   """
   learning_rate: float = 3e-4
-  """Constant, AdamW without weight decay."""
-  attention_learning_rate: float | None = None
-  """Of the query projection and the key; none: the same as learning_rate."""
+  """Of the blocks: constant, AdamW without weight decay. A method's other parts have their own
+  rates, which are options of that method.
+  """
   max_gradient_norm: float = 0.0
   """Gradients that are longer, over all that is trained, are cut to this length; 0: none is."""
   validate_every: int = 0
@@ -276,7 +173,7 @@ class Fit:
   """Steps between lines of the metrics log."""
 
   def __post_init__(self) -> None:
-    _at_least(
+    at_least(
       self,
       "fit",
       0,
@@ -287,13 +184,13 @@ class Fit:
       "validate_epochs",
       "max_gradient_norm",
     )
-    _at_least(self, "fit", 1, "batch_size", "length_window", "accumulation", "log_every")
-    _positive(self, "fit", "learning_rate", "attention_learning_rate")
-    _check(
+    at_least(self, "fit", 1, "batch_size", "length_window", "accumulation", "log_every")
+    positive(self, "fit", "learning_rate")
+    check(
       self.steps > 0 or self.epochs > 0,
       "fit.steps and fit.epochs are both 0: nothing would be learned",
     )
-    _check(
+    check(
       self.batch_size % self.accumulation == 0,
       f"fit.accumulation {self.accumulation}: must divide fit.batch_size {self.batch_size}",
     )
@@ -309,7 +206,7 @@ class Stream:
   """
 
   def __post_init__(self) -> None:
-    _check(
+    check(
       len(set(self.tasks)) == len(self.tasks),
       f"stream.tasks: a task stands twice in {' '.join(self.tasks)}",
     )
@@ -341,13 +238,13 @@ class Data:
   """Use the first so many test rows; 0: all."""
 
   def __post_init__(self) -> None:
-    _check(
+    check(
       self.benchmark == "mini" or bool(self.root),
       f"data.root is empty: benchmark {self.benchmark} needs a folder",
     )
-    _at_least(self, "data", 1, "max_source_length")
-    _at_least(self, "data", 2, "max_target_length")
-    _at_least(self, "data", 0, "max_train", "max_test")
+    at_least(self, "data", 1, "max_source_length")
+    at_least(self, "data", 2, "max_target_length")
+    at_least(self, "data", 0, "max_train", "max_test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,7 +266,7 @@ class Backbone:
   """Layers per iteration of the loop over layers."""
 
   def __post_init__(self) -> None:
-    _at_least(self, "backbone", 1, "unroll")
+    at_least(self, "backbone", 1, "unroll")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -384,7 +281,7 @@ class Mesh:
   """Devices that share one copy by heads and mlp width."""
 
   def __post_init__(self) -> None:
-    _at_least(self, "mesh", 1, "data", "fsdp", "tensor")
+    at_least(self, "mesh", 1, "data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -417,20 +314,20 @@ class Distributed:
       "process_id": self.process_id is not None,
     }
     missing = [f"distributed.{name}" for name, there in given.items() if not there]
-    _check(
+    check(
       len(missing) in (0, len(given)),
       f"{', '.join(missing)}: not given, but address, processes and process_id go together",
     )
-    _check(
+    check(
       not self.address or self.address.rpartition(":")[2].isdigit(),
       f"distributed.address {self.address!r}: must be HOST:PORT",
     )
-    _check(
+    check(
       self.process_id is None or 0 <= self.process_id < self.processes,
       f"distributed.process_id {self.process_id}: must be at least 0 and less than distributed.processes {self.processes}",
     )
-    _at_least(self, "distributed", 0, "local_devices")
-    _at_least(self, "distributed", 1, "heartbeat")
+    at_least(self, "distributed", 0, "local_devices")
+    at_least(self, "distributed", 1, "heartbeat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -447,14 +344,14 @@ class Evaluation:
   """Score all tasks seen after each task; false: only after the last."""
 
   def __post_init__(self) -> None:
-    _at_least(self, "evaluation", 1, "batch_size")
+    at_least(self, "evaluation", 1, "batch_size")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   """One run: a stream of tasks learned by one method on one backbone."""
 
-  method: Method = Method()
+  method: MethodOptions
   pet: Pet = Pet()
   fit: Fit = Fit()
   generator: Generator = Generator()
@@ -471,40 +368,35 @@ class Config:
   make one inside this run's folder first."""
 
   def __post_init__(self) -> None:
-    _check(self.seed >= 0, f"seed {self.seed}: must not be negative")
+    check(self.seed >= 0, f"seed {self.seed}: must not be negative")
     devices = self.mesh.data * self.mesh.fsdp
-    for name, rows in (
-      ("fit.batch_size / fit.accumulation", self.fit.batch_size // self.fit.accumulation),
-      (
-        "generator.batch_size / generator.accumulation",
-        self.generator.batch_size // self.generator.accumulation,
+    fit, generator = self.fit, self.generator
+    computed_at_once = {
+      "fit.batch_size / fit.accumulation": fit.batch_size // fit.accumulation,
+      "generator.batch_size / generator.accumulation": (
+        generator.batch_size // generator.accumulation
       ),
-      ("evaluation.batch_size", self.evaluation.batch_size),
-    ):
-      _check(
-        rows % devices == 0,
-        f"{name} {rows}: must be a multiple of mesh.data * mesh.fsdp = {devices}",
-      )
+      "evaluation.batch_size": self.evaluation.batch_size,
+    }
+    for name, rows in computed_at_once.items():
+      message = f"{name} {rows}: must be a multiple of mesh.data * mesh.fsdp = {devices}"
+      check(rows % devices == 0, message)
 
 
 def from_dict(kind: Any, values: dict[str, Any]) -> Any:
-  """The inverse of dataclasses.asdict for Config and its parts, from JSON values; keys that are not
-  fields are passed over.
+  """The inverse of dataclasses.asdict for Config and its parts, from JSON values.
+
+  Keys that are not fields are passed over; values that are parts already stay as they are.
   """
   hints = typing.get_type_hints(kind)
 
   def value_of(name: str) -> Any:
     value = values[name]
-    return (
-      from_dict(hints[name], value)
-      if dataclasses.is_dataclass(hints[name])
-      else tuple(value)
-      if isinstance(value, list)
-      else value
-    )
+    if isinstance(value, list):
+      return tuple(value)
+    if isinstance(value, dict) and dataclasses.is_dataclass(hints[name]):
+      return from_dict(hints[name], value)
+    return value
 
-  return kind(
-    **{
-      field.name: value_of(field.name) for field in dataclasses.fields(kind) if field.name in values
-    }
-  )
+  names = [field.name for field in dataclasses.fields(kind) if field.name in values]
+  return kind(**{name: value_of(name) for name in names})

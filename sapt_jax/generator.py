@@ -26,7 +26,7 @@ from sapt_jax.errors import InputError
 from sapt_jax.evaluation.decode import sampler
 from sapt_jax.evaluation.evaluate import Answerer
 from sapt_jax.methods.base import Setting
-from sapt_jax.methods.sequential import Sequential
+from sapt_jax.methods.sequential import Sequential, SequentialOptions
 from sapt_jax.training.fit import Log, Plan, Trainer
 
 # What the generator reads, and what stands between the instruction and the input in what it writes:
@@ -77,9 +77,10 @@ def clean(
   """Well-formed, distinct samples that are no copies of a training input, word for word or nearly,
   at most `keep` of them.
 
-  Args: max_overlap: see config.Generator. Inputs of fewer than four words are compared as a whole.
+  Args:
+    max_overlap: see config.Generator. Inputs of fewer than four words are compared as a whole.
     has_room: whether a definition leaves room for an input in a prompt; a sample whose definition
-    does not is malformed.
+      does not is malformed.
   """
   known = {" ".join(example.input.split()) for example in task.train}
   known_runs = [set(runs(text, RUN)) for text in known]
@@ -130,18 +131,15 @@ class Generator:
   ):
     pet = config.Pet(kind="lora", rank=options.rank, alpha=setting.pet.alpha)
     self.options, self.codec = options, codec
-    self.method = Sequential(
-      config.Method(name="sequential"), dataclasses.replace(setting, pet=pet)
-    )
+    self.method = Sequential(SequentialOptions(), dataclasses.replace(setting, pet=pet))
     fit = config.Fit(
       batch_size=options.batch_size,
       accumulation=options.accumulation,
       learning_rate=options.learning_rate,
       epochs=options.epochs,
     )
-    self.trainer = Trainer(
-      backbone, self.method, fit, dataclasses.replace(answering, size=options.batch_size), mesh
-    )
+    training = dataclasses.replace(answering, size=options.batch_size)
+    self.trainer = Trainer(backbone, self.method, fit, training, mesh)
     choose = sampler(options.top_k, options.repetition_penalty, options.temperature)
     self.answerer = Answerer(backbone, self.method, answering, mesh, choose)
 
@@ -160,37 +158,30 @@ class Generator:
     Raises:
       InputError: there is none.
     """
-    if (
-      len(self.codec.tokenizer(f"{task.definition}\n{SEPARATOR}")["input_ids"])
-      >= self.options.max_length
-    ):
+    before_input = self.codec.tokenizer(f"{task.definition}\n{SEPARATOR}")["input_ids"]
+    if len(before_input) >= self.options.max_length:
       raise InputError(
-        f"generator.max_length {self.options.max_length}: the instruction of {task.name} leaves no room for an input; "
-        "raise it"
+        f"generator.max_length {self.options.max_length}: the instruction of {task.name} leaves "
+        "no room for an input; raise it"
       )
 
   def write(self, task: Task, index: int, seed: int, log: Log) -> PseudoInputs:
     """Trains the task's generator block and returns its cleaned samples."""
     rows, rng = self.rows(task), jax.random.fold_in(jax.random.key(seed), index)
     steps = min(self.options.steps, self.trainer.steps(len(rows)))
-    learned = self.trainer.fit(
-      self.method.start(rng), rows, Plan(f"{task.name} (inputs)", steps, None, log)
-    )
+    plan = Plan(f"{task.name} (inputs)", steps, None, log)
+    learned = self.trainer.fit(self.method.start(rng), rows, plan)
     keep = wanted(self.options, len(task.train))
     drawn = math.ceil(keep * self.options.oversample)
     longest = min(self.options.max_length, bucket(max(len(row.target) for row in rows)))
     answers = self.answerer.answer(learned, rows[:1] * drawn, longest, seed + index)
-    pseudo = clean(
-      [self.codec.text(ids) for ids in answers.tokens],
-      task,
-      keep,
-      self.options.max_overlap,
-      self.codec.has_room,
-    )
+    samples = [self.codec.text(ids) for ids in answers.tokens]
+    pseudo = clean(samples, task, keep, self.options.max_overlap, self.codec.has_room)
     log({"pseudo_inputs": pseudo.figures})
     if len(pseudo.pairs) < keep:
       processes.say(
-        f"{task.name}: {len(pseudo.pairs)} of {keep} pseudo inputs wanted; more generator.steps or generator.oversample help"
+        f"{task.name}: {len(pseudo.pairs)} of {keep} pseudo inputs wanted; more generator.steps or "
+        "generator.oversample help"
       )
     return pseudo
 
@@ -208,8 +199,9 @@ class Stored:
   ) -> Stored:
     """From a folder as config.Generator.folder says.
 
-    Raises: InputError: a task has none there, its file does not hold what it should, or a
-      definition in it leaves no room for an input.
+    Raises:
+      InputError: a task has none there, its file does not hold what it should, or a definition in
+        it leaves no room for an input.
     """
     pairs, folder = {}, pathlib.Path(place).expanduser()
     for name in names:
@@ -229,13 +221,14 @@ class Stored:
         ]
       else:
         raise InputError(
-          f"generator.folder {place!r}: no pseudo inputs of {name}; looked for {published} and NUMBER_{name}.jsonl"
+          f"generator.folder {place!r}: no pseudo inputs of {name}; looked for {published} and "
+          f"NUMBER_{name}.jsonl"
         )
       for definition in {definition for definition, _ in pairs[name]}:
         if not has_room(definition):
           raise InputError(
-            f"generator.folder {place!r}: the definition {definition[:60]!r} of {name} leaves no room for an input; raise "
-            "--data.max-source-length"
+            f"generator.folder {place!r}: the definition {definition[:60]!r} of {name} leaves no "
+            "room for an input; raise --data.max-source-length"
           )
     return cls(pairs)
 

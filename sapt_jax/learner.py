@@ -13,7 +13,7 @@ from sapt_jax.config import Config
 from sapt_jax.data.batches import Batcher
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prompts import Codec, load_tokenizer
-from sapt_jax.evaluation.evaluate import Answerer, Pooler
+from sapt_jax.evaluation.evaluate import Answerer, FeatureReader
 from sapt_jax.methods.base import Learned, Method, Setting
 from sapt_jax.mini import T5_MINI
 
@@ -42,8 +42,8 @@ def make_codec(config: Config, folder: pathlib.Path) -> Codec:
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-  """mesh: the devices; batcher: for training; answerer and pooler: compiled answering and pooled
-  embeddings.
+  """mesh: the devices; batcher: for training; answerer and features: compiled answering, and what
+  the method looks at of inputs.
   """
 
   mesh: jax.sharding.Mesh
@@ -52,7 +52,7 @@ class Learner:
   method: Method
   batcher: Batcher
   answerer: Answerer
-  pooler: Pooler
+  features: FeatureReader
 
   def start(self, seed: int) -> Learned:
     """What the method knows before the first task, on every device."""
@@ -105,5 +105,5 @@ def put_together(
     method,
     batcher,
     Answerer(backbone, method, answering, mesh),
-    Pooler(backbone, answering, method.pools_padding, mesh),
+    FeatureReader(backbone, method, answering, mesh),
   )

@@ -7,9 +7,10 @@ they leave open is said below.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator, Method, Pet, Stream
+from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator, Pet, Stream
+from sapt_jax.methods.sapt import SaptOptions
 
 Benchmark = Literal["superni", "long_sequence"]
 
@@ -56,7 +57,7 @@ SETTINGS: dict[tuple[Benchmark, bool], tuple[int, float, int, float]] = {
 }
 
 
-def paper(benchmark: Benchmark, order: int, model: str) -> Config:
+def paper(benchmark: Benchmark, order: int, model: str, **ablation: Any) -> Config:
   """One experiment. data.root is the folder CL_Benchmark beside the working directory; --data.root
   names another.
 
@@ -76,11 +77,12 @@ def paper(benchmark: Benchmark, order: int, model: str) -> Config:
   Args:
     order: 1 or 2.
     model: a name in MODELS.
+    ablation: options of SAPT (SaptOptions) that differ.
   """
   decoder_only = model.startswith("llama")
   rank, learning_rate, epochs, reflection = SETTINGS[benchmark, decoder_only]
   return Config(
-    method=Method(name="sapt", reflection_weight=reflection),
+    method=SaptOptions(**({"reflection_weight": reflection} | ablation)),
     pet=Pet(rank=rank, alpha=32.0),
     fit=Fit(
       epochs=epochs,

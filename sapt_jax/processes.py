@@ -60,8 +60,9 @@ def joined(options: Distributed) -> Iterator[None]:
   Where another process is lost or something fails here alone, the process is ended at once, since
   the others would wait for it.
 
-  Raises: InputError: the others are not to be found. (If nobody answers for five minutes, JAX ends
-    the process with code 134.)
+  Raises:
+    InputError: the others are not to be found. (If nobody answers for five minutes, JAX ends the
+      process with code 134.)
   """
   if not _initialize(options):
     with _sigterm_asks():

@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from sapt_jax import processes
+from sapt_jax import methods, processes
 from sapt_jax.config import Config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.base import Learned
@@ -43,6 +43,13 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for name, inner in value.items()
     for key, leaf in _flat(inner, f"{prefix}.{name}" if prefix else name).items()
   }
+
+
+def _asked(config: Config, fingerprint: str) -> dict[str, Any]:
+  """What config.json holds."""
+  asked = json.loads(json.dumps(dataclasses.asdict(config))) | {"backbone.weights": fingerprint}
+  del asked["distributed"]  # each process has its own
+  return asked
 
 
 def write_lines(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -65,17 +72,14 @@ class RunFolder:
   """A run's folder, new or to be continued; a context that keeps other runs out of it. Process 0
   writes, the others read what it wrote.
 
-  Raises (on entering): InputError: another run is at work in it; it was begun with another
-    configuration; it is a folder of something else; it is not one and
-      the same folder to all processes of this run.
+  Raises (on entering):
+    InputError: another run is at work in it; it was begun with another configuration; it is a
+      folder of something else; it is not one and the same folder to all processes of this run.
   """
 
   def __init__(self, path: pathlib.Path, config: Config, fingerprint: str):
     self.path, self.snapshots = path, path / "snapshots"
-    self.asked = json.loads(json.dumps(dataclasses.asdict(config))) | {
-      "backbone.weights": fingerprint
-    }
-    del self.asked["distributed"]  # each process has its own
+    self.asked = _asked(config, fingerprint)
     self._lock: TextIO | None = None
 
   def __enter__(self) -> RunFolder:
@@ -150,10 +154,7 @@ class RunFolder:
     if file.exists() and any(checkpoint.is_finished(place) for place in self.path.glob("*/*")):
       # Before anything has been learned, no other configuration can spoil it; the mesh changes no
       # result. An option that is younger than the run has its default there.
-      now, usual = _flat(self.asked), _flat(json.loads(json.dumps(dataclasses.asdict(Config()))))
-      begun = {key: usual[key] for key in now.keys() & usual} | _flat(
-        json.loads(file.read_text(encoding="utf-8"))
-      )
+      begun, now = self._as_begun(file), _flat(self.asked)
       changed = [
         f"{key}: {begun.get(key)} -> {now.get(key)}"
         for key in sorted(begun | now)
@@ -161,9 +162,16 @@ class RunFolder:
       ]
       if changed:
         raise InputError(
-          f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same one, or another --output"
+          f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same "
+          "one, or another --output"
         )
     checkpoint.write_json(file, self.asked)
+
+  def _as_begun(self, file: pathlib.Path) -> dict[str, Any]:
+    """The configuration that the run was begun with, as this version of the library reads it."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    config = methods.config_from_json(values)
+    return _flat(_asked(config, values["backbone.weights"]))
 
   def snapshot(self, index: int, task: str) -> pathlib.Path:
     """The folder of the snapshot after a task."""
@@ -173,8 +181,27 @@ class RunFolder:
     """The folder of checkpoints while a task is being learned."""
     return self.path / "progress" / f"{index:02d}"
 
-  def save(self, index: int, task: str, learned: Learned, record: dict[str, Any]) -> None:
-    """Writes the snapshot after a task; from then on a restart begins with the next one."""
+  def lines_of(self, folder: str, index: int, task: str) -> pathlib.Path:
+    """The file of JSON lines that a task has in one of the run's folders."""
+    return self.path / folder / f"{index:02d}_{task}.jsonl"
+
+  def save(
+    self,
+    index: int,
+    task: str,
+    learned: Learned,
+    record: dict[str, Any],
+    lines: dict[str, list[dict[str, Any]]],
+  ) -> None:
+    """Writes what a task leaves behind, rows for the reader first; with the snapshot, which comes
+    last, the task is done, and a restart begins with the next one.
+
+    Args:
+      lines: rows by the folder that they belong in.
+    """
+    if processes.is_first():
+      for folder, rows in lines.items():
+        write_lines(self.lines_of(folder, index, task), rows)
     checkpoint.save(self.snapshot(index, task), learned, record)
     if processes.is_first():
       shutil.rmtree(self.path / "progress", ignore_errors=True)
@@ -234,11 +261,6 @@ class RunFolder:
       return
     with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
       file.write(json.dumps(row) + "\n")
-
-  def write(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes a file of JSON lines."""
-    if processes.is_first():
-      write_lines(self.path / name, rows)
 
 
 def _kept_lines(lines: Iterable[str], done: int, step: int) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from sapt_jax import cli
+from sapt_jax import cli, run_options
 from sapt_jax.config import Config
 from sapt_jax.mini.default import config as mini_config
 
@@ -32,19 +32,20 @@ class TrainOptions(Config):
 
 def options(arguments: Sequence[str]) -> TrainOptions:
   """All options, those of the file that --config names as defaults."""
-
-  def own(file):
-    return {"output": f"runs/{pathlib.Path(file).stem if file else 'mini'}"}
-
-  return cli.parse_over_config(
-    TrainOptions, arguments, "sapt_jax.train", (__doc__ or "").split("\n")[0], mini_config, own
+  return run_options.parse_over_config(
+    TrainOptions,
+    arguments,
+    "sapt_jax.train",
+    (__doc__ or "").split("\n")[0],
+    mini_config,
+    lambda file: {"output": f"runs/{pathlib.Path(file).stem if file else 'mini'}"},
   )
 
 
 def main(arguments: Sequence[str]) -> None:
   """Parses, builds, runs, prints."""
   chosen = options(arguments)
-  config = cli.config_of(chosen)
+  config = run_options.config_of(chosen)
   cli.keep_compiled_programs()
   from sapt_jax import processes  # here, so that --help and wrong options answer at once
 
@@ -52,13 +53,12 @@ def main(arguments: Sequence[str]) -> None:
     from sapt_jax.continual import run
 
     result = run(config, pathlib.Path(chosen.output))
-  figures = "   ".join(
+  figures = (
     f"{name} {'-' if value is None else format(value, '.2f')}"
     for name, value in result["metrics"].items()
   )
-  processes.say(
-    f"{figures}   ({result['metric']}, {result['wall_s']:.0f} s)\n{chosen.output}/scores.json"
-  )
+  took = f"({result['metric']}, {result['wall_s']:.0f} s)"
+  processes.say(f"{'   '.join(figures)}   {took}\n{chosen.output}/scores.json")
 
 
 if __name__ == "__main__":

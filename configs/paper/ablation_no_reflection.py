@@ -4,9 +4,6 @@ python -m sapt_jax.train --config configs/paper/ablation_no_reflection.py --data
 CL_BENCHMARK_FOLDER
 """
 
-import dataclasses
-
 from sapt_jax.paper import paper
 
-whole = paper("superni", 1, "t5_large")
-config = dataclasses.replace(whole, method=dataclasses.replace(whole.method, reflection_weight=0.0))
+config = paper("superni", 1, "t5_large", reflection_weight=0.0)

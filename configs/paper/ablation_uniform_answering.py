@@ -5,9 +5,6 @@ python -m sapt_jax.train --config configs/paper/ablation_uniform_answering.py --
 CL_BENCHMARK_FOLDER
 """
 
-import dataclasses
-
 from sapt_jax.paper import paper
 
-whole = paper("superni", 1, "t5_large")
-config = dataclasses.replace(whole, method=dataclasses.replace(whole.method, uniform="answering"))
+config = paper("superni", 1, "t5_large", uniform="answering")

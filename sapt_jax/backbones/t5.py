@@ -358,6 +358,12 @@ class T5(nn.Module):
     )
     return self.encoder_norm(x), source_bias
 
+  def states(
+    self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None
+  ) -> jax.Array:
+    """As `encode`, the states (B, S, D) alone; values at masked places mean nothing."""
+    return self.encode(source, source_mask, adapters)[0]
+
   def hidden(
     self,
     source: jax.Array,

@@ -15,49 +15,27 @@ import jax
 import numpy as np
 
 # Lengths that batches are padded to: each shape is compiled once.
-BUCKETS = (
-  8,
-  16,
-  24,
-  32,
-  48,
-  64,
-  96,
-  128,
-  160,
-  192,
-  256,
-  320,
-  384,
-  448,
-  512,
-  640,
-  768,
-  896,
-  1024,
-  1536,
-  2048,
-  3072,
-  4096,
+BUCKETS = tuple(
+  int(length)
+  for length in (
+    "8 16 24 32 48 64 96 128 160 192 256 320 384 448 512 640 768 896 1024 1536 2048 3072 4096"
+  ).split()
 )
-ANSWERS = (
-  16,
-  64,
-  128,
-  256,
-  512,
-  1024,
-)  # places for answers in rows that hold both: their logits are all that more of them cost
+# Places for answers in rows that hold both: their logits are all that more of them cost.
+ANSWERS = (16, 64, 128, 256, 512, 1024)
 
 
 class Batch(flax.struct.PyTreeNode):
   """Rows to learn from or to answer.
 
-  Attributes: source, target: (B, L) and (B, M) int32 token ids. source_mask, target_mask: bool,
-    true at real tokens. task: (B,) int32, each row's place in the stream; in answering only methods
-    that know the task look at it. lm_pairs: a batch of the rows' language-modelling pairs, in the
-    same order; None where there are none. joined: static; decoder-only, in training: L has room for
-    a row's source and answer together, and both are computed in one row.
+  Attributes:
+    source, target: (B, L) and (B, M) int32 token ids.
+    source_mask, target_mask: bool, true at real tokens.
+    task: (B,) int32, each row's place in the stream; in answering only methods that know the task
+      look at it.
+    companions: batches of the rows' companions (Row), by name, in the order of the rows.
+    joined: static; decoder-only, in training: L has room for a row's source and answer together,
+      and both are computed in one row.
   """
 
   source: jax.Array
@@ -65,20 +43,24 @@ class Batch(flax.struct.PyTreeNode):
   target: jax.Array
   target_mask: jax.Array
   task: jax.Array
-  lm_pairs: Batch | None = None
+  companions: dict[str, Batch] = flax.struct.field(default_factory=dict)
   joined: bool = flax.struct.field(pytree_node=False, default=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One tokenised example; its language-modelling pair, for a method that asks for it, says how the
-  example itself is written.
+  """One tokenised example.
+
+  Attributes:
+    task: the place in the stream of the task that it is of.
+    companions: further rows that are learned from in the same step, by the name that a method
+      gives them; all rows of a lesson have the same ones.
   """
 
   source: list[int]
   target: list[int]
   task: int
-  lm_pair: Row | None = None
+  companions: dict[str, Row] = dataclasses.field(default_factory=dict)
 
 
 def bucket(length: int) -> int:
@@ -114,10 +96,14 @@ def pad(lists: Sequence[list[int]], width: int, left: bool, pad_id: int) -> tupl
 class Batcher:
   """Makes batches of rows.
 
-  Attributes: left: sources are padded on the left (decoder-only backbones). pad_id: what stands at
-    masked places. size: rows in every batch. seed: of the order in training. divisor: devices that
-    share a batch; every batch has a multiple of so many rows. window: batches whose rows are sorted
-    by length together in training: the more, the less padding, and the less random.
+  Attributes:
+    left: sources are padded on the left (decoder-only backbones).
+    pad_id: what stands at masked places.
+    size: rows in every batch.
+    seed: of the order in training.
+    divisor: devices that share a batch; every batch has a multiple of so many rows.
+    window: batches whose rows are sorted by length together in training: the more, the less
+      padding, and the less random.
   """
 
   left: bool
@@ -129,26 +115,18 @@ class Batcher:
 
   def collate(self, rows: Sequence[Row], joined: bool = False) -> Batch:
     """One batch of these rows."""
-    longest, answer = (
-      max(len(ids) for ids in side)
-      for side in ([row.source for row in rows], [row.target for row in rows])
-    )
-    lengths = bucket(longest), bucket(answer)
+    answer = max(len(row.target) for row in rows)
+    lengths = bucket(max(len(row.source) for row in rows)), bucket(answer)
     if joined:
       lengths = joined_lengths(max(self.row_length(row) for row in rows), answer)
     source, source_mask = pad([row.source for row in rows], lengths[0], self.left, self.pad_id)
     target, target_mask = pad([row.target for row in rows], lengths[1], False, self.pad_id)
     task: Any = np.array([row.task for row in rows], np.int32)
-    pairs = [row.lm_pair for row in rows if row.lm_pair is not None]
-    return Batch(
-      source,
-      source_mask,
-      target,
-      target_mask,
-      task,
-      self.collate(pairs, joined) if pairs else None,
-      joined,
-    )
+    companions = {
+      name: self.collate([row.companions[name] for row in rows], joined)
+      for name in rows[0].companions
+    }
+    return Batch(source, source_mask, target, target_mask, task, companions, joined)
 
   def row_length(self, row: Row) -> int:
     """Tokens that rows are sorted by in training: the source's, and where the answer follows it in

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from sapt_jax.data.tasks import Example
+T = TypeVar("T")
 
 
-def kept(examples: Sequence[Example], share: float, seed: int) -> list[Example]:
-  """A fixed draw by seed of int(share * n) examples, at least one, in their own order: the same
+def draw(rows: Sequence[T], share: float, seed: int) -> list[T]:
+  """A fixed draw by seed of int(share * n) rows, at least one, in their own order: the same
   rows whenever they are asked for.
 
-  Rounded as the public code rounds the number of its pseudo inputs; share 0 keeps none, 1 keeps
-  all.
+  Rounded as the public code rounds the number of its pseudo inputs; share 0 draws none, 1 all.
   """
   if not share:
     return []
-  count = max(1, int(share * len(examples)))
-  chosen = np.random.default_rng(seed).permutation(len(examples))[:count]
-  return [examples[i] for i in np.sort(chosen)]
+  count = max(1, int(share * len(rows)))
+  chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+  return [rows[i] for i in np.sort(chosen)]

@@ -13,12 +13,11 @@ import jax
 import numpy as np
 
 from sapt_jax import processes, sharding
-from sapt_jax.backbones.hf import Backbone
+from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.evaluation.decode import Choose, generate, greedy
 from sapt_jax.evaluation.text_metrics import score
 from sapt_jax.methods.base import Learned, Method
-from sapt_jax.training.step import pooled_inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Answers:
 
 
 def answer_batch(
-  backbone_model: Any,
+  model: Model,
   method: Method,
   max_new: int,
   choose: Choose,
@@ -40,13 +39,10 @@ def answer_batch(
   rng: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Token ids (B, max_new) and mixtures (B, T) of one batch."""
-  mixture = method.mixture(
-    learned, pooled_inputs(backbone_model, params, batch, method.pools_padding), batch.task
-  )
+  mixture = method.mixture(learned, method.features(model, params, batch), batch.task)
   adapters = method.adapters(learned, mixture)
-  return generate(
-    backbone_model, params, batch.source, batch.source_mask, adapters, max_new, choose, rng
-  ), mixture
+  source = (batch.source, batch.source_mask)
+  return generate(model, params, *source, adapters, max_new, choose, rng), mixture
 
 
 class Answerer:
@@ -65,8 +61,8 @@ class Answerer:
     self.answer_batch = jax.jit(
       partial(answer_batch, backbone.model, method),
       static_argnames=("max_new", "choose"),
-      out_shardings=sharding.replicated(mesh),
-    )  # every process reads all answers
+      out_shardings=sharding.replicated(mesh),  # every process reads all answers
+    )
     self.choose = choose
 
   def answer(self, learned: Learned, rows: Sequence[Row], max_new: int, seed: int = 0) -> Answers:
@@ -88,9 +84,8 @@ class Answerer:
         batch=sharding.place(batch, self.placement),
         rng=rng,
       )
-      for number, row_ids, row_mixture in zip(
-        numbers, np.asarray(ids), np.asarray(mixture), strict=False
-      ):
+      found = zip(numbers, np.asarray(ids), np.asarray(mixture), strict=False)
+      for number, row_ids, row_mixture in found:
         tokens[number], mixtures[number] = row_ids.tolist(), row_mixture
     return Answers(tokens, np.stack(mixtures))
 
@@ -99,38 +94,23 @@ def mean_score(
   metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
 ) -> float:
   """Mean over inputs of the best score against their references, 0-100."""
-  return float(
-    np.mean(
-      [
-        score(metric, text, accepted)
-        for text, accepted in zip(predictions, references, strict=True)
-      ]
-    )
-  )
+  both = zip(predictions, references, strict=True)
+  return float(np.mean([score(metric, text, accepted) for text, accepted in both]))
 
 
-class Pooler:
-  """Pooled embeddings of many rows, compiled once per length."""
+class FeatureReader:
+  """What a method looks at of many rows' inputs (Method.features), compiled once per length."""
 
-  def __init__(
-    self, backbone: Backbone, batcher: Batcher, with_padding: bool, mesh: jax.sharding.Mesh
-  ):
+  def __init__(self, backbone: Backbone, method: Method, batcher: Batcher, mesh: jax.sharding.Mesh):
     self.backbone, self.batcher = backbone, batcher
     self.placement, self.everywhere = sharding.batch_sharded(mesh), sharding.replicated(mesh)
-    self.pooled = jax.jit(
-      partial(pooled_inputs, backbone.model),
-      static_argnames="with_padding",
-      out_shardings=self.everywhere,
-    )
-    self.with_padding = with_padding
+    self.features = jax.jit(partial(method.features, backbone.model), out_shardings=self.everywhere)
 
   def __call__(self, rows: Sequence[Row]) -> jax.Array:
     """(n, D) float32, in the order of the rows; (0, D) when there are none."""
-    pooled = np.zeros((len(rows), self.backbone.config.width), np.float32)
+    features = np.zeros((len(rows), self.backbone.config.width), np.float32)
     for numbers, batch in self.batcher.answering(rows):
       processes.stop_if_asked()
       batch = sharding.place(batch, self.placement)
-      pooled[numbers] = np.asarray(
-        self.pooled(self.backbone.params, batch, with_padding=self.with_padding)
-      )[: len(numbers)]
-    return sharding.place(pooled, self.everywhere)
+      features[numbers] = np.asarray(self.features(self.backbone.params, batch))[: len(numbers)]
+    return sharding.place(features, self.everywhere)

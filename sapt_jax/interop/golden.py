@@ -27,7 +27,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.errors import InputError
 from sapt_jax.interop import public
 from sapt_jax.methods.base import Learned, Setting
-from sapt_jax.methods.sapt import Sapt
+from sapt_jax.methods.sapt import Sapt, SaptOptions
 
 Arrays = dict[str, np.ndarray]
 
@@ -182,7 +182,7 @@ def make_golden(arrays: Arrays, raw: dict[str, Any], alpha: float, quirks: bool)
     rank=min(given[name].shape[0] for name in given if name.endswith("lora_A")), alpha=alpha
   )
   setting = Setting(pet, model.config.lora_sites(), params["embedding/table"], tasks + 1, 0)
-  method = Sapt(config.Method(reference_quirks=quirks), setting)
+  method = Sapt(SaptOptions(reference_quirks=quirks), setting)
   learned = public.make_learned(
     method, pool, keys[::-1], public.query_from(given, f"{prefix}.trans_input.")
   )

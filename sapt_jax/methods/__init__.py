@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sapt_jax import config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.base import Method, Setting
@@ -9,7 +11,7 @@ from sapt_jax.methods.epi import Epi
 from sapt_jax.methods.gainlora import GainLora
 from sapt_jax.methods.inflora import InfLora
 from sapt_jax.methods.l2p import L2p
-from sapt_jax.methods.lfpt5 import Lfpt5
+from sapt_jax.methods.lfpt5.method import Lfpt5
 from sapt_jax.methods.multi_task import MultiTask
 from sapt_jax.methods.n_lora import NLora
 from sapt_jax.methods.o_lora import OLora
@@ -36,34 +38,30 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def check(options: config.Method, pet: config.Pet) -> None:
-  """Whether the method that the options name can use such blocks.
+def named(name: str) -> type[Method]:
+  """The method of this name.
 
   Raises:
-    InputError: it cannot.
+    InputError: there is none.
   """
-  method = METHODS[options.name]
-  if pet.kind not in method.kinds:
-    raise InputError(
-      f"method.name {options.name}: cannot use pet.kind {pet.kind}; give --pet.kind {' or '.join(method.kinds)}"
-    )
-  if pet.top_k and (pet.kind != "lora" or not method.selects or options.uniform != "never"):
-    raise InputError(
-      f"pet.top_k {pet.top_k}: chooses LoRA blocks by their weights; method.name {options.name} with pet.kind {pet.kind} "
-      "and these options has no unequal ones; give --pet.top-k 0"
-    )
-  if pet.top_k and options.name == "sapt" and options.attention == "published":
-    raise InputError(
-      f"pet.top_k {pet.top_k}: a new key of the published attention is random, so that a new block might never be chosen, "
-      "and never learned; give --method.attention routed, or --pet.top-k 0"
-    )
+  if name not in METHODS:
+    raise InputError(f"method.name {name!r}: no such method; give one of {', '.join(METHODS)}")
+  return METHODS[name]
 
 
-def build(options: config.Method, setting: Setting) -> Method:
-  """The method that the options name.
+def build(options: config.MethodOptions, setting: Setting) -> Method:
+  """The method that the options belong to.
 
   Raises:
-    InputError: see check.
+    InputError: it cannot use such blocks (Method.check).
   """
-  check(options, setting.pet)
-  return METHODS[options.name](options, setting)
+  method = named(options.name)
+  method.check(options, setting.pet)
+  return method(options, setting)
+
+
+def config_from_json(values: dict[str, Any]) -> config.Config:
+  """A run's configuration from its JSON form; keys that are no options are passed over."""
+  kind = named(values["method"]["name"]).Options
+  method = config.from_dict(kind, values["method"])
+  return config.from_dict(config.Config, values | {"method": method})

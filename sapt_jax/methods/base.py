@@ -1,32 +1,43 @@
 """What every continual-learning method has to say, and nothing of how it is trained.
 
-A method keeps all that it has learned in one pytree ("learned"). The loop calls, for each task of
-the stream:
+A method keeps all that it has learned in one pytree ("learned"). For each task of the stream:
 
-    learned = method.open(learned, rng, inputs)              make room for the task
-    ... train method.trainable(learned), used through method.merge, with method.loss (the cross-entropy) + method.penalty ...
-    learned = method.close(learned, inputs)                  remember what later tasks need
+    learned = method.begin(learned, rng, study)      make room for the task
+    lesson = method.lesson(learned, study)           say what is to be learned from
+    ... train method.trainable(learned) on the lesson's rows: loss + penalty ...
+    learned = method.remember(learned, study)        keep what later tasks need
 
-Learning and answering go through the same `mixture` and `adapters`; while learning, `learned` has
-the trainable part merged into it. Letters: B batch, T capacity of the pool, D embedding width.
+Learning and answering go through the same `features`, `mixture` and `adapters`; while learning,
+`learned` has the trainable part merged into it. What a method needs beyond that, such as
+features, moments or pseudo inputs, it asks its study for.
+Letters: B batch, T capacity of the pool, D embedding width, M target length, V vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from sapt_jax import config
+from sapt_jax.backbones.hf import Model
+from sapt_jax.data.batches import Batch, Row
+from sapt_jax.data.prepared import PreparedTask
+from sapt_jax.data.prompts import Codec
+from sapt_jax.errors import InputError
+from sapt_jax.losses import token_losses
+from sapt_jax.methods.features import pooled_embeddings
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import Sites
 
 Learned = Any
 Trainable = dict[str, Any]
+Terms = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,20 +63,87 @@ class Setting:
     return self.embedding_table.shape[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskInputs:
-  """What a method may see of one task's inputs.
+class Study(Protocol):
+  """The task that is being learned, as a method sees it, and what it may ask about it.
 
-  Attributes: train, held_out, pseudo: pooled embeddings (n, D) float32 of those it trains on,
-    held-out ones, and pseudo inputs (none before close). moments: sum x x' of what enters each LoRA
-    site, nested like the sites, (layers, D_in, D_in) float32 at each (training/site_moments.py),
-      with the blocks as they are at that time; None unless the method wants_moments.
+  Whatever is asked for is measured or generated then, and nothing else is.
+
+  Attributes:
+    index: the task's place in the stream.
+    stream: all tasks of the run. Of earlier ones a continual method looks only at what it says
+      that it stores.
+    seed: of the run.
+    codec: turns texts into tokens and back.
+    sampling: how texts are sampled (config.Generator).
   """
 
-  train: jax.Array
-  held_out: jax.Array
-  pseudo: jax.Array
-  moments: Any = None
+  index: int
+  stream: Sequence[PreparedTask]
+  seed: int
+  codec: Codec
+  sampling: config.Generator
+
+  @property
+  def task(self) -> PreparedTask:
+    """The task itself."""
+
+  def features(self, split: str) -> jax.Array:
+    """Features (n, D) float32 of the inputs of "train" or "dev" (Method.features)."""
+
+  def moments(self, learned: Learned) -> Any:
+    """sum x x' of what enters each LoRA site as the training inputs pass, with these blocks.
+
+    Nested like the sites, (layers, D_in, D_in) float32 at each (training/site_moments.py).
+    """
+
+  def check_pseudo_inputs(self) -> None:
+    """Whether pseudo inputs of this task can be had.
+
+    Raises:
+      InputError: they cannot.
+    """
+
+  def pseudo_inputs(self) -> jax.Array:
+    """Features (m, D) float32 of generated inputs that stand for the task (generator.py)."""
+
+  def sample(self, learned: Learned, rows: Sequence[Row], seed: int) -> list[str]:
+    """Texts that the backbone with these blocks writes after the rows' sources, one each."""
+
+  def leave(self, folder: str, rows: Iterable[dict[str, Any]], figures: Any) -> None:
+    """Has the run keep rows for the reader, in a file of that folder, and figures by its name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+  """What a task is learned from.
+
+  Attributes:
+    rows: to learn from; none: nothing is learned yet, and nothing can be scored.
+    counted: numbers of rows whose steps (fit.steps, or fit.epochs over so many rows) add up to
+      the lesson's; None: all rows together.
+    judged: places in the stream of the tasks whose dev rows say how good the weights are; None:
+      the task itself.
+  """
+
+  rows: Sequence[Row]
+  counted: Sequence[int] | None = None
+  judged: Sequence[int] | None = None
+
+
+class StepView(flax.struct.PyTreeNode):
+  """What the penalty of a step may look at besides what is learned; no gradient reaches it.
+
+  Attributes:
+    features: (B, D) float32, of the batch's inputs.
+    terms: the batch's loss terms (Method.loss).
+    step: () int32, updates made before in this task.
+    running: see Method.running.
+  """
+
+  features: jax.Array
+  terms: Terms
+  step: jax.Array
+  running: Any
 
 
 class Pool(flax.struct.PyTreeNode):
@@ -78,32 +156,24 @@ class Pool(flax.struct.PyTreeNode):
 class Method:
   """One block per task, all frozen but the newest. Subclasses say how blocks are mixed.
 
-  Attributes: knows_task: whether it may look at the task's identity when answering.
-    wants_pseudo_inputs: whether the loop should train a generator for it. wants_moments: whether
-    the loop should measure TaskInputs.moments, before open and before close. writes_examples:
-    whether it learns to write each task's examples as well as to answer them; the loop then gives
-    every row its
-      language-modelling pair, and before a task has pseudo examples of all earlier tasks written,
-      which are learned from with the task's.
-    waits: whether nothing is learned before the last task is there; its training then makes the
-      steps of all tasks.
-    selects: whether blocks have unequal weights, so that the largest can be chosen
-      (config.Pet.top_k).
-    block_per_task: whether block t is task t's, so that a mixture says which tasks an input takes
-      from.
+  Attributes:
+    Options: the class of its options, a config.MethodOptions.
     kinds: the kinds of block (config.Pet.kind) that it can use.
+    knows_task: whether it looks at the task's identity when answering.
+    block_per_task: whether block t is task t's, so that a mixture says which tasks an input
+      takes from.
+    weights_differ: whether blocks have unequal weights, so that the largest can be chosen
+      (config.Pet.top_k).
   """
 
+  Options: ClassVar[type[config.MethodOptions]]
+  kinds: ClassVar[tuple[str, ...]] = ("lora", "prompt")
+  block_per_task: ClassVar[bool] = True
+  weights_differ: ClassVar[bool] = True
   knows_task = False
-  wants_pseudo_inputs = False
-  wants_moments = False
-  writes_examples = False
-  waits = False
-  selects = True
-  block_per_task = True
-  kinds: tuple[str, ...] = ("lora", "prompt")
+  options: Any
 
-  def __init__(self, options: config.Method, setting: Setting):
+  def __init__(self, options: config.MethodOptions, setting: Setting):
     self.options, self.setting = options, setting
 
   @property
@@ -111,91 +181,175 @@ class Method:
     """What tables call it: the name, and the form where there are several."""
     return self.options.name
 
-  @property
-  def rehearsal(self) -> float:
-    """Share of every earlier task's training rows that stand among a task's own
-    (data/rehearsal.py).
-    """
-    return 0.0
+  @classmethod
+  def check(cls, options: Any, pet: config.Pet) -> None:
+    """Whether the method, with these options, can use such blocks.
 
-  @property
-  def pools_padding(self) -> bool:
-    """Reference quirk: whether padding takes part in the max-pooled embedding."""
-    return self.options.reference_quirks
+    Raises:
+      InputError: it cannot.
+    """
+    if pet.kind not in cls.kinds:
+      raise InputError(
+        f"method.name {options.name}: cannot use pet.kind {pet.kind}; "
+        f"give --pet.kind {' or '.join(cls.kinds)}"
+      )
+    if pet.top_k and not (pet.kind == "lora" and cls.weights_differ):
+      refuse_top_k(options, pet)
+
+  def check_task(self, study: Study) -> None:
+    """Whether the task can be learned; called for all tasks before anything is computed.
+
+    Raises:
+      InputError: it cannot.
+    """
+
+  # What is learned.
 
   def new_block(self, rng: jax.Array) -> blocks.Block:
     """A fresh block of the setting's kind."""
-    return blocks.init_block(
-      rng, self.setting.pet, self.setting.sites, self.setting.embedding_table
-    )
+    setting = self.setting
+    return blocks.init_block(rng, setting.pet, setting.sites, setting.embedding_table)
 
   def start(self, rng: jax.Array) -> Learned:
     """What is there before the first task."""
-    return Pool(
-      blocks.empty_pool(self.new_block(rng), self.setting.capacity), jnp.zeros((), jnp.int32)
-    )
+    pool = blocks.empty_pool(self.new_block(rng), self.setting.capacity)
+    return Pool(pool, jnp.zeros((), jnp.int32))
 
-  def open(self, learned: Learned, rng: jax.Array, inputs: TaskInputs) -> Learned:
+  def begin(self, learned: Learned, rng: jax.Array, study: Study) -> Learned:
     """Makes room for a new task: here, a fresh block in the next slot."""
-    del inputs
-    return learned.replace(
-      blocks=blocks.write(learned.blocks, self.new_block(rng), learned.count),
-      count=learned.count + 1,
-    )
+    del study
+    pool = blocks.write(learned.blocks, self.new_block(rng), learned.count)
+    return learned.replace(blocks=pool, count=learned.count + 1)
 
-  def trainable(self, learned: Learned) -> Trainable:
-    """The part that learning the newest task changes: "block", and "attention" (which may have its
-    own learning rate) if there is one.
-    """
-    return {"block": blocks.read(learned.blocks, learned.count - 1)}
+  def remember(self, learned: Learned, study: Study) -> Learned:
+    """Keeps what later tasks need of the task that has just been learned."""
+    del study
+    return learned
 
-  def merge(self, learned: Learned, trainable: Trainable) -> Learned:
-    """`learned` with the trainable part written into it; gradients reach that part alone."""
-    return learned.replace(
-      blocks=blocks.write(learned.blocks, trainable["block"], learned.count - 1)
-    )
+  # How an input is answered.
 
-  def mixture(self, learned: Learned, pooled: jax.Array, task: jax.Array) -> jax.Array:
-    """The weight of every block for every input: pooled (B, D) float32, task (B,) int32 (to be
-    ignored unless knows_task) -> (B, T).
+  def features(self, model: Model, params: Any, batch: Batch) -> jax.Array:
+    """What the mixture looks at of each input, (B, D) float32: here, pooled embeddings."""
+    return pooled_embeddings(model, params, batch)
+
+  def mixture(self, learned: Learned, features: jax.Array, task: jax.Array) -> jax.Array:
+    """The weight of every block for every input.
+
+    Args:
+      features: (B, D) float32.
+      task: (B,) int32, to be ignored unless knows_task.
+
+    Returns:
+      (B, T) float32.
     """
     raise NotImplementedError
 
   def adapters(self, learned: Learned, mixture: jax.Array) -> Adapters:
     """What the backbone applies, given the mixture."""
-    return blocks.mixed(learned.blocks, mixture, self.setting.pet, newest=learned.count - 1)
+    newest = learned.count - 1
+    return blocks.mixed(learned.blocks, mixture, self.setting.pet, newest=newest)
 
-  def teacher(self, learned: Learned, task: jax.Array) -> tuple[Learned, jax.Array] | None:
-    """What some rows of a batch are to be answered like, and which of them, (B,) bool; None:
-    nothing is compared.
+  def answer_logits(
+    self, model: Model, params: Any, learned: Learned, batch: Batch
+  ) -> tuple[jax.Array, jax.Array]:
+    """Logits (B, M, V) of the batch's answer tokens, in the compute dtype, and the mixtures
+    (B, T) that they were computed with.
+    """
+    mixture = self.mixture(learned, self.features(model, params, batch), batch.task)
+    hidden = model.apply(
+      {"params": params},
+      batch.source,
+      batch.source_mask,
+      batch.target,
+      batch.target_mask,
+      self.adapters(learned, mixture),
+      method="hidden_joined" if batch.joined else "hidden",
+    )
+    return model.apply({"params": params}, hidden, method="logits"), mixture
+
+  # How a task is learned.
+
+  def lesson(self, learned: Learned, study: Study) -> Lesson:
+    """What the task is learned from: here, its own training rows."""
+    del learned
+    return Lesson(study.task.train.rows)
+
+  def trainable(self, learned: Learned) -> Trainable:
+    """The parts that learning the newest task changes, by name; "block" is one of them."""
+    return {"block": blocks.read(learned.blocks, learned.count - 1)}
+
+  def rates(self, block: float) -> dict[str, float]:
+    """The learning rate of each part of `trainable`; `block` is fit.learning_rate."""
+    return {"block": block}
+
+  def merge(self, learned: Learned, trainable: Trainable) -> Learned:
+    """`learned` with the trainable part written into it; gradients reach that part alone."""
+    pool = blocks.write(learned.blocks, trainable["block"], learned.count - 1)
+    return learned.replace(blocks=pool)
+
+  def loss_sums(
+    self, model: Model, params: Any, learned: Learned, now: Learned, batch: Batch
+  ) -> tuple[Terms, jax.Array]:
+    """The terms of a batch's loss before they are divided by `loss_sizes`, () float32 each, and
+    the mixtures (B, T) of its answers.
 
     Args:
-      learned: as it was when the training of the newest task began, without what is being trained.
-      task: (B,) int32, the rows' places in the stream.
+      learned: as it was when the task's training began.
+      now: the same with what has been trained since.
     """
-    del learned, task
-    return None
+    del learned
+    logits, mixture = self.answer_logits(model, params, now, batch)
+    losses = token_losses(logits, batch.target, batch.target_mask)
+    return {"cross_entropy": jnp.sum(losses)}, mixture
 
-  def loss(self, terms: dict[str, jax.Array]) -> jax.Array:
-    """What a batch's terms add up to, all () float32; must be linear in them, since a batch may be
-    computed in parts.
+  def loss_sizes(self, batch: Batch) -> dict[str, Any]:
+    """What the terms of a whole batch are divided by: here, its answer tokens."""
+    return {"cross_entropy": jnp.sum(batch.target_mask)}
 
-    Args: terms: "cross_entropy", nats per token of the answers; "lm_cross_entropy", nats per token
-      of the examples written, if the rows have
-        language-modelling pairs; "distillation", KL(teacher || now) summed over an answer's tokens
-        and over the rows that the teacher names, divided by the number of all rows, if there is a
-        teacher.
+  def loss(self, terms: Terms) -> jax.Array:
+    """What a batch's terms add up to, () float32.
+
+    Must be linear in them, since a batch may be computed in parts. "cross_entropy" is in nats per
+    answer token.
     """
     return terms["cross_entropy"]
 
-  def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What is added to the loss of a batch with these pooled embeddings (B, D), and figures for the
-    log.
-    """
-    del learned, pooled
+  def penalty(self, now: Learned, view: StepView) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """What is added to the loss of a step, () float32, and figures for the log."""
+    del now, view
     return jnp.zeros(()), {}
 
-  def close(self, learned: Learned, inputs: TaskInputs) -> Learned:
-    """Remembers what later tasks need."""
-    del inputs
-    return learned
+  def running(self, learned: Learned, steps: int) -> Any:
+    """What changes from step to step besides what is trained, as it is before the first of
+    `steps` steps: a tree of arrays, saved with every checkpoint. Here, nothing.
+    """
+    del learned, steps
+
+  def observe(self, running: Any, now: Learned, step: jax.Array) -> Any:
+    """`running` after an update; step: () int32, updates made before that one."""
+    del now, step
+    return running
+
+  def settle(self, learned: Learned, trainable: Trainable, running: Any) -> Learned:
+    """`learned` after the lesson: what was trained is merged; `running` ends here."""
+    del running
+    return self.merge(learned, trainable)
+
+  def longest_row(self, source: int, target: int, generated: int) -> Row:
+    """A row of the greatest lengths that a lesson can have, in tokens, for programs that are
+    compiled without data; `generated` is generator.max_length.
+    """
+    del generated
+    return Row([0] * source, [0] * target, 0)
+
+
+def refuse_top_k(options: config.MethodOptions, pet: config.Pet) -> None:
+  """Says that blocks cannot be chosen by their weights (config.Pet.top_k).
+
+  Raises:
+    InputError: always.
+  """
+  raise InputError(
+    f"pet.top_k {pet.top_k}: chooses LoRA blocks by their weights; method.name {options.name} "
+    f"with pet.kind {pet.kind} and these options has no unequal ones; give --pet.top-k 0"
+  )

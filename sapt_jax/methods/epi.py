@@ -4,20 +4,40 @@ what is remembered of each task.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.methods.base import Learned, Method, Pool, TaskInputs
+from sapt_jax import config
+from sapt_jax.methods.base import Learned, Method, Pool, Study
 from sapt_jax.pet import blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class EpiOptions(config.MethodOptions):
+  """A block per task, found by an input's distance to each task (Wang et al., ACL 2023)."""
+
+  name: str = "epi"
+  lookup_shrinkage: float = 0.1
+  """How far the covariance of the look-up is drawn towards a multiple of the identity, above 0 and
+  up to 1.
+  """
+
+  def __post_init__(self) -> None:
+    shrinkage = self.lookup_shrinkage
+    config.check(0 < shrinkage <= 1, f"method.lookup_shrinkage {shrinkage}: must be in (0, 1]")
 
 
 class EpiLearned(Pool):
   """What the look-up remembers.
 
-  Attributes: means: (T, D) float32, each task's mean pooled embedding. covariance: (D, D), of
-    pooled embeddings within a task, the mean over tasks. whitening: (D, D), turns a difference so
-    that its squared length is the Mahalanobis distance. known: () int32, how many tasks these stand
-    for: count, or one less while a task is being learned.
+  Attributes:
+    means: (T, D) float32, each task's mean pooled embedding.
+    covariance: (D, D), of pooled embeddings within a task, the mean over tasks.
+    whitening: (D, D), turns a difference so that its squared length is the Mahalanobis distance.
+    known: () int32, how many tasks these stand for: count, or one less while a task is being
+      learned.
   """
 
   means: jax.Array
@@ -39,6 +59,9 @@ class Epi(Method):
   tasks outside their span.
   """
 
+  Options = EpiOptions
+  options: EpiOptions
+
   def start(self, rng: jax.Array) -> EpiLearned:
     pool, width = super().start(rng), self.setting.width
     square = jnp.zeros((width, width))
@@ -51,17 +74,18 @@ class Epi(Method):
       known=jnp.zeros((), jnp.int32),
     )
 
-  def mixture(self, learned: EpiLearned, pooled: jax.Array, task: jax.Array) -> jax.Array:
+  def mixture(self, learned: EpiLearned, features: jax.Array, task: jax.Array) -> jax.Array:
     learning = learned.known < learned.count  # a task that is being learned uses its own block
-    slot = jnp.where(learning, learned.count - 1, jnp.argmin(distances(learned, pooled), axis=1))
+    nearest = jnp.argmin(distances(learned, features), axis=1)
+    slot = jnp.where(learning, learned.count - 1, nearest)
     return jax.nn.one_hot(slot, blocks.capacity(learned.blocks))
 
-  def close(self, learned: EpiLearned, inputs: TaskInputs) -> EpiLearned:
-    mean = jnp.mean(inputs.train, axis=0)
-    away = inputs.train - mean
-    own = (
-      away.T @ away / away.shape[0]
-    )  # not n - 1: a task of one input would be NaN, and every task with it
+  def remember(self, learned: EpiLearned, study: Study) -> EpiLearned:
+    features = study.features("train")
+    mean = jnp.mean(features, axis=0)
+    away = features - mean
+    # Not divided by n - 1: a task of one input would be NaN, and every task with it.
+    own = away.T @ away / away.shape[0]
     covariance = learned.covariance + (own - learned.covariance) / learned.count
     return learned.replace(
       means=learned.means.at[learned.count - 1].set(mean),
@@ -81,11 +105,10 @@ def whitening(covariance: jax.Array, shrinkage: float) -> jax.Array:
   return jax.scipy.linalg.solve_triangular(lower, jnp.eye(width), lower=True)
 
 
-def distances(learned: Learned, pooled: jax.Array) -> jax.Array:
+def distances(learned: Learned, features: jax.Array) -> jax.Array:
   """Squared Mahalanobis distance of every input (B, D) to every task's mean, (B, T) float32,
   infinite at empty slots.
   """
-  away = (pooled[:, None] - learned.means) @ learned.whitening.T
-  return jnp.where(
-    jnp.arange(learned.means.shape[0]) < learned.count, jnp.sum(jnp.square(away), axis=-1), jnp.inf
-  )
+  away = (features[:, None] - learned.means) @ learned.whitening.T
+  taken = jnp.arange(learned.means.shape[0]) < learned.count
+  return jnp.where(taken, jnp.sum(jnp.square(away), axis=-1), jnp.inf)

@@ -4,15 +4,33 @@ all added up.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.methods.base import Learned, Pool, TaskInputs, Trainable
+from sapt_jax import config
+from sapt_jax.methods.base import Learned, Pool, Study, Trainable
 from sapt_jax.methods.summed import Summed
 from sapt_jax.pet import blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class InfLoraOptions(config.MethodOptions):
+  """Blocks that cannot act on earlier tasks' inputs, all added up (Liang and Li, CVPR 2024)."""
+
+  name: str = "inflora"
+  kept_energy: float = 0.995
+  """Share of the energy of a task's inputs in the directions that later blocks leave alone; it
+  rises towards 1 over the stream, by equal steps that would reach it as the pool's capacity (the
+  next power of two) is full.
+  """
+
+  def __post_init__(self) -> None:
+    energy = self.kept_energy
+    config.check(0 < energy <= 1, f"method.kept_energy {energy}: must be in (0, 1]")
 
 
 class InfLoraLearned(Pool):
@@ -37,33 +55,31 @@ class InfLora(Summed):
   directions as a block's rank are always left free.
   """
 
-  wants_moments = True
+  Options: ClassVar[type[config.MethodOptions]] = InfLoraOptions
+  options: Any
 
   def start(self, rng: jax.Array) -> InfLoraLearned:
     pool = super().start(rng)
-
-    def empty(site):
-      return jnp.zeros((site[0], site[1], site[1]))
-
-    return InfLoraLearned(
-      pool.blocks,
-      pool.count,
-      spaces=jax.tree.map(empty, self.setting.sites, is_leaf=lambda x: isinstance(x, tuple)),
+    spaces = jax.tree.map(
+      lambda site: jnp.zeros((site[0], site[1], site[1])),
+      self.setting.sites,
+      is_leaf=lambda node: isinstance(node, tuple),
     )
+    return InfLoraLearned(pool.blocks, pool.count, spaces)
 
-  def open(self, learned: Learned, rng: jax.Array, inputs: TaskInputs) -> Learned:
-    learned = super().open(learned, rng, inputs)
-
-    def design(moment, space):
-      return directions(moment, space, self.setting.pet.rank) / math.sqrt(3)
-
-    return self.with_factors(learned, "a", jax.tree.map(design, inputs.moments, learned.spaces))
+  def begin(self, learned: Learned, rng: jax.Array, study: Study) -> Learned:
+    moments, rank = study.moments(learned), self.setting.pet.rank
+    designed = jax.tree.map(
+      lambda moment, space: main_directions(moment, space, rank) / math.sqrt(3),
+      moments,
+      learned.spaces,
+    )
+    return self.with_factors(super().begin(learned, rng, study), "a", designed)
 
   def trainable(self, learned: Learned) -> Trainable:
     newest = blocks.read(learned.blocks, learned.count - 1)["lora"]
-    return {
-      "block": jax.tree.map(lambda factors: factors["b"], newest, is_leaf=lambda node: "b" in node)
-    }
+    b = jax.tree.map(lambda factors: factors["b"], newest, is_leaf=lambda node: "b" in node)
+    return {"block": b}
 
   def merge(self, learned: Learned, trainable: Trainable) -> Learned:
     return self.with_factors(learned, "b", trainable["block"])
@@ -72,13 +88,17 @@ class InfLora(Summed):
     """`learned` with one of the two factors of the newest block, given for every site."""
     newest = blocks.read(learned.blocks, learned.count - 1)["lora"]
     lora = jax.tree.map(lambda new, old: old | {name: new}, factors, newest)
-    return learned.replace(blocks=blocks.write(learned.blocks, {"lora": lora}, learned.count - 1))
+    pool = blocks.write(learned.blocks, {"lora": lora}, learned.count - 1)
+    return learned.replace(blocks=pool)
 
-  def close(self, learned: Learned, inputs: TaskInputs) -> Learned:
-    def widen(moment, space):
-      return grown(moment, space, self.energy(learned), self.setting.pet.rank)
-
-    return learned.replace(spaces=jax.tree.map(widen, inputs.moments, learned.spaces))
+  def remember(self, learned: Learned, study: Study) -> Learned:
+    energy, free = self.energy(learned), self.setting.pet.rank
+    spaces = jax.tree.map(
+      lambda moment, space: widened_space(moment, space, energy, free),
+      study.moments(learned),
+      learned.spaces,
+    )
+    return learned.replace(spaces=spaces)
 
   def energy(self, learned: Learned) -> jax.Array:
     """The share of the newest task's energy that the spaces must hold."""
@@ -86,7 +106,7 @@ class InfLora(Summed):
     return kept + (1 - kept) * (learned.count - 1) / self.setting.capacity
 
 
-def directions(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array:
+def main_directions(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array:
   """The first left singular vectors of (I - P) C: C, P (layers, D, D) -> (layers, D, rank),
   orthonormal, orthogonal to P.
   """
@@ -95,7 +115,9 @@ def directions(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array:
   return outside @ left[:, :, :rank]
 
 
-def grown(moment: jax.Array, space: jax.Array, energy: jax.Array | float, free: int) -> jax.Array:
+def widened_space(
+  moment: jax.Array, space: jax.Array, energy: jax.Array | float, free: int
+) -> jax.Array:
   """P with the first directions of (I - P) C (I - P) added that it takes to hold a share `energy`
   of C's trace; (layers, D, D).
 
@@ -104,13 +126,11 @@ def grown(moment: jax.Array, space: jax.Array, energy: jax.Array | float, free: 
   """
   width = space.shape[-1]
   outside = jnp.eye(width) - space
-  values, vectors = (
-    jnp.flip(part, axis=-1) for part in jnp.linalg.eigh(outside @ moment @ outside)
-  )
+  weakest_first = jnp.linalg.eigh(outside @ moment @ outside)
+  values, vectors = (jnp.flip(part, axis=-1) for part in weakest_first)
   total = jnp.trace(moment, axis1=1, axis2=2)[:, None]
-  held = (
-    total - jnp.sum(values, axis=1, keepdims=True) + jnp.cumsum(values, axis=1) - values
-  )  # before each direction is added
+  # What the space holds before each direction is added.
+  held = total - jnp.sum(values, axis=1, keepdims=True) + jnp.cumsum(values, axis=1) - values
   room = width - free - jnp.trace(space, axis1=1, axis2=2)[:, None]
   added = vectors * ((held < energy * total) & (jnp.arange(width) < room - 0.5))[:, None, :]
   return space + added @ jnp.swapaxes(added, 1, 2)

@@ -4,11 +4,39 @@ each input by keys.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.methods.base import Learned, Method, Pool, TaskInputs, Trainable
+from sapt_jax import config
+from sapt_jax.methods.base import Learned, Method, Pool, StepView, Study, Trainable
+from sapt_jax.methods.features import unit
 from sapt_jax.pet.adapters import Adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class L2pOptions(config.MethodOptions):
+  """A shared pool of prompts, chosen for each input by keys (Wang et al., CVPR 2022)."""
+
+  name: str = "l2p"
+  pool_prompts: int = 10
+  """Soft prompts in the pool, each of pet.prompt_length."""
+  chosen_prompts: int = 4
+  """Prompts that are put before an input."""
+  key_weight: float = 1.0
+  """Weight of the cosines that draw chosen keys towards the inputs; text ports give 0.5."""
+  key_learning_rate: float | None = None
+  """Of the keys; none: fit.learning_rate."""
+
+  def __post_init__(self) -> None:
+    config.at_least(self, "method", 0, "key_weight")
+    config.positive(self, "method", "key_learning_rate")
+    config.check(
+      0 < self.chosen_prompts <= self.pool_prompts,
+      f"method.chosen_prompts {self.chosen_prompts}: must be at least 1 and at most "
+      f"method.pool_prompts {self.pool_prompts}",
+    )
 
 
 class L2pLearned(Pool):
@@ -39,6 +67,8 @@ class L2p(Method):
   public code and not here.
   """
 
+  Options = L2pOptions
+  options: L2pOptions
   kinds = ("prompt",)
   block_per_task = False
 
@@ -54,42 +84,42 @@ class L2p(Method):
       tasks=jnp.zeros((), jnp.int32),
     )
 
-  def open(self, learned: L2pLearned, rng: jax.Array, inputs: TaskInputs) -> L2pLearned:
-    centre = jnp.where(learned.tasks == 0, jnp.mean(inputs.train, axis=0), learned.centre)
+  def begin(self, learned: L2pLearned, rng: jax.Array, study: Study) -> L2pLearned:
+    mean = jnp.mean(study.features("train"), axis=0)
+    centre = jnp.where(learned.tasks == 0, mean, learned.centre)
     return learned.replace(centre=centre, tasks=learned.tasks + 1)
 
   def trainable(self, learned: L2pLearned) -> Trainable:
-    return {"block": learned.blocks, "attention": {"keys": learned.keys}}
+    return {"block": learned.blocks, "keys": learned.keys}
+
+  def rates(self, block: float) -> dict[str, float]:
+    keys = self.options.key_learning_rate
+    return {"block": block, "keys": block if keys is None else keys}
 
   def merge(self, learned: L2pLearned, trainable: Trainable) -> L2pLearned:
-    return learned.replace(blocks=trainable["block"], keys=trainable["attention"]["keys"])
+    return learned.replace(blocks=trainable["block"], keys=trainable["keys"])
 
-  def cosines(self, learned: L2pLearned, pooled: jax.Array) -> jax.Array:
+  def cosines(self, learned: L2pLearned, features: jax.Array) -> jax.Array:
     """Cosine of every input's feature with every key: (B, D) -> (B, N)."""
+    return unit(features - learned.centre) @ unit(learned.keys).T
 
-    def unit(x):
-      return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
-
-    return unit(pooled - learned.centre) @ unit(learned.keys).T
-
-  def mixture(self, learned: L2pLearned, pooled: jax.Array, task: jax.Array) -> jax.Array:
-    _, chosen = jax.lax.top_k(
-      jax.lax.stop_gradient(self.cosines(learned, pooled)), self.options.chosen_prompts
-    )
+  def mixture(self, learned: L2pLearned, features: jax.Array, task: jax.Array) -> jax.Array:
+    cosines = jax.lax.stop_gradient(self.cosines(learned, features))
+    _, chosen = jax.lax.top_k(cosines, self.options.chosen_prompts)
     return jnp.mean(jax.nn.one_hot(chosen, self.options.pool_prompts), axis=1)
 
   def adapters(self, learned: L2pLearned, mixture: jax.Array) -> Adapters:
-    _, chosen = jax.lax.top_k(
-      mixture, self.options.chosen_prompts
-    )  # all alike: the lower number comes first
-    prompts = jnp.einsum(
-      "bkn,npd->bkpd", jax.nn.one_hot(chosen, self.options.pool_prompts), learned.blocks["prompt"]
-    )
+    # Of equal weights top_k takes the lower number first.
+    _, chosen = jax.lax.top_k(mixture, self.options.chosen_prompts)
+    which = jax.nn.one_hot(chosen, self.options.pool_prompts)
+    prompts = jnp.einsum("bkn,npd->bkpd", which, learned.blocks["prompt"])
     return Adapters(prompts=prompts.reshape(prompts.shape[0], -1, prompts.shape[-1]))
 
-  def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    chosen = self.mixture(learned, pooled, jnp.zeros(pooled.shape[0], jnp.int32)) > 0
-    match = jnp.mean(jnp.sum(jnp.where(chosen, self.cosines(learned, pooled), 0.0), axis=1))
+  def penalty(self, now: Learned, view: StepView) -> tuple[jax.Array, dict[str, jax.Array]]:
+    no_task = jnp.zeros(view.features.shape[0], jnp.int32)
+    chosen = self.mixture(now, view.features, no_task) > 0
+    cosines = self.cosines(now, view.features)
+    match = jnp.mean(jnp.sum(jnp.where(chosen, cosines, 0.0), axis=1))
     figures = {
       "key_cosine": match / self.options.chosen_prompts,
       "prompts_used": jnp.sum(jnp.any(chosen, axis=0)).astype(jnp.float32),

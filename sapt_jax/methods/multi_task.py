@@ -4,18 +4,32 @@ but the usual upper reference.
 
 from __future__ import annotations
 
+import dataclasses
+
+from sapt_jax import config
+from sapt_jax.methods.base import Learned, Lesson, Study
 from sapt_jax.methods.sequential import Sequential
 
 
+@dataclasses.dataclass(frozen=True)
+class MultiTaskOptions(config.MethodOptions):
+  """One block, all tasks at once."""
+
+  name: str = "multi_task"
+
+
 class MultiTask(Sequential):
-  """Waits until the last task is there, then makes as many steps on all tasks' rows together as the
-  others make in the whole stream.
+  """Waits until the last task is there, then makes as many steps on all tasks' rows together as
+  the others make in the whole stream.
 
   Scores exist after the last task only, so there is AP but no forgetting or transfer.
   """
 
-  waits = True
+  Options = MultiTaskOptions
 
-  @property
-  def rehearsal(self) -> float:
-    return 1.0
+  def lesson(self, learned: Learned, study: Study) -> Lesson:
+    if study.index + 1 < len(study.stream):
+      return Lesson(rows=[], counted=[])
+    rows = [row for task in study.stream for row in task.train.rows]
+    sizes = [len(task.train) for task in study.stream]
+    return Lesson(rows, counted=sizes, judged=range(len(study.stream)))

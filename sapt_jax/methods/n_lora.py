@@ -4,12 +4,27 @@ do not collide, all added up.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.methods.base import Learned
+from sapt_jax import config
+from sapt_jax.methods.base import Learned, StepView
 from sapt_jax.methods.summed import Summed, site_factors
 from sapt_jax.pet import blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class NLoraOptions(config.MethodOptions):
+  """Sparse blocks that do not collide, all added up (Yang et al., COLING 2025)."""
+
+  name: str = "n_lora"
+  sparsity_weight: float = 0.4
+  """Weight of the L1 norm of the new block's update; the authors give 0.4 to 1.8."""
+
+  def __post_init__(self) -> None:
+    config.at_least(self, "method", 0, "sparsity_weight")
 
 
 class NLora(Summed):
@@ -22,8 +37,11 @@ class NLora(Summed):
   their meaning.
   """
 
-  def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    newest = blocks.read(learned.blocks, learned.count - 1)
+  Options = NLoraOptions
+  options: NLoraOptions
+
+  def penalty(self, now: Learned, view: StepView) -> tuple[jax.Array, dict[str, jax.Array]]:
+    newest = blocks.read(now.blocks, now.count - 1)
     loss = sum((update_norm(**factors) for factors in site_factors(newest["lora"])), jnp.zeros(()))
     return self.options.sparsity_weight * loss, {"update_norm": loss}
 

@@ -4,11 +4,28 @@ those of earlier tasks, all added up.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.methods.base import Learned
+from sapt_jax import config
+from sapt_jax.methods.base import Learned, StepView
 from sapt_jax.methods.summed import Summed, site_factors
+
+
+@dataclasses.dataclass(frozen=True)
+class OLoraOptions(config.MethodOptions):
+  """Blocks in orthogonal directions, all added up (Wang et al., Findings of EMNLP 2023)."""
+
+  name: str = "o_lora"
+  orthogonality_weight: float = 0.5
+  """Weight of the overlap between the new block's A and the earlier ones; the authors give up to 5
+  for fifteen tasks.
+  """
+
+  def __post_init__(self) -> None:
+    config.at_least(self, "method", 0, "orthogonality_weight")
 
 
 class OLora(Summed):
@@ -20,12 +37,12 @@ class OLora(Summed):
   most of those scripts switch off, and the dropout of 0.1 before A are not here.
   """
 
-  def penalty(self, learned: Learned, pooled: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-    newest = learned.count - 1
-    loss = sum(
-      (overlap(factors["a"], newest) for factors in site_factors(learned.blocks["lora"])),
-      jnp.zeros(()),
-    )
+  Options = OLoraOptions
+  options: OLoraOptions
+
+  def penalty(self, now: Learned, view: StepView) -> tuple[jax.Array, dict[str, jax.Array]]:
+    sites = site_factors(now.blocks["lora"])
+    loss = sum((overlap(factors["a"], now.count - 1) for factors in sites), jnp.zeros(()))
     return self.options.orthogonality_weight * loss, {"overlap": loss}
 
 

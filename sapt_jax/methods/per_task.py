@@ -4,16 +4,27 @@ transfer, and the a0 of FWT.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 
+from sapt_jax import config
 from sapt_jax.methods.base import Learned, Method
 from sapt_jax.pet import blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class PerTaskOptions(config.MethodOptions):
+  """One block each, the task known when answering: the upper reference."""
+
+  name: str = "per_task"
 
 
 class PerTask(Method):
   """The task is known when answering."""
 
+  Options = PerTaskOptions
   knows_task = True
 
-  def mixture(self, learned: Learned, pooled: jax.Array, task: jax.Array) -> jax.Array:
+  def mixture(self, learned: Learned, features: jax.Array, task: jax.Array) -> jax.Array:
     return jax.nn.one_hot(task, blocks.capacity(learned.blocks))

@@ -4,6 +4,8 @@ before those of all earlier tasks.
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -11,6 +13,17 @@ from sapt_jax import config
 from sapt_jax.methods.base import Learned, Method, Setting
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgPromptOptions(config.MethodOptions):
+  """A prompt per task before those of all earlier tasks (Razdaibiedina et al., ICLR 2023)."""
+
+  name: str = "prog_prompt"
+  task_known: bool = False
+  """Tell it the task when answering, as its paper does: task k then reads the prompts of tasks 1 to
+  k alone.
+  """
 
 
 class ProgPrompt(Method):
@@ -24,9 +37,10 @@ class ProgPrompt(Method):
   stack. Slots that later tasks will fill stand leftmost and are masked out.
   """
 
+  Options = ProgPromptOptions
   kinds = ("prompt",)
 
-  def __init__(self, options: config.Method, setting: Setting):
+  def __init__(self, options: ProgPromptOptions, setting: Setting):
     super().__init__(options, setting)
     self.knows_task = options.task_known
 
@@ -34,16 +48,16 @@ class ProgPrompt(Method):
   def label(self) -> str:
     return f"{self.options.name}, task known" if self.knows_task else self.options.name
 
-  def mixture(self, learned: Learned, pooled: jax.Array, task: jax.Array) -> jax.Array:
+  def mixture(self, learned: Learned, features: jax.Array, task: jax.Array) -> jax.Array:
     newest = task if self.knows_task else jnp.full(task.shape, learned.count - 1)
-    return jnp.where(jnp.arange(blocks.capacity(learned.blocks)) <= newest[:, None], 1.0, 0.0)
+    slots = jnp.arange(blocks.capacity(learned.blocks))
+    return jnp.where(slots <= newest[:, None], 1.0, 0.0)
 
   def adapters(self, learned: Learned, mixture: jax.Array) -> Adapters:
     prompts = jnp.flip(learned.blocks["prompt"], axis=0)
     slots, length, width = prompts.shape
-    stack = jnp.broadcast_to(
-      prompts.reshape(slots * length, width), (mixture.shape[0], slots * length, width)
-    )
+    one_stack = prompts.reshape(slots * length, width)
+    there = jnp.repeat(jnp.flip(mixture > 0, axis=1), length, axis=1)
     return Adapters(
-      prompts=stack, prompts_mask=jnp.repeat(jnp.flip(mixture > 0, axis=1), length, axis=1)
+      prompts=jnp.broadcast_to(one_stack, (mixture.shape[0], *one_stack.shape)), prompts_mask=there
     )

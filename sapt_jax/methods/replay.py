@@ -4,7 +4,25 @@ earlier tasks among each task's own.
 
 from __future__ import annotations
 
+import dataclasses
+
+from sapt_jax import config
+from sapt_jax.data import rehearsal
+from sapt_jax.methods.base import Learned, Lesson, Study
 from sapt_jax.methods.sequential import Sequential
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayOptions(config.MethodOptions):
+  """One block, trained on and on with rows of earlier tasks (Chaudhry et al., 2019)."""
+
+  name: str = "replay"
+  replay_share: float = 0.02
+  """Share of every earlier task's training rows that is kept and learned from again."""
+
+  def __post_init__(self) -> None:
+    share = self.replay_share
+    config.check(0 < share <= 1, f"method.replay_share {share}: must be in (0, 1]")
 
 
 class Replay(Sequential):
@@ -13,10 +31,18 @@ class Replay(Sequential):
 
   SAPT compares with replay of 2 % but ships no code for it; the form here is the union of the
   task's rows with the kept ones, each equally likely. A step costs the same however many tasks
-  there are. Stored besides the block: the kept rows, which the loop draws again from the stream's
-  files instead of copying them into the snapshot.
+  there are. Stored besides the block: the kept rows, which are drawn again from the stream's files
+  instead of being copied into the snapshot.
   """
 
-  @property
-  def rehearsal(self) -> float:
-    return self.options.replay_share
+  Options = ReplayOptions
+  options: ReplayOptions
+
+  def lesson(self, learned: Learned, study: Study) -> Lesson:
+    share = self.options.replay_share
+    earlier = [
+      row
+      for task in study.stream[: study.index]
+      for row in rehearsal.draw(task.train.rows, share, study.seed)
+    ]
+    return Lesson([*earlier, *study.task.train.rows])

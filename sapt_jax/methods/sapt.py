@@ -1,31 +1,86 @@
 """SAPT (Zhao et al., ACL 2024): shared attention over all blocks (SALS), kept right for earlier
 tasks by reflection (ARM).
 
-Two forms of the attention (config.Method.attention):
-  published  a new key is random, and query and key learn from the language-model loss and the reflection term alone.
-  routed     for short budgets. Max-pooled embeddings of different tasks are nearly one vector, so they are centred on the running mean over
-             tasks; a new key starts at its task's mean query; and before the backbone is touched,
-             query and key are fitted on pooled embeddings alone: the new task's inputs to their own
-             block, remembered inputs to their remembered mixtures.
+The attention has two forms (SaptOptions.attention). In the published one a new key is random, and
+query and key learn from the language-model loss and the reflection term alone. The routed one is
+for short budgets: max-pooled embeddings of different tasks are nearly one vector, so they are
+centred on the running mean over tasks; a new key starts at its task's mean query; and before the
+backbone is touched, query and key are fitted on pooled embeddings alone: the new task's inputs to
+their own block, remembered inputs to their remembered mixtures.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sapt_jax import arm, config, sals
-from sapt_jax.methods.base import Learned, Method, Pool, Setting, TaskInputs, Trainable
+from sapt_jax.backbones.hf import Model
+from sapt_jax.data.batches import Batch
+from sapt_jax.errors import InputError
+from sapt_jax.methods.base import (
+  Learned,
+  Method,
+  Pool,
+  Setting,
+  StepView,
+  Study,
+  Trainable,
+  refuse_top_k,
+)
+from sapt_jax.methods.features import pooled_embeddings
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 
-ROUTING_INPUTS = (
-  512  # most inputs of the new task in a routing step; more add cost and nothing else
-)
+# Most inputs of the new task in a routing step; more add cost and nothing else.
+ROUTING_INPUTS = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class SaptOptions(config.MethodOptions):
+  """Shared attention over all blocks, and reflection (Zhao et al., ACL 2024)."""
+
+  name: str = "sapt"
+  attention: Literal["published", "routed"] = "published"
+  """published trains query and keys with the blocks alone; routed centres the pooled embeddings and
+  first fits query and new key on pooled embeddings, which short budgets need
+  (docs/short_budgets.md).
+  """
+  attention_learning_rate: float | None = None
+  """Of the query projection and the new key; none: fit.learning_rate."""
+  reflection_weight: float = 0.5
+  """lambda, the weight of the reflection term (ARM); 0: no reflection and no pseudo inputs, for
+  ablation.
+  """
+  routing_steps: int = 300
+  """routed: Adam steps on query and new key before the blocks are trained."""
+  routing_learning_rate: float = 3e-4
+  """routed: learning rate of these steps."""
+  new_block: Literal["fresh", "mixture", "directions"] = "fresh"
+  """What a new block starts as: fresh; as the mixture of earlier blocks that the new task's inputs
+  get before it has a key of its own, brought down to pet.rank; or adding nothing, with the main
+  input directions of that mixture as its A (soft prompts: fresh).
+  """
+  uniform: Literal["never", "answering", "always"] = "never"
+  """For ablation: mix all blocks alike instead of by attention."""
+  paper_nonlinearity: bool = False
+  """SiLU between the two query matrices (the paper's Eq. 1) instead of after them (the public
+  code).
+  """
+  reference_quirks: bool = False
+  """Reproduce the public code's quirks: no gradient through earlier blocks to the hidden states,
+  and max-pooling over padding. Its pooling over the answers of replayed inputs is in
+  benchmarks/parity.py alone, as pseudo inputs have no answer here. For parity only.
+  """
+
+  def __post_init__(self) -> None:
+    config.at_least(self, "method", 0, "reflection_weight", "routing_steps")
+    config.positive(self, "method", "routing_learning_rate", "attention_learning_rate")
 
 
 class SaptLearned(Pool):
@@ -42,12 +97,13 @@ class SaptLearned(Pool):
 class Sapt(Method):
   """Shared attention and reflection over a pool of LoRA blocks or soft prompts."""
 
-  def __init__(self, options: config.Method, setting: Setting):
+  Options = SaptOptions
+  options: SaptOptions
+
+  def __init__(self, options: SaptOptions, setting: Setting):
     super().__init__(options, setting)
-    self.wants_pseudo_inputs = options.reflection_weight > 0
-    self.new_block_from = {"mixture": blocks.merged, "directions": blocks.reading_alike}.get(
-      options.new_block
-    )
+    starts = {"mixture": blocks.merged, "directions": blocks.reading_alike}
+    self.new_block_from = starts.get(options.new_block)
     if options.new_block == "directions" and setting.pet.kind == "prompt":
       self.new_block_from = None  # a soft prompt reads nothing
 
@@ -55,16 +111,27 @@ class Sapt(Method):
   def label(self) -> str:
     departures = {
       f"{self.options.new_block} start": self.new_block_from is not None,
-      "no reflection": not self.wants_pseudo_inputs,
+      "no reflection": not self.options.reflection_weight,
       f"uniform {self.options.uniform}": self.options.uniform != "never",
     }
-    return ", ".join(
-      [
-        self.options.name,
-        self.options.attention,
-        *(words for words, there in departures.items() if there),
-      ]
-    )
+    there = (words for words, is_there in departures.items() if is_there)
+    return ", ".join([self.options.name, self.options.attention, *there])
+
+  @classmethod
+  def check(cls, options: SaptOptions, pet: config.Pet) -> None:
+    super().check(options, pet)
+    if pet.top_k and options.uniform != "never":
+      refuse_top_k(options, pet)
+    if pet.top_k and options.attention == "published":
+      raise InputError(
+        f"pet.top_k {pet.top_k}: a new key of the published attention is random, so that a new "
+        "block might never be chosen, and never learned; give --method.attention routed, or "
+        "--pet.top-k 0"
+      )
+
+  def check_task(self, study: Study) -> None:
+    if self.options.reflection_weight:
+      study.check_pseudo_inputs()
 
   def start(self, rng: jax.Array) -> SaptLearned:
     pool, width, capacity = super().start(rng), self.setting.width, self.setting.capacity
@@ -77,57 +144,45 @@ class Sapt(Method):
       memory=arm.empty_memory(capacity, self.setting.memory_inputs, width),
     )
 
-  def open(self, learned: SaptLearned, rng: jax.Array, inputs: TaskInputs) -> SaptLearned:
-    slot, before = learned.count, learned
-    learned = super().open(learned, rng, inputs)
+  def begin(self, learned: SaptLearned, rng: jax.Array, study: Study) -> SaptLearned:
+    features, slot, before = study.features("train"), learned.count, learned
+    learned = super().begin(learned, rng, study)
     if self.new_block_from is not None and int(slot):
-      weights = jnp.mean(self.mixture(before, inputs.train, slot), axis=0)
+      weights = jnp.mean(self.mixture(before, features, slot), axis=0)
       block = self.new_block_from(before.blocks, weights, self.setting.pet)
       learned = learned.replace(blocks=blocks.write(learned.blocks, block, slot))
     if self.options.attention == "published":
-      return learned.replace(
-        keys=learned.keys.at[slot].set(
-          sals.init_key(jax.random.fold_in(rng, 1), self.setting.width)
-        )
-      )
-    learned = learned.replace(centre=running_centre(learned.centre, inputs.train, slot))
-    return self.route(learned, inputs.train[:ROUTING_INPUTS])
+      key = sals.init_key(jax.random.fold_in(rng, 1), self.setting.width)
+      return learned.replace(keys=learned.keys.at[slot].set(key))
+    learned = learned.replace(centre=running_centre(learned.centre, features, slot))
+    return self.route(learned, features[:ROUTING_INPUTS])
 
-  def trainable(self, learned: SaptLearned) -> Trainable:
-    return super().trainable(learned) | {
-      "attention": {"query": learned.query, "key": learned.keys[learned.count - 1]}
-    }
+  def remember(self, learned: SaptLearned, study: Study) -> SaptLearned:
+    """Keeps the mean mixture of held-out inputs, and pseudo inputs to hold it to."""
+    reflects = self.options.reflection_weight > 0
+    pseudo = study.pseudo_inputs() if reflects else study.features("train")[:0]
+    target = jnp.mean(jnp.exp(self.log_mixture(learned, study.features("dev"))), axis=0)
+    memory = arm.remember(learned.memory, int(learned.count) - 1, pseudo, target)
+    return learned.replace(memory=memory)
 
-  def merge(self, learned: SaptLearned, trainable: Trainable) -> SaptLearned:
-    return self.with_attention(super().merge(learned, trainable), trainable["attention"])
+  def features(self, model: Model, params: Any, batch: Batch) -> jax.Array:
+    return pooled_embeddings(model, params, batch, with_padding=self.options.reference_quirks)
 
-  def with_attention(self, learned: SaptLearned, attention: dict[str, Any]) -> SaptLearned:
-    """`learned` with this query projection, and this key for the newest task."""
-    return learned.replace(
-      query=attention["query"], keys=learned.keys.at[learned.count - 1].set(attention["key"])
-    )
-
-  def log_mixture(self, learned: SaptLearned, pooled: jax.Array) -> jax.Array:
+  def log_mixture(self, learned: SaptLearned, features: jax.Array) -> jax.Array:
     """log of the mixture, (..., D) -> (..., T)."""
+    between = self.options.paper_nonlinearity
     return sals.log_mixture(
-      learned.query,
-      learned.keys,
-      learned.count,
-      pooled,
-      learned.centre,
-      self.options.paper_nonlinearity,
+      learned.query, learned.keys, learned.count, features, learned.centre, between
     )
 
-  def mixture(self, learned: SaptLearned, pooled: jax.Array, task: jax.Array) -> jax.Array:
-    mixture = jnp.exp(self.log_mixture(learned, pooled))
+  def mixture(self, learned: SaptLearned, features: jax.Array, task: jax.Array) -> jax.Array:
+    mixture = jnp.exp(self.log_mixture(learned, features))
     if self.options.uniform == "never":
       return mixture
-    alike = jnp.broadcast_to(
-      (jnp.arange(mixture.shape[-1]) < learned.count) / learned.count, mixture.shape
-    )
-    learning = (
-      jnp.sum(learned.memory.target[learned.count - 1]) == 0
-    )  # the newest task has not been closed
+    taken = jnp.arange(mixture.shape[-1]) < learned.count
+    alike = jnp.broadcast_to(taken / learned.count, mixture.shape)
+    # A task whose mean mixture is not remembered yet is being learned.
+    learning = jnp.sum(learned.memory.target[learned.count - 1]) == 0
     return jnp.where(learning & (self.options.uniform == "answering"), mixture, alike)
 
   def adapters(self, learned: SaptLearned, mixture: jax.Array) -> Adapters:
@@ -135,32 +190,37 @@ class Sapt(Method):
     earlier = jnp.arange(mixture.shape[1]) != newest if self.options.reference_quirks else None
     return blocks.mixed(learned.blocks, mixture, self.setting.pet, detached=earlier, newest=newest)
 
+  def trainable(self, learned: SaptLearned) -> Trainable:
+    attention = {"query": learned.query, "key": learned.keys[learned.count - 1]}
+    return super().trainable(learned) | {"attention": attention}
+
+  def rates(self, block: float) -> dict[str, float]:
+    attention = self.options.attention_learning_rate
+    return {"block": block, "attention": block if attention is None else attention}
+
+  def merge(self, learned: SaptLearned, trainable: Trainable) -> SaptLearned:
+    return self.with_attention(super().merge(learned, trainable), trainable["attention"])
+
+  def with_attention(self, learned: SaptLearned, attention: dict[str, Any]) -> SaptLearned:
+    """`learned` with this query projection, and this key for the newest task."""
+    keys = learned.keys.at[learned.count - 1].set(attention["key"])
+    return learned.replace(query=attention["query"], keys=keys)
+
   def reflection(self, learned: SaptLearned) -> jax.Array:
     """The reflection loss of all remembered tasks, before its weight."""
     return arm.reflection_loss(learned.memory, self.log_mixture(learned, learned.memory.pooled))
 
-  def penalty(
-    self, learned: SaptLearned, pooled: jax.Array
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    loss = self.reflection(learned)
+  def penalty(self, now: SaptLearned, view: StepView) -> tuple[jax.Array, dict[str, jax.Array]]:
+    loss = self.reflection(now)
     return self.options.reflection_weight * loss, {"reflection": loss}
 
-  def close(self, learned: SaptLearned, inputs: TaskInputs) -> SaptLearned:
-    target = jnp.mean(jnp.exp(self.log_mixture(learned, inputs.held_out)), axis=0)
-    return learned.replace(
-      memory=arm.remember(learned.memory, int(learned.count) - 1, inputs.pseudo, target)
-    )
-
-  def route(self, learned: SaptLearned, pooled: jax.Array) -> SaptLearned:
-    """The routing phase on pooled embeddings (n, D) of the newest task."""
-    queries = sals.query(
-      learned.query,
-      (pooled - learned.centre.mean) / learned.centre.scale,
-      self.options.paper_nonlinearity,
-    )
+  def route(self, learned: SaptLearned, features: jax.Array) -> SaptLearned:
+    """The routing phase on features (n, D) of the newest task."""
+    centred = (features - learned.centre.mean) / learned.centre.scale
+    queries = sals.query(learned.query, centred, self.options.paper_nonlinearity)
     mean = jnp.mean(queries, axis=0)
     key = mean * jnp.sqrt(mean.size) / jnp.linalg.norm(mean)
-    attention = fit_routing(self, learned, {"query": learned.query, "key": key}, pooled)
+    attention = fit_routing(self, learned, {"query": learned.query, "key": key}, features)
     return self.with_attention(learned, attention)
 
 
@@ -171,9 +231,8 @@ def running_centre(centre: sals.Centre, pooled: jax.Array, tasks_before: jax.Arr
   share = 1.0 / (tasks_before + 1)
   mean = centre.mean + share * (jnp.mean(pooled, axis=0) - centre.mean)
   spread = jnp.sqrt(jnp.mean(jnp.square(pooled - mean)))
-  return sals.Centre(
-    mean, jnp.where(tasks_before == 0, spread, centre.scale + share * (spread - centre.scale))
-  )
+  scale = jnp.where(tasks_before == 0, spread, centre.scale + share * (spread - centre.scale))
+  return sals.Centre(mean, scale)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -195,7 +254,6 @@ def fit_routing(
     updates, state = optimizer.update(jax.grad(loss)(attention), state)
     return (optax.apply_updates(attention, updates), state), None
 
-  (attention, _), _ = jax.lax.scan(
-    step, (attention, optimizer.init(attention)), length=method.options.routing_steps
-  )
+  begun = (attention, optimizer.init(attention))
+  (attention, _), _ = jax.lax.scan(step, begun, length=method.options.routing_steps)
   return attention

@@ -1,5 +1,5 @@
-"""What methods share that add up the LoRA blocks of all tasks, each with full weight: W x + alpha/r
-sum_i B_i A_i x.
+"""What methods share that add up the LoRA blocks of all tasks, each with full weight:
+W x + alpha/r sum_i B_i A_i x.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from sapt_jax.pet import blocks
 
 
 class Summed(Method):
-  """No selection: every block is always on. Adding means nothing for soft prompts, so there are
-  LoRA blocks only.
+  """No selection: every block is always on.
+
+  Adding means nothing for soft prompts, so there are LoRA blocks only.
   """
 
   kinds = ("lora",)
-  selects = False
+  weights_differ = False
 
-  def mixture(self, learned: Learned, pooled: jax.Array, task: jax.Array) -> jax.Array:
+  def mixture(self, learned: Learned, features: jax.Array, task: jax.Array) -> jax.Array:
     slots = jnp.arange(blocks.capacity(learned.blocks))
-    return jnp.broadcast_to(
-      jnp.where(slots < learned.count, 1.0, 0.0), (pooled.shape[0], slots.size)
-    )
+    weights = jnp.where(slots < learned.count, 1.0, 0.0)
+    return jnp.broadcast_to(weights, (features.shape[0], slots.size))
 
 
 def site_factors(lora: Any) -> list[dict[str, jax.Array]]:

@@ -1,15 +1,16 @@
 """The embedded default run: SAPT-LoRA on the mini stream, with a budget of minutes on two cores.
 
-So short a budget needs the routed form of the attention (config.Method.attention); the published
+So short a budget needs the routed form of the attention (SaptOptions.attention); the published
 one is a word away: --method.attention published. New blocks read what earlier ones read
-(config.Method.new_block), which is what transfers between tasks here.
+(SaptOptions.new_block), which is what transfers between tasks here.
 """
 
-from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator, Method
+from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator
+from sapt_jax.methods.sapt import SaptOptions
 
 config = Config(
-  method=Method(name="sapt", attention="routed", new_block="directions"),
-  fit=Fit(steps=100, batch_size=16, learning_rate=3e-3, attention_learning_rate=1e-4),
+  method=SaptOptions(attention="routed", attention_learning_rate=1e-4, new_block="directions"),
+  fit=Fit(steps=100, batch_size=16, learning_rate=3e-3),
   generator=Generator(
     steps=100,
     batch_size=16,

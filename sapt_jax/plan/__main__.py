@@ -22,7 +22,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sapt_jax import cli
+from sapt_jax import cli, run_options
 from sapt_jax.config import Config, Mesh
 from sapt_jax.errors import InputError
 from sapt_jax.mini import T5_MINI
@@ -82,7 +82,7 @@ def spread_mesh(arguments: Sequence[str]) -> list[str]:
 
 def options(arguments: Sequence[str]) -> PlanOptions:
   """All options, those of the file that --config names as defaults."""
-  return cli.parse_over_config(
+  return run_options.parse_over_config(
     PlanOptions, spread_mesh(arguments), "sapt_jax.plan", __doc__ or "", mini_config
   )
 
@@ -176,7 +176,7 @@ def plan(
 def main(arguments: Sequence[str]) -> None:
   """Parses, prepares the compiler, plans, prints."""
   chosen = options(arguments)
-  config, target = cli.config_of(chosen), hardware.parse_target(chosen.target)
+  config, target = run_options.config_of(chosen), hardware.parse_target(chosen.target)
   if chosen.blocks < 1 or chosen.examples < 1:
     raise InputError(f"--blocks {chosen.blocks}, --examples {chosen.examples}: must be at least 1")
   placed_on(config, target)  # wrong meshes are told before JAX starts

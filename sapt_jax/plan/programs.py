@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax
 from sapt_jax import learner, methods, sharding
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config
-from sapt_jax.data.batches import Batch, Row, bucket
+from sapt_jax.data.batches import Batch, bucket
 from sapt_jax.generator import wanted
 from sapt_jax.methods.base import Learned
 from sapt_jax.pet.blocks import capacity_for
@@ -72,25 +73,19 @@ class Programs:
 
   def batch(self, rows: int, learning: bool) -> Batch:
     """A batch of the greatest lengths, as the batcher makes it."""
-    data, longest = (
-      self.config.data,
-      lambda source, target, pair=None: Row([0] * source, [0] * target, 0, pair),
+    data, batcher = self.config.data, self.built.batcher
+    longest = self.built.method.longest_row(
+      data.max_source_length, data.max_target_length, self.config.generator.max_length
     )
-    pair = (
-      longest(1, self.config.generator.max_length) if self.built.method.writes_examples else None
-    )
-    batcher = self.built.batcher
-    one = batcher.collate(
-      [longest(data.max_source_length, data.max_target_length, pair)],
-      joined=learning and batcher.left,
-    )
+    one = batcher.collate([longest], joined=learning and batcher.left)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one)
     return placed(shapes, sharding.batch_sharded(self.mesh))
 
   def step(self) -> jax.stages.Lowered:
     """The training step, as Trainer.fit calls it."""
     learned = self.learned()
-    state = placed(jax.eval_shape(self.trainer.start, learned), sharding.replicated(self.mesh))
+    begun = jax.eval_shape(partial(self.trainer.start, steps=1), learned)
+    state = placed(begun, sharding.replicated(self.mesh))
     with jax.set_mesh(self.mesh):
       return self.trainer.step.lower(
         state,
@@ -101,10 +96,8 @@ class Programs:
 
   def decode(self) -> jax.stages.Lowered:
     """Answering one batch, as Answerer.answer calls it."""
-    answerer, rng = (
-      self.built.answerer,
-      placed(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(self.mesh)),
-    )
+    answerer = self.built.answerer
+    rng = placed(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(self.mesh))
     with jax.set_mesh(self.mesh):
       return answerer.answer_batch.lower(
         max_new=self.config.data.max_target_length,

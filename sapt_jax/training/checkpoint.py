@@ -120,8 +120,9 @@ def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
   """The tree and the record of a saved folder, whatever mesh they were saved from. All processes
   take part.
 
-  Args: abstract: a tree of the same structure, of arrays or ShapeDtypeStructs with shardings, which
-    say where each array is to go.
+  Args:
+    abstract: a tree of the same structure, of arrays or ShapeDtypeStructs with shardings, which say
+      where each array is to go.
 
   Raises:
     DamagedError: see verify.

@@ -18,7 +18,7 @@ from sapt_jax import config, processes, sharding
 from sapt_jax.backbones.hf import Backbone
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.errors import Stopped
-from sapt_jax.methods.base import Learned, Method
+from sapt_jax.methods.base import Learned, Method, Trainable
 from sapt_jax.training import checkpoint
 from sapt_jax.training.state import TrainState, make_optimizer
 from sapt_jax.training.step import train_step
@@ -34,9 +34,13 @@ class DivergedError(RuntimeError):
 class Plan:
   """How one task is learned.
 
-  Attributes: label: what the progress bar shows. steps: updates to make. folder: where checkpoints
-    inside the task go; None: nowhere. log: takes one dict of figures per logged step. validate: dev
-    score (higher is better) of what has been learned so far; None: the last weights are kept.
+  Attributes:
+    label: what the progress bar shows.
+    steps: updates to make.
+    folder: where checkpoints inside the task go; None: nowhere.
+    log: takes one dict of figures per logged step.
+    validate: dev score (higher is better) of what has been learned so far; None: the last weights
+      are kept.
   """
 
   label: str
@@ -61,7 +65,7 @@ class Trainer:
   ):
     self.backbone, self.method, self.options, self.batcher = backbone, method, options, batcher
     self.placement, self.everywhere = sharding.batch_sharded(mesh), sharding.replicated(mesh)
-    self.optimizer = make_optimizer(options)
+    self.optimizer = make_optimizer(method, options)
     step = partial(train_step, backbone.model, method, self.optimizer, options.accumulation)
     # Every device keeps the whole state, as it is given it: left alone, XLA spreads parts of it
     # like the gradients that they come from, and the second step would be compiled anew for them.
@@ -71,56 +75,83 @@ class Trainer:
     """Updates that the options ask for on so many rows."""
     return self.options.steps or self.options.epochs * self.batcher.steps_per_epoch(rows)
 
-  def start(self, learned: Learned) -> TrainState:
-    """The state before the first step, copied out of `learned`, as the step donates it."""
+  def start(self, learned: Learned, steps: int) -> TrainState:
+    """The state before the first of `steps` steps, copied out of `learned`, as a step donates it."""
     trainable = jax.tree.map(jnp.copy, self.method.trainable(learned))
-    return TrainState(jnp.zeros((), jnp.int32), trainable, self.optimizer.init(trainable))
+    return TrainState(
+      jnp.zeros((), jnp.int32),
+      trainable,
+      self.optimizer.init(trainable),
+      self.method.running(learned, steps),
+    )
 
   def fit(self, learned: Learned, rows: Sequence[Row], plan: Plan) -> Learned:
-    """`learned` after training its trainable part on the rows; continues from a checkpoint in
-    plan.folder if there is one.
+    """`learned` after training its trainable part on the rows.
+
+    Continues from a checkpoint in plan.folder if there is one.
 
     Raises:
       DivergedError: the loss became NaN or infinite.
       Stopped: the run was asked to stop; a checkpoint has been saved if there is a plan.folder.
     """
     learned = sharding.place(learned, self.everywhere)
-    state = sharding.place(self.start(learned), self.everywhere)
-    best, best_score = state.trainable, -math.inf
-    folder = plan.folder
-    if folder is not None and processes.first_says(lambda: checkpoint.is_finished(folder)):
-      (state, best), record = checkpoint.load(folder, (state, best))
-      best_score = record["best_score"]
-    best = jax.tree.map(jnp.copy, best)
-    start = int(state.step)
-    every = (
-      self.options.validate_every
-      or self.options.validate_epochs * self.batcher.steps_per_epoch(len(rows))
-    )
-    meter = Meter(plan, start, self.options.log_every)
-    for step, batch in enumerate(self.batcher.training(rows, start, plan.steps), start + 1):
-      state, metrics = self.step(
-        state, self.backbone.params, learned, sharding.place(batch, self.placement)
-      )
+    state = sharding.place(self.start(learned, plan.steps), self.everywhere)
+    state, best = self.restored(state, plan.folder)
+    every = self.validation_interval(len(rows))
+    meter = Meter(plan, int(state.step), self.options.log_every)
+    batches = self.batcher.training(rows, int(state.step), plan.steps)
+    for step, batch in enumerate(batches, int(state.step) + 1):
+      batch_there = sharding.place(batch, self.placement)
+      state, metrics = self.step(state, self.backbone.params, learned, batch_there)
       meter.add(step, batch, metrics)
       last = step == plan.steps
       if plan.validate and (last or (every and step % every == 0)):
-        score = plan.validate(self.method.merge(learned, state.trainable))
-        plan.log({"step": step, "dev": score})
-        if score > best_score:
-          best, best_score = jax.tree.map(jnp.copy, state.trainable), score
+        now = self.method.merge(learned, state.trainable)
+        best = best.or_better(state.trainable, plan.validate(now))
+        plan.log({"step": step, "dev": best.latest})
       stopping = processes.stop_asked()
       due = self.options.checkpoint_every and (last or step % self.options.checkpoint_every == 0)
-      if folder is not None and (due or stopping):
+      if plan.folder is not None and (due or stopping):
         meter.flush(look=True)
-        checkpoint.save(folder, (state, best), {"step": step, "best_score": best_score})
+        record = {"step": step, "best_score": best.score}
+        checkpoint.save(plan.folder, (state, best.trainable), record)
       if stopping:
         meter.close()
-        raise Stopped(
-          f"SIGTERM came; {plan.label}, step {step} of {plan.steps}{' is saved' if folder is not None else ''}"
-        )
+        saved = "" if plan.folder is None else " is saved"
+        raise Stopped(f"SIGTERM came; {plan.label}, step {step} of {plan.steps}{saved}")
     meter.close()
-    return self.method.merge(learned, best if plan.validate else state.trainable)
+    chosen = best.trainable if plan.validate else state.trainable
+    return self.method.settle(learned, chosen, state.running)
+
+  def restored(self, state: TrainState, folder: pathlib.Path | None) -> tuple[TrainState, Best]:
+    """The state and the best weights of a checkpoint in the folder, if there is one; else the
+    state given.
+    """
+    best, score = state.trainable, -math.inf
+    if folder is not None and processes.first_says(lambda: checkpoint.is_finished(folder)):
+      (state, best), record = checkpoint.load(folder, (state, best))
+      score = record["best_score"]
+    return state, Best(jax.tree.map(jnp.copy, best), score)
+
+  def validation_interval(self, rows: int) -> int:
+    """Steps between scores on dev when a lesson has so many rows; 0: only after the last."""
+    options = self.options
+    return options.validate_every or options.validate_epochs * self.batcher.steps_per_epoch(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+  """The weights with the best dev score so far; `latest` is the newest score."""
+
+  trainable: Trainable
+  score: float
+  latest: float = -math.inf
+
+  def or_better(self, trainable: Trainable, score: float) -> Best:
+    """These weights, or a copy of the others where their score is higher."""
+    if score > self.score:
+      return Best(jax.tree.map(jnp.copy, trainable), score, score)
+    return dataclasses.replace(self, latest=score)
 
 
 class Meter:
@@ -146,8 +177,8 @@ class Meter:
     """Takes a step's metrics; shows and logs those of the step before."""
     self.flush()
     self.pending = (step, metrics)
-    for part in (batch, batch.lm_pairs):
-      self.tokens += 0 if part is None else int(part.source_mask.sum() + part.target_mask.sum())
+    for part in (batch, *batch.companions.values()):
+      self.tokens += int(part.source_mask.sum() + part.target_mask.sum())
 
   def flush(self, look: bool = False) -> None:
     """Takes the metrics that are still pending; reads them if they are to be logged, or if the
@@ -165,21 +196,21 @@ class Meter:
       return
     figures = {name: float(value) for name, value in metrics.items()}
     if not math.isfinite(figures["loss"] + figures["gradient_norm"]):
-      norm = figures["gradient_norm"]
+      loss, norm = figures["loss"], figures["gradient_norm"]
       raise DivergedError(
-        f"{self.plan.label}, step {step}: loss {figures['loss']}, gradient norm {norm}; lower fit.learning_rate"
+        f"{self.plan.label}, step {step}: loss {loss}, gradient norm {norm}; "
+        "lower fit.learning_rate"
       )
     if not logged:
       return
     rate = self.tokens / (time.monotonic() - self.since)
     self.tokens, self.since = 0, time.monotonic()
-    self.bar.set_postfix(
-      {
-        "loss": f"{figures['loss']:.3f}",
-        "own": f"{figures['own_weight']:.2f}",
-        "tokens/s": f"{rate:,.0f}",
-      }
-    )
+    shown = {
+      "loss": f"{figures['loss']:.3f}",
+      "own": f"{figures['own_weight']:.2f}",
+      "tokens/s": f"{rate:,.0f}",
+    }
+    self.bar.set_postfix(shown)
     self.plan.log({"step": step, **figures, "tokens_per_s": round(rate)})
 
   def close(self) -> None:

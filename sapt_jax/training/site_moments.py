@@ -20,7 +20,6 @@ from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.backbones.layers import Linear
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.methods.base import Learned, Method
-from sapt_jax.training.step import pooled_inputs
 
 
 def site_of(path: Sequence[str]) -> tuple[str, ...]:
@@ -70,8 +69,8 @@ def batch_moments(
       linear.sow("intermediates", "moment", jnp.einsum("bld,ble->de", x, x))
     return call(*args, **kwargs)
 
-  pooled = pooled_inputs(model, params, batch, method.pools_padding)
-  adapters = method.adapters(learned, method.mixture(learned, pooled, batch.task))
+  features = method.features(model, params, batch)
+  adapters = method.adapters(learned, method.mixture(learned, features, batch.task))
   with nn.intercept_methods(record):
     _, state = model.apply(
       {"params": params},

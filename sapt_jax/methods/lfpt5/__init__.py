@@ -1,0 +1,1 @@
+"""LFPT5: the method, and the pseudo examples that it rehearses."""

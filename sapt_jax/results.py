@@ -1,0 +1,87 @@
+"""What a finished run leaves for the reader: scores.json, all answers, pictures of the mixtures."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+import sapt_jax
+from sapt_jax import plots
+from sapt_jax.config import Config, Pet
+from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
+from sapt_jax.methods.base import Method
+from sapt_jax.run_folder import RunFolder, read_lines, write_lines
+from sapt_jax.scoring import metric_of
+from sapt_jax.training.checkpoint import write_json
+
+Records = list[dict[str, Any]]
+
+
+def summary(
+  config: Config, method: Method, names: list[str], records: Records, single: list[float] | None
+) -> dict[str, Any]:
+  """The content of scores.json, from the records of all tasks."""
+  rows = [record["scores"] for record in records]
+  result = {
+    "method": config.method.name,
+    "label": method.label,
+    "backbone": config.backbone.path,
+    "tasks": names,
+    "scores": [row + [None] * (len(names) - len(row)) for row in rows],
+    "single": single,
+    "metrics": continual_metrics(rows, single),
+    "metric": metric_of(config),
+    "protocol": config.data.protocol,
+    "pet": block_words(config.pet),
+    "seed": config.seed,
+    "steps": [record["steps"] for record in records],
+    "wall_s": round(sum(record["wall_s"] for record in records), 1),
+    "versions": versions(),
+  }
+  last_mixtures = records[-1]["testing_mixture"]
+  if method.block_per_task:
+    result["own_weight"] = round(float(np.mean(np.diag(np.array(last_mixtures)))), 4)
+  result["blocks_used"] = round(blocks_used(last_mixtures), 2)
+  return result
+
+
+def publish(
+  folder: RunFolder, method: Method, names: list[str], records: Records, result: dict[str, Any]
+) -> None:
+  """Writes what the whole run leaves for the reader, scores.json last."""
+  path = folder.path
+  if method.block_per_task:
+    training = np.array([record["training_mixture"] for record in records])
+    testing = np.array(records[-1]["testing_mixture"])
+    for when, mixtures in (("training", training), ("testing", testing)):
+      file = path / f"mixture_{when}.png"
+      plots.mixture_heatmap(file, mixtures, names, f"mean mixture in {when}")
+  parts = [folder.lines_of("predictions", index, name) for index, name in enumerate(names)]
+  write_lines(path / "predictions.jsonl", (row for part in parts for row in read_lines(part)))
+  write_json(path / "scores.json", result)
+
+
+def block_words(pet: Pet) -> str:
+  """The kind and size of a block, for tables."""
+  return f"lora of rank {pet.rank}" if pet.kind == "lora" else f"prompt of {pet.prompt_length}"
+
+
+def versions() -> dict[str, str]:
+  """Versions of what the numbers depend on."""
+  names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "tokenizers")
+  own = {"sapt_jax": sapt_jax.__version__, "python": platform.python_version()}
+  return own | {name: importlib.metadata.version(name) for name in names}
+
+
+def score_table(names: Sequence[str], rows: Sequence[Sequence[float | None]]) -> str:
+  """The score matrix as text: a row per task learned, a column per task seen."""
+  width = max(len(name) for name in names[: len(rows)])
+  lines = [" " * width + "".join(f"{j + 1:>6}" for j in range(len(rows)))]
+  for name, row in zip(names, rows, strict=False):
+    cells = ("-" if value is None else format(value, ".1f") for value in row)
+    lines.append(f"{name:<{width}}" + "".join(f"{cell:>6}" for cell in cells))
+  return "\n".join(lines)

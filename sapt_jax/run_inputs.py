@@ -1,0 +1,68 @@
+"""All that a run reads before it computes anything, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from sapt_jax import learner, methods
+from sapt_jax.backbones import hf
+from sapt_jax.config import Config
+from sapt_jax.data.prepared import PreparedTask
+from sapt_jax.data.prompts import Codec
+from sapt_jax.data.sources import load_stream
+from sapt_jax.errors import InputError
+from sapt_jax.generator import Stored, wanted
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInputs:
+  """What a run is made from.
+
+  Attributes:
+    stream: the tasks, in order.
+    backbone: the model's folder.
+    fingerprint: of the model's weights.
+    stored: pseudo inputs that exist already; None: they are generated.
+  """
+
+  stream: list[PreparedTask]
+  backbone: pathlib.Path
+  fingerprint: str
+  codec: Codec
+  stored: Stored | None
+
+  @property
+  def names(self) -> list[str]:
+    return [task.name for task in self.stream]
+
+
+def read_inputs(config: Config) -> RunInputs:
+  """Reads tasks, tokenizer and pseudo inputs, and identifies the backbone.
+
+  Raises:
+    InputError: something is missing, or is not as it must be.
+  """
+  methods.named(config.method.name).check(config.method, config.pet)
+  tasks = load_stream(config.data, config.stream, config.seed)
+  backbone = learner.backbone_folder(config)
+  codec = learner.make_codec(config, backbone)
+  for task in tasks:
+    if not codec.has_room(task.definition):
+      raise InputError(
+        f"data.max_source_length {config.data.max_source_length}: the instruction of {task.name} "
+        "leaves no room for an input; raise it"
+      )
+  stored = None
+  if config.generator.folder:
+    names = [task.name for task in tasks]
+    stored = Stored.read(config.generator.folder, config.data.benchmark, names, codec.has_room)
+  stream = [PreparedTask(index, task, codec) for index, task in enumerate(tasks)]
+  return RunInputs(stream, backbone, hf.fingerprint(backbone), codec, stored)
+
+
+def most_pseudo_inputs(config: Config, inputs: RunInputs) -> int:
+  """Most pseudo inputs that are remembered of one task of the run."""
+  if inputs.stored is not None:
+    return inputs.stored.most
+  return max(wanted(config.generator, len(task.train)) for task in inputs.stream)

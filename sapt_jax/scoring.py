@@ -1,0 +1,97 @@
+"""Scores of what has been learned, on the tasks of a run. T capacity of the pool."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sapt_jax.config import Config
+from sapt_jax.data.benchmarks import BENCHMARKS
+from sapt_jax.data.prepared import PreparedTask, Split
+from sapt_jax.data.prompts import Codec
+from sapt_jax.evaluation.evaluate import mean_score
+from sapt_jax.learner import Learner
+from sapt_jax.methods.base import Learned
+
+
+def metric_of(config: Config) -> str:
+  """The metric that a run's answers are scored by."""
+  if config.evaluation.metric == "benchmark":
+    return BENCHMARKS[config.data.benchmark].metric
+  return config.evaluation.metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """A split's mean score (0-100), the answers, and the mixtures (n, T) they were given with."""
+
+  score: float
+  answers: list[str]
+  mixtures: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """What is known of the tasks seen so far.
+
+  Attributes:
+    scores: one per task, in order; None where a task was not scored.
+    mixtures: the mean mixture of each scored task's test inputs.
+    answers: a row per answer, for the reader.
+  """
+
+  scores: list[float | None]
+  mixtures: list[list[float]]
+  answers: list[dict[str, Any]]
+
+
+class Scorer:
+  """Answers the inputs of splits and scores the answers."""
+
+  def __init__(self, config: Config, built: Learner, codec: Codec, stream: Sequence[PreparedTask]):
+    self.answerer, self.codec, self.stream = built.answerer, codec, stream
+    self.metric, self.longest = metric_of(config), config.data.max_target_length
+    # Where blocks belong to tasks, those that the stream will fill are shown; else all.
+    self.blocks = len(stream) if built.method.block_per_task else None
+
+  def score(self, learned: Learned, split: Split) -> Scored:
+    """Answers all inputs of a split."""
+    answers = self.answerer.answer(learned, split.rows, self.longest)
+    texts = [self.codec.text(ids) for ids in answers.tokens]
+    references = [example.references for example in split.examples]
+    return Scored(mean_score(self.metric, texts, references), texts, answers.mixtures)
+
+  def dev_score(self, learned: Learned, tasks: Iterable[int]) -> float:
+    """Mean score over the dev rows of these tasks."""
+    return float(np.mean([self.score(learned, self.stream[task].dev).score for task in tasks]))
+
+  def evaluate(self, learned: Learned, newest: int, scored: Iterable[int]) -> Evaluation:
+    """Scores on test rows after the task `newest`, of those tasks that are to be scored."""
+    chosen = set(scored)
+    scores: list[float | None] = []
+    mixtures, rows = [], []
+    for index, task in enumerate(self.stream[: newest + 1]):
+      if index not in chosen:
+        scores.append(None)
+        continue
+      result = self.score(learned, task.test)
+      scores.append(result.score)
+      mixtures.append(self.mean_mixture(result.mixtures))
+      rows += [
+        {
+          "after": self.stream[newest].name,
+          "task": task.name,
+          "input": example.input,
+          "prediction": text,
+          "references": list(example.references),
+        }
+        for example, text in zip(task.test.examples, result.answers, strict=True)
+      ]
+    return Evaluation(scores, mixtures, rows)
+
+  def mean_mixture(self, mixtures: np.ndarray) -> list[float]:
+    """Mean weight of each block over inputs (n, T)."""
+    return [round(float(weight), 6) for weight in mixtures.mean(axis=0)[: self.blocks]]

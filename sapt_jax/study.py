@@ -1,0 +1,99 @@
+"""What a run lends its method while a task is learned: features, moments, pseudo inputs, samples.
+
+Each instrument is built when a method first asks for it, and serves all later tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import jax
+
+from sapt_jax.config import Config
+from sapt_jax.data.batches import Row
+from sapt_jax.data.prepared import PreparedTask
+from sapt_jax.data.prompts import Codec
+from sapt_jax.evaluation.decode import sampler
+from sapt_jax.evaluation.evaluate import Answerer
+from sapt_jax.generator import Generator, Stored, prompt_rows
+from sapt_jax.learner import Learner
+from sapt_jax.methods.base import Learned
+from sapt_jax.training.fit import Log
+from sapt_jax.training.site_moments import SiteMoments
+
+
+class Instruments:
+  """The compiled programs that measure and generate, one of each for a run."""
+
+  def __init__(self, config: Config, built: Learner, codec: Codec, stored: Stored | None):
+    self.config, self.built, self.codec, self.stored = config, built, codec, stored
+
+  @cached_property
+  def moments(self) -> SiteMoments:
+    built = self.built
+    return SiteMoments(built.backbone, built.method, built.batcher, built.mesh)
+
+  @cached_property
+  def generator(self) -> Generator | Stored:
+    built, options = self.built, self.config.generator
+    if self.stored is not None:
+      return self.stored
+    batcher = built.answerer.batcher
+    return Generator(options, built.backbone, built.setting, self.codec, batcher, built.mesh)
+
+  @cached_property
+  def sampling(self) -> Answerer:
+    built, options = self.built, self.config.generator
+    choose = sampler(options.top_k, options.repetition_penalty, options.temperature)
+    return Answerer(built.backbone, built.method, built.answerer.batcher, built.mesh, choose)
+
+
+class TaskStudy:
+  """The index-th task of a run, as methods.base.Study describes it.
+
+  Attributes:
+    left: rows for the reader, by the folder that they belong in.
+    figures: what is known of them, by the same names.
+  """
+
+  def __init__(
+    self, instruments: Instruments, stream: Sequence[PreparedTask], index: int, log: Log
+  ):
+    self.instruments, self.stream, self.index, self.log = instruments, stream, index, log
+    self.codec = instruments.codec
+    self.seed, self.sampling = instruments.config.seed, instruments.config.generator
+    self.left: dict[str, list[dict[str, Any]]] = {}
+    self.figures: dict[str, Any] = {}
+    self._features: dict[str, jax.Array] = {}
+
+  @property
+  def task(self) -> PreparedTask:
+    return self.stream[self.index]
+
+  def features(self, split: str) -> jax.Array:
+    if split not in self._features:
+      rows = getattr(self.task, split).rows
+      self._features[split] = self.instruments.built.features(rows)
+    return self._features[split]
+
+  def moments(self, learned: Learned) -> Any:
+    return self.instruments.moments(learned, self.task.train.rows)
+
+  def check_pseudo_inputs(self) -> None:
+    self.instruments.generator.check(self.task.task)
+
+  def pseudo_inputs(self) -> jax.Array:
+    generator = self.instruments.generator
+    pseudo = generator.write(self.task.task, self.index, self.seed, self.log)
+    lines = ({"definition": definition, "input": text} for definition, text in pseudo.pairs)
+    self.leave("pseudo_inputs", lines, pseudo.figures)
+    return self.instruments.built.features(prompt_rows(self.codec, pseudo.pairs))
+
+  def sample(self, learned: Learned, rows: Sequence[Row], seed: int) -> list[str]:
+    answers = self.instruments.sampling.answer(learned, rows, self.sampling.max_length, seed)
+    return [self.codec.text(ids) for ids in answers.tokens]
+
+  def leave(self, folder: str, rows: Iterable[dict[str, Any]], figures: Any) -> None:
+    self.left[folder], self.figures[folder] = list(rows), figures
