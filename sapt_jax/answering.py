@@ -59,13 +59,14 @@ class Answering:
     """
     if self.built.method.knows_task:
       raise InputError(
-        f"method {self.built.method.options.name} needs to know the task of an input, which is not given here"
+        f"method {self.built.method.options.name} needs to know the task of an input, which is "
+        "not given here"
       )
     for number, (definition, text) in enumerate(pairs, 1):
       if definition is not None and not self.codec.has_room(definition):
         raise InputError(
-          f"input {number}: its definition leaves no room for it in the {self.codec.max_source} tokens of a prompt that the "
-          "run was trained with; shorten it"
+          f"input {number}: its definition leaves no room for it in the {self.codec.max_source} "
+          "tokens of a prompt that the run was trained with; shorten it"
         )
       if definition is None and not self.source(None, text):
         raise InputError(f"input {number}: {text!r} has no tokens, and no definition goes with it")

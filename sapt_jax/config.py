@@ -129,7 +129,8 @@ class Generator:
     )
     check(
       self.batch_size % self.accumulation == 0,
-      f"generator.accumulation {self.accumulation}: must divide generator.batch_size {self.batch_size}",
+      f"generator.accumulation {self.accumulation}: must divide generator.batch_size "
+      f"{self.batch_size}",
     )
     at_least(self, "generator", 1, "keep_at_least")
     positive(self, "generator", "learning_rate", "repetition_penalty", "temperature")
@@ -324,7 +325,8 @@ class Distributed:
     )
     check(
       self.process_id is None or 0 <= self.process_id < self.processes,
-      f"distributed.process_id {self.process_id}: must be at least 0 and less than distributed.processes {self.processes}",
+      f"distributed.process_id {self.process_id}: must be at least 0 and less than "
+      f"distributed.processes {self.processes}",
     )
     at_least(self, "distributed", 0, "local_devices")
     at_least(self, "distributed", 1, "heartbeat")

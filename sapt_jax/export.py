@@ -67,7 +67,8 @@ def export(answering: Any, options: ExportOptions) -> str:
   backbone, pet, base = built.backbone.config, built.setting.pet, str(built.backbone.folder)
   if options.what != "block" and not hasattr(learned, "memory"):
     raise InputError(
-      f"--what {options.what}: method {built.method.options.name} has no shared attention; export a block of it"
+      f"--what {options.what}: method {built.method.options.name} has no shared attention; "
+      "export a block of it"
     )
   if options.what == "pool":
     folders = [

@@ -123,8 +123,9 @@ def arguments_of(
       continue  # inside sbatch, but not srun: started once
     if needed not in environment:
       raise InputError(
-        f"{name} started {environment[count]} processes without saying where process 0 is ({needed} is not set): give "
-        "--distributed.address HOST:PORT --distributed.processes N --distributed.process-id I"
+        f"{name} started {environment[count]} processes without saying where process 0 is "
+        f"({needed} is not set): give --distributed.address HOST:PORT --distributed.processes N "
+        "--distributed.process-id I"
       )
     first = int(environment[local]) * max(size, 1)
     return {"local_device_ids": list(range(first, first + max(size, 1)))}
@@ -132,7 +133,7 @@ def arguments_of(
 
 
 def _on_tpu() -> bool:
-  """Whether TPUs are here and may be used; those of one machine are then a cluster of one process."""
+  """Whether TPUs are here and may be used; those of one machine are a cluster of one process."""
   here = "TPU_WORKER_HOSTNAMES" in os.environ or any(
     any(pathlib.Path("/dev").glob(name)) for name in ("accel[0-9]*", "vfio/[0-9]*")
   )

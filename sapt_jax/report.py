@@ -134,8 +134,9 @@ def write_csv(file: pathlib.Path, runs: Sequence[dict[str, Any]]) -> None:
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Comparison of runs</title>
-<style>body{{font:15px/1.5 sans-serif;margin:2em auto;max-width:60em}} td,th{{padding:.2em .8em;text-align:right}}
-td:first-child,th:first-child{{text-align:left}} tr:nth-child(even){{background:#f4f4f4}} img{{max-width:100%}}</style>
+<style>body{{font:15px/1.5 sans-serif;margin:2em auto;max-width:60em}}
+td,th{{padding:.2em .8em;text-align:right}} td:first-child,th:first-child{{text-align:left}}
+tr:nth-child(even){{background:#f4f4f4}} img{{max-width:100%}}</style>
 <h1>Comparison of runs</h1><p>{stream}</p>{table}{pictures}
 """
 
@@ -159,8 +160,8 @@ def write_page(
   )
   first = runs[0]
   intro = (
-    f"Backbone {first['backbone']}, protocol {first['protocol']} where the table names no other; tasks in order: "
-    f"{', '.join(first['tasks'])}."
+    f"Backbone {first['backbone']}, protocol {first['protocol']} where the table names no other; "
+    f"tasks in order: {', '.join(first['tasks'])}."
   )
   comparison = f"<table><tr>{cells(rows[0], 'th')}</tr>{body}</table>"
   file.write_text(
@@ -177,7 +178,8 @@ def main(arguments: Sequence[str]) -> None:
   for run in runs[1:]:
     if run["tasks"] != runs[0]["tasks"]:
       raise InputError(
-        f"{run['run']} and {runs[0]['run']} are runs on different streams of tasks, which cannot be compared"
+        f"{run['run']} and {runs[0]['run']} are runs on different streams of tasks, which cannot "
+        "be compared"
       )
   output = cli.output_folder(options.output)
   from sapt_jax import plots  # here, so that --help and wrong input answer at once

@@ -1,8 +1,8 @@
 """The folder of one run: its configuration, its log, one snapshot after each task, and what is left
 for the reader at the end.
 
-config.json            what was asked for; continuing with anything else is refused, but for the mesh
-metrics.jsonl          one line per logged step, validation or event, and one per task with what it cost (cost.py)
+config.json            what was asked for; a run goes on with nothing else, but for the mesh
+metrics.jsonl          one line per logged step, validation or event, and one per task with its cost
 snapshots/NN_TASK/     all that was learned up to this task, and its scores
 predictions/           the answers given after each task
 pseudo_inputs/         the pseudo inputs that stand for each task
@@ -88,8 +88,8 @@ class RunFolder:
     if not all(seen):
       self.__exit__()
       raise InputError(
-        f"{self.path}: process {seen.index(False)} does not find there what process 0 wrote; all processes need the same "
-        "options, and one folder that all their machines share"
+        f"{self.path}: process {seen.index(False)} does not find there what process 0 wrote; all "
+        "processes need the same options, and one folder that all their machines share"
       )
     return self
 
@@ -135,8 +135,8 @@ class RunFolder:
       ) from None
     except OSError as error:
       raise InputError(
-        f"{self.path}: its file system has no locks ({error.strerror}), so that two runs could spoil each other; choose an "
-        "--output on another one"
+        f"{self.path}: its file system has no locks ({error.strerror}), so that two runs could "
+        "spoil each other; choose an --output on another one"
       ) from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -149,7 +149,8 @@ class RunFolder:
       )
       if strangers:
         raise InputError(
-          f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose another --output"
+          f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose "
+          "another --output"
         )
     if file.exists() and any(checkpoint.is_finished(place) for place in self.path.glob("*/*")):
       # Before anything has been learned, no other configuration can spoil it; the mesh changes no

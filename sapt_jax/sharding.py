@@ -47,15 +47,16 @@ def make_mesh(
   wanted = data * fsdp * tensor
   if wanted > len(devices):
     raise InputError(
-      f"mesh data={data} fsdp={fsdp} tensor={tensor} needs {wanted} devices, {len(devices)} are here: lower --mesh.*"
+      f"mesh data={data} fsdp={fsdp} tensor={tensor} needs {wanted} devices, {len(devices)} are "
+      "here: lower --mesh.*"
     )
   idle = {device.process_index for device in devices[wanted:]} - {
     device.process_index for device in devices[:wanted]
   }
   if here and idle:
     raise InputError(
-      f"mesh data={data} fsdp={fsdp} tensor={tensor} takes {wanted} of {len(devices)} devices and leaves "
-      f"{len(idle)} processes without any: raise --mesh.* or start fewer processes"
+      f"mesh data={data} fsdp={fsdp} tensor={tensor} takes {wanted} of {len(devices)} devices and "
+      f"leaves {len(idle)} processes without any: raise --mesh.* or start fewer processes"
     )
   return jax.make_mesh(
     (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted]
@@ -91,7 +92,8 @@ def abstract_params(init: Callable[[], Any], mesh: Mesh) -> Any:
     except ValueError:
       sizes = " ".join(f"--mesh.{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
       raise InputError(
-        f"{sizes}: does not split {'/'.join(key.key for key in path)} {x.shape} evenly; give other sizes"
+        f"{sizes}: does not split {'/'.join(key.key for key in path)} {x.shape} evenly; give "
+        "other sizes"
       ) from None
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 

@@ -1,6 +1,6 @@
 """Learns a stream of tasks one after another, and scores all tasks seen after each.
 
-    python -m sapt_jax.train                                              the embedded default, into runs/mini
+    python -m sapt_jax.train        the embedded default, into runs/mini
     python -m sapt_jax.train --config configs/mini.py --output runs/try --method.name sequential
 
 Started again with the same options and folder, it continues where it stopped. Started as several

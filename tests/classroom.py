@@ -1,6 +1,9 @@
-"""A small classroom for methods: tiny backbones, inputs of tasks, and a few steps of learning."""
+"""A small classroom for methods: tiny backbones, tasks to study, and a few steps of learning."""
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,12 +13,65 @@ import numpy as np
 from sapt_jax import config, methods
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Batch
-from sapt_jax.methods.base import Setting, TaskInputs
+from sapt_jax.methods.base import Setting, StepView
 from sapt_jax.training.state import TrainState, make_optimizer
 from sapt_jax.training.step import train_step
 from tests import tiny
 
 WIDTH = 32
+
+
+@dataclasses.dataclass
+class Study:
+  """A task as methods see it (methods.base.Study), made of what a test says of it.
+
+  Attributes:
+    train, dev: features of the task's inputs; dev None: those of train.
+    pseudo: features of its pseudo inputs; None: asking for them is a failure.
+    measure: gives the moments of what has been learned.
+    write: texts for the rows of `sample`, given what has been learned.
+    left: what was to be kept for the reader, by folder.
+  """
+
+  train: jax.Array
+  dev: jax.Array | None = None
+  pseudo: jax.Array | None = None
+  measure: Callable[[Any], Any] | None = None
+  index: int = 0
+  stream: Sequence[Any] = ()
+  seed: int = 0
+  codec: Any = None
+  sampling: config.Generator = dataclasses.field(default_factory=config.Generator)
+  write: Callable[[Any, Sequence[Any]], list[str]] | None = None
+  left: dict[str, tuple] = dataclasses.field(default_factory=dict)
+
+  @property
+  def task(self):
+    return self.stream[self.index]
+
+  def features(self, split):
+    return self.train if split == "train" or self.dev is None else self.dev
+
+  def moments(self, learned):
+    return self.measure(learned)
+
+  def check_pseudo_inputs(self):
+    assert self.pseudo is not None, "there are no pseudo inputs here"
+
+  def pseudo_inputs(self):
+    self.check_pseudo_inputs()
+    return self.pseudo
+
+  def sample(self, learned, rows, seed):
+    return self.write(learned, rows)
+
+  def leave(self, folder, rows, figures):
+    self.left[folder] = (list(rows), figures)
+
+
+def studied(features, **more):
+  """A task all of whose inputs have these features, which also stand for it later."""
+  return Study(features, pseudo=features, **more)
 
 
 @cache
@@ -34,7 +90,7 @@ def build(name, on="t5", kind="lora", **options):
     4,
     3,
   )
-  return methods.build(config.Method(name=name, **options), setting)
+  return methods.build(methods.METHODS[name].Options(**options), setting)
 
 
 def noisy(tree, seed):
@@ -47,17 +103,17 @@ def noisy(tree, seed):
 
 
 def through(method, tasks):
-  """What the method has learned when it is at the last of these tasks (pooled embeddings each);
+  """What the method has learned when it is at the last of these tasks (features of each);
   every block is moved by noise.
   """
   learned = method.start(jax.random.key(0))
-  for index, pooled in enumerate(tasks):
-    inputs = TaskInputs(pooled, pooled, pooled[:0])
-    learned = method.open(learned, jax.random.key(index), inputs)
+  for index, features in enumerate(tasks):
+    study = Study(features, pseudo=features[:0])
+    learned = method.begin(learned, jax.random.key(index), study)
     trainable = method.trainable(learned)
     learned = method.merge(learned, trainable | {"block": noisy(trainable["block"], index)})
     if index < len(tasks) - 1:
-      learned = method.close(learned, inputs)
+      learned = method.remember(learned, study)
   return learned
 
 
@@ -86,19 +142,24 @@ def some_batch(on="t5", task=0):
   )
 
 
+def state_of(method, learned, optimizer, steps=1):
+  """The state before the first of `steps` steps."""
+  trainable = method.trainable(learned)
+  running = method.running(learned, steps)
+  return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), running)
+
+
 def teach(method, learned, on="t5", steps=5, rate=1e-2):
   """`learned` after a few steps on one batch, and the figures of the first and the last step."""
   model, params = backbone(on)
-  optimizer = make_optimizer(config.Fit(learning_rate=rate))
-  state = TrainState(
-    jnp.zeros((), jnp.int32), method.trainable(learned), optimizer.init(method.trainable(learned))
-  )
+  optimizer = make_optimizer(method, config.Fit(learning_rate=rate))
+  state = state_of(method, learned, optimizer, steps)
   step = jax.jit(partial(train_step, model, method, optimizer, 1))
   figures = []
   for _ in range(steps):
     state, metrics = step(state, params, learned, some_batch(on))
     figures.append(metrics)
-  return method.merge(learned, state.trainable), figures[0], figures[-1]
+  return method.settle(learned, state.trainable, state.running), figures[0], figures[-1]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -113,9 +174,14 @@ def logits(adapters, on="t5"):
   return logits_of(model, params, some_batch(on), adapters)
 
 
+def view_of(features):
+  """What a penalty sees of a batch with these features, before the first step."""
+  return StepView(features, {}, jnp.zeros((), jnp.int32), None)
+
+
 def same(left, right):
   return jax.tree.all(jax.tree.map(np.array_equal, left, right))
 
 
-NOWHERE = jnp.zeros((4, WIDTH))  # pooled embeddings for methods that do not look at them
+NOWHERE = jnp.zeros((4, WIDTH))  # features for methods that do not look at them
 FIRST = jnp.zeros(4, jnp.int32)  # four inputs of the first task

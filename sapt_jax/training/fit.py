@@ -1,4 +1,4 @@
-"""Learning one task: steps, progress, checkpoints inside the task, the best weights by dev score."""
+"""Learning one task: steps, progress, checkpoints inside the task, the best dev weights."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Trainer:
     return self.options.steps or self.options.epochs * self.batcher.steps_per_epoch(rows)
 
   def start(self, learned: Learned, steps: int) -> TrainState:
-    """The state before the first of `steps` steps, copied out of `learned`, as a step donates it."""
+    """The state before the first of `steps` steps, copied out of `learned`: a step donates it."""
     trainable = jax.tree.map(jnp.copy, self.method.trainable(learned))
     return TrainState(
       jnp.zeros((), jnp.int32),
