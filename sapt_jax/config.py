@@ -10,30 +10,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
-from sapt_jax.errors import InputError
-
-
-def check(condition: bool, message: str) -> None:
-  """Raises InputError with the message where the condition does not hold."""
-  if not condition:
-    raise InputError(message)
-
-
-def at_least(options: Any, part: str, least: int, *names: str) -> None:
-  """Whether the values of these options, of one part of the configuration, are no less."""
-  for name in names:
-    value = getattr(options, name)
-    check(
-      value >= least,
-      f"{part}.{name} {value}: must {f'be at least {least}' if least else 'not be negative'}",
-    )
-
-
-def positive(options: Any, part: str, *names: str) -> None:
-  """Whether the values of these options are above zero, where they are given."""
-  for name in names:
-    value = getattr(options, name)
-    check(value is None or value > 0, f"{part}.{name} {value}: must be positive")
+from sapt_jax.checks import at_least, positive, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,16 +104,18 @@ class Generator:
       "max_length",
       "top_k",
     )
-    check(
+    require(
       self.batch_size % self.accumulation == 0,
       f"generator.accumulation {self.accumulation}: must divide generator.batch_size "
       f"{self.batch_size}",
     )
     at_least(self, "generator", 1, "keep_at_least")
     positive(self, "generator", "learning_rate", "repetition_penalty", "temperature")
-    check(self.oversample >= 1, f"generator.oversample {self.oversample}: must be at least 1")
-    check(0 < self.keep <= 1, f"generator.keep {self.keep}: must be in (0, 1]")
-    check(0 < self.max_overlap <= 1, f"generator.max_overlap {self.max_overlap}: must be in (0, 1]")
+    require(self.oversample >= 1, f"generator.oversample {self.oversample}: must be at least 1")
+    require(0 < self.keep <= 1, f"generator.keep {self.keep}: must be in (0, 1]")
+    require(
+      0 < self.max_overlap <= 1, f"generator.max_overlap {self.max_overlap}: must be in (0, 1]"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,11 +166,11 @@ class Fit:
     )
     at_least(self, "fit", 1, "batch_size", "length_window", "accumulation", "log_every")
     positive(self, "fit", "learning_rate")
-    check(
+    require(
       self.steps > 0 or self.epochs > 0,
       "fit.steps and fit.epochs are both 0: nothing would be learned",
     )
-    check(
+    require(
       self.batch_size % self.accumulation == 0,
       f"fit.accumulation {self.accumulation}: must divide fit.batch_size {self.batch_size}",
     )
@@ -207,7 +186,7 @@ class Stream:
   """
 
   def __post_init__(self) -> None:
-    check(
+    require(
       len(set(self.tasks)) == len(self.tasks),
       f"stream.tasks: a task stands twice in {' '.join(self.tasks)}",
     )
@@ -239,7 +218,7 @@ class Data:
   """Use the first so many test rows; 0: all."""
 
   def __post_init__(self) -> None:
-    check(
+    require(
       self.benchmark == "mini" or bool(self.root),
       f"data.root is empty: benchmark {self.benchmark} needs a folder",
     )
@@ -315,15 +294,15 @@ class Distributed:
       "process_id": self.process_id is not None,
     }
     missing = [f"distributed.{name}" for name, there in given.items() if not there]
-    check(
+    require(
       len(missing) in (0, len(given)),
       f"{', '.join(missing)}: not given, but address, processes and process_id go together",
     )
-    check(
+    require(
       not self.address or self.address.rpartition(":")[2].isdigit(),
       f"distributed.address {self.address!r}: must be HOST:PORT",
     )
-    check(
+    require(
       self.process_id is None or 0 <= self.process_id < self.processes,
       f"distributed.process_id {self.process_id}: must be at least 0 and less than "
       f"distributed.processes {self.processes}",
@@ -370,7 +349,7 @@ class Config:
   make one inside this run's folder first."""
 
   def __post_init__(self) -> None:
-    check(self.seed >= 0, f"seed {self.seed}: must not be negative")
+    require(self.seed >= 0, f"seed {self.seed}: must not be negative")
     devices = self.mesh.data * self.mesh.fsdp
     fit, generator = self.fit, self.generator
     computed_at_once = {
@@ -382,7 +361,7 @@ class Config:
     }
     for name, rows in computed_at_once.items():
       message = f"{name} {rows}: must be a multiple of mesh.data * mesh.fsdp = {devices}"
-      check(rows % devices == 0, message)
+      require(rows % devices == 0, message)
 
 
 def from_dict(kind: Any, values: dict[str, Any]) -> Any:

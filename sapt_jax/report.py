@@ -141,6 +141,11 @@ tr:nth-child(even){{background:#f4f4f4}} img{{max-width:100%}}</style>
 """
 
 
+def table_row(cells: Sequence[str], tag: str) -> str:
+  """A row of an HTML table, its cells of this tag."""
+  return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
 def write_page(
   file: pathlib.Path,
   runs: Sequence[dict[str, Any]],
@@ -148,11 +153,7 @@ def write_page(
   pictures: Sequence[pathlib.Path],
 ) -> None:
   """index.html with everything in it, so that it can be sent on as one file."""
-
-  def cells(row, tag):
-    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-
-  body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows[1:])
+  body = "".join(table_row(row, "td") for row in rows[1:])
   encoded = {picture.stem: base64.b64encode(picture.read_bytes()).decode() for picture in pictures}
   images = "".join(
     f'<p><img alt="{name}" src="data:image/png;base64,{content}">'
@@ -163,7 +164,7 @@ def write_page(
     f"Backbone {first['backbone']}, protocol {first['protocol']} where the table names no other; "
     f"tasks in order: {', '.join(first['tasks'])}."
   )
-  comparison = f"<table><tr>{cells(rows[0], 'th')}</tr>{body}</table>"
+  comparison = f"<table>{table_row(rows[0], 'th')}{body}</table>"
   file.write_text(
     PAGE.format(stream=html.escape(intro), table=comparison, pictures=images), encoding="utf-8"
   )

@@ -46,27 +46,30 @@ def single_scores(
       f"single {config.single!r}: a per_task run of all tasks is needed, not "
       f"{finished['method']} without {missing}"
     )
-  its = {
-    "seed": finished["seed"],
-    "data.protocol": finished["protocol"],
-    "evaluation.metric": finished["metric"],
-    "backbone.weights": its_weights,
+  _check_comparable(config, fingerprint, finished, its_weights)
+  return [scores[name] for name in names]
+
+
+def _check_comparable(
+  config: Config, fingerprint: str, finished: dict[str, Any], its_weights: str
+) -> None:
+  """Whether the scores of a finished run may be held beside those of this one.
+
+  Raises:
+    InputError: they may not; the message lists what differs.
+  """
+  pairs = {
+    "seed": (finished["seed"], config.seed),
+    "data.protocol": (finished["protocol"], config.data.protocol),
+    "evaluation.metric": (finished["metric"], metric_of(config)),
+    "backbone.weights": (its_weights, fingerprint),
   }
-  own = {
-    "seed": config.seed,
-    "data.protocol": config.data.protocol,
-    "evaluation.metric": metric_of(config),
-    "backbone.weights": fingerprint,
-  }
-  if its != own:
-    differing = [
-      f"{name} {value} (here {own[name]})" for name, value in its.items() if value != own[name]
-    ]
+  differing = [f"{name} {its} (here {own})" for name, (its, own) in pairs.items() if its != own]
+  if differing:
     raise InputError(
       f"single {config.single!r}: a run with {', '.join(differing)}, whose scores are not to be "
       "held beside this run's"
     )
-  return [scores[name] for name in names]
 
 
 def _finished_run(asked: str, place: pathlib.Path) -> tuple[dict[str, Any], str]:

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sapt_jax import config
+from sapt_jax import checks, config
 from sapt_jax.methods.base import Learned, Method, Pool, Study
 from sapt_jax.pet import blocks
 
@@ -26,7 +26,7 @@ class EpiOptions(config.MethodOptions):
 
   def __post_init__(self) -> None:
     shrinkage = self.lookup_shrinkage
-    config.check(0 < shrinkage <= 1, f"method.lookup_shrinkage {shrinkage}: must be in (0, 1]")
+    checks.require(0 < shrinkage <= 1, f"method.lookup_shrinkage {shrinkage}: must be in (0, 1]")
 
 
 class EpiLearned(Pool):

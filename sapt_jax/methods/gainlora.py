@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapt_jax import config, sals
+from sapt_jax import checks, sals
 from sapt_jax.methods.base import Study, Trainable
 from sapt_jax.methods.features import unit
 from sapt_jax.methods.inflora import InfLora, InfLoraLearned, InfLoraOptions, widened_space
@@ -29,7 +29,7 @@ class GainLoraOptions(InfLoraOptions):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    config.positive(self, "method", "gate_learning_rate")
+    checks.positive(self, "method", "gate_learning_rate")
 
 
 class GainLoraLearned(InfLoraLearned):

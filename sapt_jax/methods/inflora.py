@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from sapt_jax import config
+from sapt_jax import checks, config
 from sapt_jax.methods.base import Learned, Pool, Study, Trainable
 from sapt_jax.methods.summed import Summed
 from sapt_jax.pet import blocks
@@ -30,7 +30,7 @@ class InfLoraOptions(config.MethodOptions):
 
   def __post_init__(self) -> None:
     energy = self.kept_energy
-    config.check(0 < energy <= 1, f"method.kept_energy {energy}: must be in (0, 1]")
+    checks.require(0 < energy <= 1, f"method.kept_energy {energy}: must be in (0, 1]")
 
 
 class InfLoraLearned(Pool):

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sapt_jax import config
+from sapt_jax import checks, config
 from sapt_jax.methods.base import Learned, Method, Pool, StepView, Study, Trainable
 from sapt_jax.methods.features import unit
 from sapt_jax.pet.adapters import Adapters
@@ -30,9 +30,9 @@ class L2pOptions(config.MethodOptions):
   """Of the keys; none: fit.learning_rate."""
 
   def __post_init__(self) -> None:
-    config.at_least(self, "method", 0, "key_weight")
-    config.positive(self, "method", "key_learning_rate")
-    config.check(
+    checks.at_least(self, "method", 0, "key_weight")
+    checks.positive(self, "method", "key_learning_rate")
+    checks.require(
       0 < self.chosen_prompts <= self.pool_prompts,
       f"method.chosen_prompts {self.chosen_prompts}: must be at least 1 and at most "
       f"method.pool_prompts {self.pool_prompts}",

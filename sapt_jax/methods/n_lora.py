@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sapt_jax import config
+from sapt_jax import checks, config
 from sapt_jax.methods.base import Learned, StepView
 from sapt_jax.methods.summed import Summed, site_factors
 from sapt_jax.pet import blocks
@@ -24,7 +24,7 @@ class NLoraOptions(config.MethodOptions):
   """Weight of the L1 norm of the new block's update; the authors give 0.4 to 1.8."""
 
   def __post_init__(self) -> None:
-    config.at_least(self, "method", 0, "sparsity_weight")
+    checks.at_least(self, "method", 0, "sparsity_weight")
 
 
 class NLora(Summed):

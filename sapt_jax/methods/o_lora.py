@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from sapt_jax import config
+from sapt_jax import checks, config
 from sapt_jax.methods.base import Learned, StepView
 from sapt_jax.methods.summed import Summed, site_factors
 
@@ -25,7 +25,7 @@ class OLoraOptions(config.MethodOptions):
   """
 
   def __post_init__(self) -> None:
-    config.at_least(self, "method", 0, "orthogonality_weight")
+    checks.at_least(self, "method", 0, "orthogonality_weight")
 
 
 class OLora(Summed):

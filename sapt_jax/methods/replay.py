@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sapt_jax import config
+from sapt_jax import checks, config
 from sapt_jax.data import rehearsal
 from sapt_jax.methods.base import Learned, Lesson, Study
 from sapt_jax.methods.sequential import Sequential
@@ -22,7 +22,7 @@ class ReplayOptions(config.MethodOptions):
 
   def __post_init__(self) -> None:
     share = self.replay_share
-    config.check(0 < share <= 1, f"method.replay_share {share}: must be in (0, 1]")
+    checks.require(0 < share <= 1, f"method.replay_share {share}: must be in (0, 1]")
 
 
 class Replay(Sequential):

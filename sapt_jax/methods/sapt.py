@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapt_jax import arm, config, sals
+from sapt_jax import arm, checks, config, sals
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
 from sapt_jax.errors import InputError
@@ -79,8 +79,8 @@ class SaptOptions(config.MethodOptions):
   """
 
   def __post_init__(self) -> None:
-    config.at_least(self, "method", 0, "reflection_weight", "routing_steps")
-    config.positive(self, "method", "routing_learning_rate", "attention_learning_rate")
+    checks.at_least(self, "method", 0, "reflection_weight", "routing_steps")
+    checks.positive(self, "method", "routing_learning_rate", "attention_learning_rate")
 
 
 class SaptLearned(Pool):

@@ -52,37 +52,36 @@ def batch_moments(
   Returns:
     the nesting of the sites, with (layers, D, D) float32 at each.
   """
-  moments: dict[str, Any] = {}
 
   def record(
     call: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext
   ) -> Any:
-    linear = context.module
-    if (
-      isinstance(linear, Linear)
-      and context.method_name == "__call__"
-      and len(args) > 1
-      and args[1] is not None
-    ):
-      there = tokens_read(site_of(linear.path), batch) & counted[:, None]
+    if takes_lora(context, args):
+      there = tokens_read(site_of(context.module.path), batch) & counted[:, None]
       x = jnp.where(there[:, :, None], args[0].astype(jnp.float32), 0.0)
-      linear.sow("intermediates", "moment", jnp.einsum("bld,ble->de", x, x))
+      context.module.sow("intermediates", "moment", jnp.einsum("bld,ble->de", x, x))
     return call(*args, **kwargs)
 
   features = method.features(model, params, batch)
   adapters = method.adapters(learned, method.mixture(learned, features, batch.task))
+  tokens = (batch.source, batch.source_mask, batch.target, batch.target_mask)
   with nn.intercept_methods(record):
     _, state = model.apply(
-      {"params": params},
-      batch.source,
-      batch.source_mask,
-      batch.target,
-      batch.target_mask,
-      adapters,
-      method="hidden",
-      mutable=["intermediates"],
+      {"params": params}, *tokens, adapters, method="hidden", mutable=["intermediates"]
     )
-  for path, value in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
+  return by_site(state["intermediates"])
+
+
+def takes_lora(context: nn.module.InterceptorContext, args: tuple) -> bool:
+  """Whether a call is that of a projection with LoRA factors, its second argument."""
+  called = isinstance(context.module, Linear) and context.method_name == "__call__"
+  return called and len(args) > 1 and args[1] is not None
+
+
+def by_site(intermediates: Any) -> Any:
+  """The moments among what modules have sown, nested like the sites."""
+  moments: dict[str, Any] = {}
+  for path, value in jax.tree_util.tree_leaves_with_path(intermediates):
     *modules, name = (key.key for key in path if isinstance(key, jax.tree_util.DictKey))
     if name == "moment":
       *outer, last = site_of(modules)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapt_jax import config
+from sapt_jax import checks, config
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch, Row
 from sapt_jax.data.prepared import tokenised
@@ -50,9 +50,9 @@ class Lfpt5Options(config.MethodOptions):
   """
 
   def __post_init__(self) -> None:
-    config.at_least(self, "method", 0, "lm_weight")
-    config.at_least(self, "method", 1, "pseudo_examples")
-    config.check(0 <= self.kd_weight < 1, f"method.kd_weight {self.kd_weight}: must be in [0, 1)")
+    checks.at_least(self, "method", 0, "lm_weight")
+    checks.at_least(self, "method", 1, "pseudo_examples")
+    checks.require(0 <= self.kd_weight < 1, f"method.kd_weight {self.kd_weight}: must be in [0, 1)")
 
 
 class Lfpt5Learned(Pool):
