@@ -10,7 +10,7 @@ import dataclasses
 import typing
 from typing import Any, Literal
 
-from sapt_jax.checks import at_least, positive, require
+from sapt_jax.checks import at_least, positive, require, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,10 +112,7 @@ class Generator:
     at_least(self, "generator", 1, "keep_at_least")
     positive(self, "generator", "learning_rate", "repetition_penalty", "temperature")
     require(self.oversample >= 1, f"generator.oversample {self.oversample}: must be at least 1")
-    require(0 < self.keep <= 1, f"generator.keep {self.keep}: must be in (0, 1]")
-    require(
-      0 < self.max_overlap <= 1, f"generator.max_overlap {self.max_overlap}: must be in (0, 1]"
-    )
+    share(self, "generator", "keep", "max_overlap")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,8 +25,7 @@ class EpiOptions(config.MethodOptions):
   """
 
   def __post_init__(self) -> None:
-    shrinkage = self.lookup_shrinkage
-    checks.require(0 < shrinkage <= 1, f"method.lookup_shrinkage {shrinkage}: must be in (0, 1]")
+    checks.share(self, "method", "lookup_shrinkage")
 
 
 class EpiLearned(Pool):

@@ -29,8 +29,7 @@ class InfLoraOptions(config.MethodOptions):
   """
 
   def __post_init__(self) -> None:
-    energy = self.kept_energy
-    checks.require(0 < energy <= 1, f"method.kept_energy {energy}: must be in (0, 1]")
+    checks.share(self, "method", "kept_energy")
 
 
 class InfLoraLearned(Pool):

@@ -21,8 +21,7 @@ class ReplayOptions(config.MethodOptions):
   """Share of every earlier task's training rows that is kept and learned from again."""
 
   def __post_init__(self) -> None:
-    share = self.replay_share
-    checks.require(0 < share <= 1, f"method.replay_share {share}: must be in (0, 1]")
+    checks.share(self, "method", "replay_share")
 
 
 class Replay(Sequential):
