@@ -9,7 +9,7 @@ READY := $(VENV)/.ready-$(notdir $(PYTHON))
 # Memory in large pages: a step on a CPU is about a sixth faster (docs/performance.md); only glibc looks at this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: train test lint env lock clean
+.PHONY: train test lint format env lock clean
 
 train: $(READY)
 	$(BIN)/python -m sapt_jax.train
@@ -20,7 +20,11 @@ test: lint
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
 
 env: $(READY)
 
