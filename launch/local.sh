@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Several processes on this machine that share one run (docs/cluster.md):
-#   launch/local.sh PROCESSES [options of sapt_jax.train]      launch/local.sh 2 --output runs/two --mesh.data 2
-#   DEVICES=1 PORT=47017 PYTHON=python                         devices of each process; a free port; interpreter
-# GPUs are dealt out in order; on the CPU the devices are simulated. SIGTERM is passed on. The exit code is the greatest of all.
+# Several processes on this machine share one run (docs/cluster.md):
+#   launch/local.sh PROCESSES [options of sapt_jax.train]
+#   launch/local.sh 2 --output runs/two --mesh.data 2
+#   DEVICES=1 PORT=47017 PYTHON=python    devices of each process; a free port; interpreter
+# Each process takes the next DEVICES GPUs. On the CPU the devices are simulated. The script passes
+# SIGTERM on. Its exit code is the greatest of all processes.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 processes=${1:?usage: launch/local.sh PROCESSES [options of sapt_jax.train]}

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# The same command on every worker of a Cloud TPU VM, which find each other by themselves (docs/cluster.md):
-#   launch/tpu_vm.sh NAME ZONE [options of sapt_jax.train]      launch/tpu_vm.sh my-v5e-16 europe-west4-b --mesh.fsdp 16 --output /nfs/run
-#   FOLDER=sapt_jax                                             the checkout on the workers, with pip install -e '.[tpu]' in its .venv
-# A slice of several workers needs a disk that all of them mount for --output.
+# Runs the same command on every worker of a Cloud TPU VM. The workers find each other
+# (docs/cluster.md):
+#   launch/tpu_vm.sh NAME ZONE [options of sapt_jax.train]
+#   launch/tpu_vm.sh my-v5e-16 europe-west4-b --mesh.fsdp 16 --output /nfs/run
+#   FOLDER=sapt_jax    the checkout on the workers, with pip install -e '.[tpu]' in its .venv
+# A slice of several workers needs a disk for --output that all of them mount.
 set -euo pipefail
 name=${1:?usage: launch/tpu_vm.sh NAME ZONE [options of sapt_jax.train]}
 zone=${2:?usage: launch/tpu_vm.sh NAME ZONE [options of sapt_jax.train]}
