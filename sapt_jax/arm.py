@@ -16,9 +16,11 @@ import jax.numpy as jnp
 class ReflectionMemory(flax.struct.PyTreeNode):
   """What is remembered of each task, in pool order.
 
-  Attributes: pooled: (N, M, D) float32, pooled embeddings of pseudo inputs. valid: (N, M) bool,
-    which of them are there. target: (N, T) float32, the task's mean mixture on held-out inputs when
-    it had just been learned; zeros for tasks that came later.
+  Attributes:
+    pooled: (N, M, D) float32, pooled embeddings of pseudo inputs.
+    valid: (N, M) bool, which of them are there.
+    target: (N, T) float32, the task's mean mixture on held-out inputs when it had just been
+      learned; zeros for tasks that came later.
   """
 
   pooled: jax.Array

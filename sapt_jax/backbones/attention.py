@@ -28,10 +28,11 @@ def attend(
   """softmax(scale * q k^T + biases) v with float32 scores and softmax; key heads may be fewer than
   query heads.
 
-  Args: q: (B, H, L, K). k, v: (B, G, S, K). biases: float32, each broadcastable to (B, H, L, S):
-    position bias and/or MASKED entries. They are added one by one, as the sum of a
-      position bias (1, H, L, S) and a mask (B, 1, 1, S) would be as large as the scores, and kept
-      for all layers.
+  Args:
+    q: (B, H, L, K). k, v: (B, G, S, K).
+    biases: float32, each broadcastable to (B, H, L, S): position bias and/or MASKED entries. They
+      are added one by one, as the sum of a position bias (1, H, L, S) and a mask (B, 1, 1, S) would
+      be as large as the scores, and kept for all layers.
 
   Returns:
     (B, L, H * K) in q's dtype.

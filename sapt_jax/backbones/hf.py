@@ -464,15 +464,18 @@ def load_backbone(
 
   The host holds what one device gets of one parameter at a time.
 
-  Args: path: a Hugging Face model folder, or a hub id. dtype: of weights and compute, float32 or
-    bfloat16. mesh: from sharding.make_mesh; None: the first device alone. remat: "none" or a name
-    in layers.REMAT_POLICIES. unroll: layers per iteration of the scan over layers. bits: 8 or 4
-    quantises the kernels of all layers (quantize.py) while they are read; embeddings, head, norms
-    and position biases stay
-      in dtype. 0: nothing is quantised.
+  Args:
+    path: a Hugging Face model folder, or a hub id.
+    dtype: of weights and compute, float32 or bfloat16.
+    mesh: from sharding.make_mesh; None: the first device alone.
+    remat: "none" or a name in layers.REMAT_POLICIES.
+    unroll: layers per iteration of the scan over layers.
+    bits: 8 or 4 quantises the kernels of all layers (quantize.py) while they are read; embeddings,
+      head, norms and position biases stay in dtype. 0: nothing is quantised.
 
-  Raises: InputError: no folder, no or unreadable config.json, another architecture, no safetensors,
-    names or shapes that do not fit.
+  Raises:
+    InputError: no folder, no or unreadable config.json, another architecture, no safetensors, names
+      or shapes that do not fit.
   """
   folder = find_folder(path)
   raw, files = read_config(folder), WeightFiles(folder)

@@ -132,11 +132,13 @@ def scan_layers(
 ) -> Any:
   """`layer` repeated `length` times over stacked parameters (leading logical axis "layers").
 
-  Args: layer: a module whose methods take (carry, *inputs) and return (carry, outputs). remat:
-    "none" or a name in REMAT_POLICIES; it applies to `__call__`, the one that is differentiated.
-    unroll: layers per iteration of the loop; `length` gives straight-line code. methods: method
-    name -> for each of its inputs 0 (split along the layers) or nn.broadcast (the same for every
-    layer).
+  Args:
+    layer: a module whose methods take (carry, *inputs) and return (carry, outputs).
+    remat: "none" or a name in REMAT_POLICIES; it applies to `__call__`, the one that is
+      differentiated.
+    unroll: layers per iteration of the loop; `length` gives straight-line code.
+    methods: method name -> for each of its inputs 0 (split along the layers) or nn.broadcast (the
+      same for every layer).
   """
   if remat != "none":
     layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)

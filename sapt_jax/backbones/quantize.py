@@ -59,9 +59,10 @@ def quantize(
     dtype: of the scales.
     group: G, where the kernel is a part of one; 0: as group_of says.
 
-  Returns: codes (D_in, D_out) int8 or int4, scales (D_in / G, D_out). A weight's error is at most
-    the widest step between levels times the group's largest weight, and half of that but where it
-    is near the largest and of the other sign.
+  Returns:
+    codes (D_in, D_out) int8 or int4, scales (D_in / G, D_out). A weight's error is at most the
+    widest step between levels times the group's largest weight, and half of that but where it is
+    near the largest and of the other sign.
   """
   d_in, d_out = kernel.shape
   groups = kernel.astype(np.float32).reshape(-1, group or group_of(d_in), d_out)

@@ -343,8 +343,8 @@ class T5(nn.Module):
   def encode(
     self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None
   ) -> tuple[jax.Array, jax.Array]:
-    """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and their bias (B,
-    1, 1, S); S = prompt length + L.
+    """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and their bias
+    (B, 1, 1, S); S = prompt length + L.
     """
     x, source_mask = layers.put_prompts_before(self.embedding(source), source_mask, adapters)
     source_bias = attention.mask_bias(source_mask)[:, None, None, :]

@@ -38,9 +38,12 @@ Arrays = dict[str, np.ndarray]
 class Golden:
   """A golden file and the library's side of it.
 
-  Attributes: arrays: all of the file. tasks: T, blocks in the pool. prefix: of the attention's
-    parameters, "encoder" or "model". learned: the pool, in a method with room for one task more, so
-    that an empty slot is always there.
+  Attributes:
+    arrays: all of the file.
+    tasks: T, blocks in the pool.
+    prefix: of the attention's parameters, "encoder" or "model".
+    learned: the pool, in a method with room for one task more, so that an empty slot is always
+      there.
   """
 
   arrays: Arrays

@@ -1,8 +1,10 @@
-"""The small language of the `mini` benchmark: words by kind, and the few helpers that draw from them.
+"""The small language of the `mini` benchmark: words by kind, and the few helpers that draw from
+them.
 
-Both the stream (`tasks.py`) and the pretraining mixture (`pretraining.py`) speak it. They share words, never instructions
-or inputs: the backbone knows what a word is, and a task is what it still has to learn.
-All draws go through one `numpy.random.Generator`, so equal seeds give equal text on every machine.
+Both the stream (`tasks.py`) and the pretraining mixture (`pretraining.py`) speak it. They share
+words, never instructions or inputs: the backbone knows what a word is, and a task is what it still
+has to learn. All draws go through one `numpy.random.Generator`, so equal seeds give equal text on
+every machine.
 """
 from __future__ import annotations
 

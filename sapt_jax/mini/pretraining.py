@@ -138,10 +138,11 @@ COPY_UNTIL, DRILLS_UNTIL = 0.08, 0.4  # progress up to which copying, then drill
 def mixture_pair(rng: Rng, progress: float = 1.0) -> Pair:
   """One example of the mixture.
 
-  Args: rng: where the draws come from. progress: 0 at the start of training, 1 at its end. Before
-    COPY_UNTIL there is only copying; then the share of drills
-      falls from 85 % to 15 % at DRILLS_UNTIL and stays. Of the others, 85 % are instructions, 10 %
-      span corruption and 5 % the generation of whole prompts.
+  Args:
+    rng: where the draws come from.
+    progress: 0 at the start of training, 1 at its end. Before COPY_UNTIL there is only copying;
+      then the share of drills falls from 85 % to 15 % at DRILLS_UNTIL and stays. Of the others,
+      85 % are instructions, 10 % span corruption and 5 % the generation of whole prompts.
   """
   if progress < COPY_UNTIL:
     return _framed(rng, _copy_drill(rng))
