@@ -29,8 +29,8 @@ from tokenizers import Tokenizer
 from sapt_jax.backbones import hf
 from sapt_jax.backbones.t5 import T5, relative_buckets
 from sapt_jax.mini import instructions, language, pretraining
-from sapt_jax.mini.instructions import Row
 from sapt_jax.mini.pretraining import Pair
+from sapt_jax.mini.texts import Row
 from sapt_jax.mini.tokenizer import VOCAB_SIZE, build_tokenizer, save_tokenizer
 
 # Few shapes, few compilations: (source length, target length) in tokens, the first that fits is
