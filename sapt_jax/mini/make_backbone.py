@@ -27,13 +27,14 @@ import optax
 from tokenizers import Tokenizer
 
 from sapt_jax.backbones import hf
+from sapt_jax.backbones.architectures import t5_config
 from sapt_jax.backbones.t5 import T5, relative_buckets
 from sapt_jax.mini import instructions, language, pretraining
 from sapt_jax.mini.pretraining import Pair
 from sapt_jax.mini.texts import Row
 from sapt_jax.mini.tokenizer import VOCAB_SIZE, build_tokenizer, save_tokenizer
 
-# (source length, target length) in tokens; the first that fits is used. Few shapes, few compilations.
+# Lengths of source and target in tokens; the first that fits is used. Few shapes, few compilations.
 BUCKETS = ((8, 48), (32, 4), (48, 4), (40, 16), (64, 24))
 CHUNK = 2048  # examples that are drawn, tokenised and sorted into buckets at once
 CONFIG: dict[str, Any] = {
@@ -87,9 +88,8 @@ def build_model(dtype: Any = jnp.float32) -> T5:
   """The Flax module of CONFIG, its layers unrolled: a loop over so few costs a CPU more than it
   saves.
   """
-  return T5(
-    dataclasses.replace(hf.t5_config(CONFIG), dtype=jnp.dtype(dtype), unroll=CONFIG["num_layers"])
-  )
+  unrolled = dataclasses.replace(t5_config(CONFIG), unroll=CONFIG["num_layers"])
+  return T5(dataclasses.replace(unrolled, dtype=jnp.dtype(dtype)))
 
 
 def pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
