@@ -52,12 +52,8 @@ def divergence(target: jax.Array, log_mixture: jax.Array) -> jax.Array:
   (SAPT Eq. 8).
   """
   there = target > 0
-  terms = jnp.where(
-    there,
-    target * (jnp.log(jnp.where(there, target, 1.0)) - jnp.where(there, log_mixture, 0.0)),
-    0.0,
-  )
-  return jnp.sum(terms, axis=-1)
+  log_ratio = jnp.log(jnp.where(there, target, 1.0)) - jnp.where(there, log_mixture, 0.0)
+  return jnp.sum(jnp.where(there, target * log_ratio, 0.0), axis=-1)
 
 
 def reflection_loss(memory: ReflectionMemory, log_mixture: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ import pytest
 
 from sapt_jax.backbones import hf
 from sapt_jax.backbones.architectures import t5_config
-from sapt_jax.backbones.t5 import relative_buckets
+from sapt_jax.backbones.positions import relative_buckets
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.beam import beam_search
 from sapt_jax.evaluation.decode import generate

@@ -28,7 +28,8 @@ from tokenizers import Tokenizer
 
 from sapt_jax.backbones import hf
 from sapt_jax.backbones.architectures import t5_config
-from sapt_jax.backbones.t5 import T5, relative_buckets
+from sapt_jax.backbones.positions import relative_buckets
+from sapt_jax.backbones.t5 import T5
 from sapt_jax.mini import instructions, language, pretraining
 from sapt_jax.mini.pretraining import Pair
 from sapt_jax.mini.texts import Row
