@@ -1,8 +1,7 @@
 """How much of what a backbone computes in training is padding, and how many shapes it is compiled
 for.
 
-    python benchmarks/padding.py --data.benchmark superni --data.root CL_BENCHMARK_FOLDER
-    --backbone.path MODEL_FOLDER --fit.batch-size 8
+    python benchmarks/padding.py --data.benchmark superni --data.root CL_BENCHMARK_FOLDER --backbone.path MODEL_FOLDER --fit.batch-size 8
 
 Takes a run's options, reads its tasks with its tokenizer and makes the batches of three passes over
 each; nothing is computed on them. Prints a row for each way of holding an example: `joined`, source

@@ -44,7 +44,9 @@ class Sizes:
   rank: int = 4  # of a LoRA block
 
   def t5(self) -> dict[str, Any]:
-    """config.json of this model. No token ends an answer: the end id stands behind the vocabulary."""
+    """config.json of this model. No token ends an answer: the end id stands behind the
+    vocabulary.
+    """
     return {
       "model_type": "t5",
       "vocab_size": self.vocab,

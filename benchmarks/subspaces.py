@@ -1,8 +1,7 @@
 """How much of what a task's LoRA block reads was read by the blocks before it: the overlap that
 O-LoRA penalises, for any finished run.
 
-    python benchmarks/subspaces.py runs/mini_results/lora/o_lora-0
-    runs/mini_results/lora/sequential-0
+    python benchmarks/subspaces.py runs/mini_results/lora/o_lora-0 runs/mini_results/lora/sequential-0
 
 Prints a row per run: the share of the newest A's row space that lies in the span of all earlier
 ones, the mean over tasks after the first, sites and layers. 0: orthogonal; 1: nothing new; blocks
@@ -27,8 +26,8 @@ from sapt_jax.training.checkpoint import TREE
 
 
 def shared(earlier: Sequence[np.ndarray], new: np.ndarray) -> float:
-  """||Q' N||_F^2 / rank with orthonormal columns Q of all earlier factors and N of the new one, (D,
-  R) each.
+  """||Q' N||_F^2 / rank with orthonormal columns Q of all earlier factors and N of the new one,
+  (D, R) each.
   """
   basis, fresh = np.linalg.qr(np.concatenate(earlier, axis=1))[0], np.linalg.qr(new)[0]
   return float(np.square(basis.T @ fresh).sum() / fresh.shape[1])

@@ -41,11 +41,13 @@ REFLECTION_WEIGHT = 0.5
 class Peer:
   """A frozen random T5 with a pool of `tasks` random blocks, the last of which is learned.
 
-  Attributes: model: Hugging Face's module; its q and v projections have the pool's sum added by a
-    hook. factors: name of each such projection -> A (rank, D_in) and B (D_out, rank) of every
-    block, oldest first. keys: (D,) of every task, oldest first. project: e -> q, up to the
-    LayerNorm. pseudo, targets: of each earlier task, token ids (B, L) and the mean mixture (tasks,)
-    that it is held to.
+  Attributes:
+    model: Hugging Face's module; its q and v projections have the pool's sum added by a hook.
+    factors: name of each such projection -> A (rank, D_in) and B (D_out, rank) of every block,
+      oldest first.
+    keys: (D,) of every task, oldest first. project: e -> q, up to the LayerNorm.
+    pseudo, targets: of each earlier task, token ids (B, L) and the mean mixture (tasks,) that it is
+      held to.
   """
 
   def __init__(self, s: sizes.Sizes, tasks: int, seed: int = 0):
@@ -113,8 +115,8 @@ class Peer:
   def _add_blocks(
     self, a: list[torch.Tensor], b: list[torch.Tensor], _: Any, inputs: Any, out: torch.Tensor
   ) -> torch.Tensor:
-    """A projection's output (B, L, D_out) with the blocks' weighted sum; builds the (B, T, L,
-    D_out) tensor of the public code.
+    """A projection's output (B, L, D_out) with the blocks' weighted sum; builds the
+    (B, T, L, D_out) tensor of the public code.
     """
     import torch
 

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 class ReflectionMemory(flax.struct.PyTreeNode):
   """What is remembered of each task, in pool order.
 
-  Attributes: pooled: (N, M, D) float32, pooled embeddings of pseudo inputs. valid: (N, M) bool,
-    which of them are there. target: (N, T) float32, the task's mean mixture on held-out inputs when
-    it had just been learned; zeros for tasks that came later.
+  Attributes:
+    pooled: (N, M, D) float32, pooled embeddings of pseudo inputs.
+    valid: (N, M) bool, which of them are there.
+    target: (N, T) float32, the task's mean mixture on held-out inputs when it had just been
+      learned; zeros for tasks that came later.
   """
 
   pooled: jax.Array
@@ -50,12 +52,8 @@ def divergence(target: jax.Array, log_mixture: jax.Array) -> jax.Array:
   (SAPT Eq. 8).
   """
   there = target > 0
-  terms = jnp.where(
-    there,
-    target * (jnp.log(jnp.where(there, target, 1.0)) - jnp.where(there, log_mixture, 0.0)),
-    0.0,
-  )
-  return jnp.sum(terms, axis=-1)
+  log_ratio = jnp.log(jnp.where(there, target, 1.0)) - jnp.where(there, log_mixture, 0.0)
+  return jnp.sum(jnp.where(there, target * log_ratio, 0.0), axis=-1)
 
 
 def reflection_loss(memory: ReflectionMemory, log_mixture: jax.Array) -> jax.Array:

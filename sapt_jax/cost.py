@@ -55,8 +55,9 @@ class Cost:
   def take(self) -> dict[str, int | float]:
     """What has been counted since it was last taken.
 
-    Returns: "compilations": programs compiled; "from_cache": programs read from the persistent
-      cache; "compile_s": seconds that both took; "PHASE_s": the other wall seconds of each phase.
+    Returns:
+      "compilations": programs compiled; "from_cache": programs read from the persistent cache;
+      "compile_s": seconds that both took; "PHASE_s": the other wall seconds of each phase.
     """
     figures: dict[str, int | float] = {
       "compilations": self._count[COMPILED] - self._count[READ],

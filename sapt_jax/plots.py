@@ -44,7 +44,9 @@ def mixture_heatmap(
 
 
 def learning_curves(file: pathlib.Path, groups: dict[str, list[list[list[float | None]]]]) -> None:
-  """Mean score on all tasks seen so far, after each task: one line per method, its seeds averaged."""
+  """Mean score on all tasks seen so far, after each task: one line per method, its seeds
+  averaged.
+  """
   figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
   for label, matrices in groups.items():
     scores = np.array(matrices, float)  # (seeds, tasks learned, tasks); None becomes nan
@@ -62,7 +64,9 @@ def learning_curves(file: pathlib.Path, groups: dict[str, list[list[list[float |
 def final_scores(
   file: pathlib.Path, groups: dict[str, list[list[float]]], tasks: Sequence[str]
 ) -> None:
-  """Score on every task at the end of the stream: one bar per method and task, its seeds averaged."""
+  """Score on every task at the end of the stream: one bar per method and task, its seeds
+  averaged.
+  """
   figure, axes = plt.subplots(figsize=(2 + 0.8 * len(tasks), 4), layout="constrained")
   width = 0.8 / len(groups)
   for place, (label, rows) in enumerate(groups.items()):

@@ -16,7 +16,9 @@ BOTTLENECK = 100  # width between W_down and W_up, as in the public code
 
 
 class QueryProjection(flax.struct.PyTreeNode):
-  """q = LayerNorm(SiLU(W_up W_down e)): down (D, 100), up (100, D), scale and bias (D,), float32."""
+  """q = LayerNorm(SiLU(W_up W_down e)): down (D, 100), up (100, D), scale and bias (D,),
+  float32.
+  """
 
   down: jax.Array
   up: jax.Array
@@ -69,8 +71,9 @@ def pool_embeddings(embedded: jax.Array, mask: jax.Array) -> jax.Array:
 def query(projection: QueryProjection, pooled: jax.Array, between: bool = False) -> jax.Array:
   """(B, D) pooled embeddings -> (B, D) queries, float32.
 
-  Args: between: put SiLU between W_down and W_up, as the paper's Eq. 1 has it; the public code, and
-    so the default, puts it after W_up.
+  Args:
+    between: put SiLU between W_down and W_up, as the paper's Eq. 1 has it; the public code, and so
+      the default, puts it after W_up.
   """
   h = pooled @ projection.down
   h = jax.nn.silu(h) @ projection.up if between else jax.nn.silu(h @ projection.up)

@@ -1,4 +1,6 @@
-"""Reflection: what must hold of the divergence and the memory, and the formula against plain numpy."""
+"""Reflection: what must hold of the divergence and the memory, and the formula against plain
+numpy.
+"""
 
 import jax
 import jax.numpy as jnp

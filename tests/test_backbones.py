@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from sapt_jax.backbones import hf
-from sapt_jax.backbones.t5 import relative_buckets
+from sapt_jax.backbones.architectures import t5_config
+from sapt_jax.backbones.positions import relative_buckets
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.beam import beam_search
 from sapt_jax.evaluation.decode import generate
@@ -245,7 +246,8 @@ def test_configs_of_every_age_say_whether_the_head_is_tied_and_scaled():
   sizes = {"vocab_size": 96, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 
   def of(**keys):
-    return (hf.t5_config(sizes | keys).tied_head, hf.t5_config(sizes | keys).scaled_head)
+    config = t5_config(sizes | keys)
+    return config.tied_head, config.scaled_head
 
   assert of() == (True, True)  # t5-small ... t5-11b
   assert of(tie_word_embeddings=False) == (False, False)  # t5-v1_1, flan-t5

@@ -1,4 +1,6 @@
-"""Pools to and from the public code's files, and out to peft: the same numbers on the other side."""
+"""Pools to and from the public code's files, and out to peft: the same numbers on the other
+side.
+"""
 
 import json
 import pickle

@@ -2,6 +2,8 @@
 shipped t5-mini.
 """
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -55,12 +57,8 @@ def test_splits_have_their_sizes_and_are_disjoint(stream):
 def test_definitions_differ_and_tell_no_label(stream):
   definitions = [task.definition for task in stream.values()]
   assert len(set(definitions)) == len(definitions) == 10
-  labels = {
-    *tasks.FILM_LABELS.values(),
-    *tasks.MEAL_LABELS.values(),
-    *tasks.SECTION_LABELS.values(),
-    *tasks.DESK_LABELS.values(),
-  }
+  tables = (tasks.FILM_LABELS, tasks.MEAL_LABELS, tasks.SECTION_LABELS, tasks.DESK_LABELS)
+  labels = {label for table in tables for label in table.values()}
   assert not labels & {word for definition in definitions for word in words(definition)}
 
 
@@ -137,17 +135,14 @@ def test_every_answer_of_the_mixture_is_said_or_is_a_kind(writer):
   rng = np.random.default_rng(3)
   for definition, text, answer in (writer(rng) for _ in range(200)):
     assert answer
-    assert set(words(answer)) <= {*words(definition), *words(text), *language.KINDS}, (
-      definition,
-      text,
-      answer,
-    )
+    said = {*words(definition), *words(text)}
+    assert set(words(answer)) <= {*said, *language.KINDS}, (definition, text, answer)
 
 
 def test_every_bucket_holds_the_mixture(tokenizer, sample):
   lost = [
-    pair
-    for pair, (source, target) in zip(sample, make_backbone.encode(tokenizer, sample), strict=True)
+    (source, target)
+    for source, target in make_backbone.encode(tokenizer, sample)
     if not any(len(source) <= a and len(target) <= b for a, b in make_backbone.BUCKETS)
   ]
   assert len(lost) < len(sample) / 200
@@ -156,12 +151,8 @@ def test_every_bucket_holds_the_mixture(tokenizer, sample):
 @pytest.fixture(scope="module")
 def tokenizer():
   rng = np.random.default_rng(0)
-  texts = [
-    text
-    for _ in range(2000)
-    for pair in [pretraining.mixture_pair(rng)]
-    for text in (pair.source, pair.target)
-  ]
+  pairs = [pretraining.mixture_pair(rng) for _ in range(2000)]
+  texts = [text for pair in pairs for text in (pair.source, pair.target)]
   return make_backbone.build_tokenizer(texts, language.lexicon(), pretraining.SENTINELS)
 
 
@@ -179,11 +170,7 @@ def test_shipped_tokenizer_gives_text_back(stream):
   tokenizer = AutoTokenizer.from_pretrained(str(T5_MINI))
   assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
   for task in stream.values():
-    for text in (
-      task.definition,
-      *(text for text, _ in rows(task)[:50]),
-      *(answer for _, answer in rows(task)[:50]),
-    ):
+    for text in (task.definition, *itertools.chain.from_iterable(rows(task)[:50])):
       ids = tokenizer(text).input_ids
       assert ids[-1] == 1
       assert 2 not in ids
@@ -219,14 +206,8 @@ def test_shipped_model_computes_what_torch_computes(torch):
 
 
 def test_the_program_writes_a_folder_that_loads(tmp_path, monkeypatch):
-  small = {
-    "d_model": 32,
-    "d_kv": 8,
-    "num_heads": 3,
-    "d_ff": 32,
-    "num_layers": 1,
-    "num_decoder_layers": 1,
-  }
+  depth = {"num_layers": 1, "num_decoder_layers": 1}
+  small = depth | {"d_model": 32, "d_kv": 8, "num_heads": 3, "d_ff": 32}
   monkeypatch.setattr(make_backbone, "CONFIG", make_backbone.CONFIG | small)
   make_backbone.main(
     ["--output", str(tmp_path), "--seed", "3", "--steps", "2", "--batch", "4", "--eval-rows", "20"]

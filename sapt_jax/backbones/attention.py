@@ -28,10 +28,12 @@ def attend(
   """softmax(scale * q k^T + biases) v with float32 scores and softmax; key heads may be fewer than
   query heads.
 
-  Args: q: (B, H, L, K). k, v: (B, G, S, K). biases: float32, each broadcastable to (B, H, L, S):
-    position bias and/or MASKED entries. They are added one by one, as the sum of a
-      position bias (1, H, L, S) and a mask (B, 1, 1, S) would be as large as the scores, and kept
-      for all layers.
+  Args:
+    q: (B, H, L, K).
+    k, v: (B, G, S, K).
+    biases: float32, each broadcastable to (B, H, L, S): position bias and/or MASKED entries. They
+      are added one by one, as the sum of a position bias (1, H, L, S) and a mask (B, 1, 1, S) would
+      be as large as the scores, and kept for all layers.
 
   Returns:
     (B, L, H * K) in q's dtype.
@@ -62,15 +64,13 @@ def _forward(
   scale: float, q: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, tuple]:
   groups, of_scores = k.shape[1], (*q.shape[:3], k.shape[2])
-  scores = (
-    jnp.einsum("bglk,bgsk->bgls", _by_key_head(q, groups), k, preferred_element_type=jnp.float32)
-    * scale
-  )
+  product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+  scores = product("bglk,bgsk->bgls", _by_key_head(q, groups), k) * scale
   scores = sum(biases, start=scores.reshape(of_scores))
   e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   z = jnp.sum(e, axis=-1, keepdims=True)
   e = e.astype(v.dtype)
-  y = jnp.einsum("bgls,bgsk->bglk", _by_key_head(e, groups), v, preferred_element_type=jnp.float32)
+  y = product("bgls,bgsk->bglk", _by_key_head(e, groups), v)
   y = (y.reshape(q.shape) / z).astype(q.dtype)
   return y, (q, k, v, biases, e, z, y)
 
@@ -92,9 +92,8 @@ def _backward(scale: float, saved: tuple, dy: jax.Array) -> tuple:
 
 def _summed_to(shape: tuple[int, ...], x: jax.Array) -> jax.Array:
   """The gradient of an array of this shape that was broadcast to x's."""
-  return jnp.sum(
-    x, axis=tuple(axis for axis, size in enumerate(shape) if size != x.shape[axis]), keepdims=True
-  )
+  broadcast = tuple(axis for axis, size in enumerate(shape) if size != x.shape[axis])
+  return jnp.sum(x, axis=broadcast, keepdims=True)
 
 
 _core.defvjp(_forward, _backward)

@@ -39,26 +39,22 @@ class Linear(nn.Module):
   bits: quantize.Bits = 0
 
   def multiply(self, x: jax.Array) -> jax.Array:
-    if (
-      x.ndim == 3 and x.shape[1] == 1
-    ):  # decoding: one token's states are sent to where the weights are, not the other way round
+    # When decoding, one token's states are sent to where the weights are, not the other way round.
+    if x.ndim == 3 and x.shape[1] == 1:
       x = constrain(x, "rows", None, self.axes[0])
-
-    def placed(init):
-      return nn.with_logical_partitioning(init, self.axes)
-
     if not self.bits:
-      return x @ self.param(
-        "kernel", placed(nn.initializers.normal(self.stddev)), self.shape, self.dtype
-      )
-    codes = self.param(
-      "codes", placed(quantize.random_codes(self.bits)), self.shape, quantize.CODES[self.bits]
-    )
+      normal = nn.initializers.normal(self.stddev)
+      return x @ self.placed("kernel", normal, self.shape, self.dtype)
+    random_codes, dtype = quantize.random_codes(self.bits), quantize.CODES[self.bits]
+    codes = self.placed("codes", random_codes, self.shape, dtype)
     groups = self.shape[0] // quantize.group_of(self.shape[0])
     scale = nn.initializers.constant(quantize.scale_for(self.bits, self.stddev))
-    return quantize.product(
-      x, codes, self.param("scales", placed(scale), (groups, self.shape[1]), self.dtype)
-    )
+    scales = self.placed("scales", scale, (groups, self.shape[1]), self.dtype)
+    return quantize.product(x, codes, scales)
+
+  def placed(self, name: str, init: Callable, shape: tuple[int, int], dtype: Any) -> jax.Array:
+    """A parameter that is split along the site's axes."""
+    return self.param(name, nn.with_logical_partitioning(init, self.axes), shape, dtype)
 
   @nn.compact
   def __call__(
@@ -102,12 +98,8 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param(
-      "scale",
-      nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-      (x.shape[-1],),
-      self.dtype,
-    )
+    ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+    scale = self.param("scale", ones, (x.shape[-1],), self.dtype)
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
@@ -132,11 +124,13 @@ def scan_layers(
 ) -> Any:
   """`layer` repeated `length` times over stacked parameters (leading logical axis "layers").
 
-  Args: layer: a module whose methods take (carry, *inputs) and return (carry, outputs). remat:
-    "none" or a name in REMAT_POLICIES; it applies to `__call__`, the one that is differentiated.
-    unroll: layers per iteration of the loop; `length` gives straight-line code. methods: method
-    name -> for each of its inputs 0 (split along the layers) or nn.broadcast (the same for every
-    layer).
+  Args:
+    layer: a module whose methods take (carry, *inputs) and return (carry, outputs).
+    remat: "none" or a name in REMAT_POLICIES; it applies to `__call__`, the one that is
+      differentiated.
+    unroll: layers per iteration of the loop; `length` gives straight-line code.
+    methods: method name -> for each of its inputs 0 (split along the layers) or nn.broadcast (the
+      same for every layer).
   """
   if remat != "none":
     layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
@@ -147,6 +141,5 @@ def scan_layers(
     "unroll": unroll,
     "metadata_params": {nn.PARTITION_NAME: "layers"},
   }
-  return nn.scan(
-    layer, methods={name: {"in_axes": in_axes, **common} for name, in_axes in methods.items()}
-  )
+  scans = {name: {"in_axes": in_axes, **common} for name, in_axes in methods.items()}
+  return nn.scan(layer, methods=scans)

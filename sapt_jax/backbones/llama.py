@@ -89,18 +89,14 @@ def rotary_frequencies(config: LlamaConfig) -> jax.Array:
   """(K/2,) float32, radians per position; with llama3 scaling slow waves are stretched, fast ones
   kept, those between interpolated.
   """
-  frequencies = 1.0 / config.rope_theta ** (
-    jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
-  )
+  exponents = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
+  frequencies = 1.0 / config.rope_theta**exponents
   s = config.rope_scaling
   if s is None:
     return frequencies
   rotations = s.original_length * frequencies / (2 * math.pi)
-  keep = jnp.clip(
-    (rotations - s.low_frequency_factor) / (s.high_frequency_factor - s.low_frequency_factor),
-    0.0,
-    1.0,
-  )
+  low, high = s.low_frequency_factor, s.high_frequency_factor
+  keep = jnp.clip((rotations - low) / (high - low), 0.0, 1.0)
   return frequencies * (keep + (1 - keep) / s.factor)
 
 
@@ -110,9 +106,8 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
   """
   cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(
-    x.dtype
-  )
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  return turned.astype(x.dtype)
 
 
 class LlamaLayer(nn.Module):
@@ -170,11 +165,9 @@ class LlamaLayer(nn.Module):
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
     q, k, v = self.queries_keys_values(x, lora, angles, adapters)
-    kept = (
-      (k, v)
-      if room is None
-      else (jnp.concatenate([k, room], axis=2), jnp.concatenate([v, room], axis=2))
-    )
+    kept = k, v
+    if room is not None:
+      kept = jnp.concatenate([k, room], axis=2), jnp.concatenate([v, room], axis=2)
     return self.finish(x, q, k, v, bias), kept
 
   def step(
@@ -190,11 +183,10 @@ class LlamaLayer(nn.Module):
     """One token (B, 1, D); `earlier` are the keys and values of those before it. Also returns this
     token's, (B, G, 1, K) each.
     """
-    q, *new = self.queries_keys_values(x, lora, angles, adapters)
-    k, v = (
-      attention.write_cache(cache, one, index) for cache, one in zip(earlier, new, strict=True)
-    )
-    return self.finish(x, q, k, v, bias), (new[0], new[1])
+    q, new_k, new_v = self.queries_keys_values(x, lora, angles, adapters)
+    k = attention.write_cache(earlier[0], new_k, index)
+    v = attention.write_cache(earlier[1], new_v, index)
+    return self.finish(x, q, k, v, bias), (new_k, new_v)
 
 
 class Llama(nn.Module):
@@ -208,17 +200,12 @@ class Llama(nn.Module):
     c = self.config
     self.embedding = Embedding(c.vocab_size, c.width, c.dtype, stddev=0.02)
     split, shared = 0, nn.broadcast
-    self.layers = layers.scan_layers(
-      LlamaLayer,
-      c.layers,
-      c.remat,
-      c.unroll,
-      methods={
-        "__call__": (split, shared, shared, shared),
-        "read": (split, shared, shared, shared, shared),
-        "step": (split, split, shared, shared, shared, shared),
-      },
-    )(c)
+    methods = {
+      "__call__": (split, shared, shared, shared),
+      "read": (split, shared, shared, shared, shared),
+      "step": (split, split, shared, shared, shared, shared),
+    }
+    self.layers = layers.scan_layers(LlamaLayer, c.layers, c.remat, c.unroll, methods)(c)
     self.norm = RMSNorm(c.epsilon, c.dtype)
     if not c.tied_head:
       self.head = Linear((c.width, c.vocab_size), ("embed", "vocab"), c.dtype)
@@ -237,9 +224,8 @@ class Llama(nn.Module):
     (B, L) bool.
     """
     angles = (jnp.cumsum(mask, axis=1) - 1)[:, :, None] * rotary_frequencies(self.config)
-    return angles, attention.mask_bias(
-      attention.causal_mask(mask.shape[1]) & mask[:, None, None, :]
-    )
+    seen = attention.causal_mask(mask.shape[1]) & mask[:, None, None, :]
+    return angles, attention.mask_bias(seen)
 
   def states(
     self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None = None
@@ -280,9 +266,8 @@ class Llama(nn.Module):
     length = source.shape[1]
     tokens = jnp.concatenate([source, target[:, :-1]], axis=1)
     mask = jnp.concatenate([source_mask, target_mask[:, :-1]], axis=1)
-    places = jnp.argmax(mask, axis=1)[:, None] + jnp.arange(
-      length
-    )  # a row's tokens stand together, padding on both sides
+    # A row's tokens stand together, padding on both sides.
+    places = jnp.argmax(mask, axis=1)[:, None] + jnp.arange(length)
     moved = partial(jnp.take_along_axis, indices=places, axis=1, mode="fill", fill_value=0)
     x = self.states(moved(tokens), moved(mask), adapters)
     before_answer = x.shape[1] - length + jnp.sum(source_mask, axis=1, keepdims=True) - 1
@@ -317,13 +302,8 @@ class Llama(nn.Module):
     states, (k, v) = self.layers.read(
       x, adapters and adapters.lora, *self.angles_and_bias(mask), room, adapters
     )
-    cache = LlamaCache(
-      k,
-      v,
-      filled=jnp.pad(mask, ((0, 0), (0, max_new))),
-      index=jnp.asarray(x.shape[1], jnp.int32),
-      position=jnp.sum(mask, axis=1),
-    )
+    filled, index = jnp.pad(mask, ((0, 0), (0, max_new))), jnp.asarray(x.shape[1], jnp.int32)
+    cache = LlamaCache(k, v, filled, index, position=jnp.sum(mask, axis=1))
     return self.logits(self.norm(states[:, -1])), cache
 
   def extend(
@@ -343,10 +323,7 @@ class Llama(nn.Module):
       cache.index,
       adapters,
     )
-    k, v = (
-      attention.write_cache(*both, cache.index)
-      for both in zip((cache.k, cache.v), new, strict=True)
-    )
-    return self.logits(self.norm(x[:, -1])), cache.replace(
-      k=k, v=v, filled=filled, index=cache.index + 1, position=cache.position + 1
-    )
+    k = attention.write_cache(cache.k, new[0], cache.index)
+    v = attention.write_cache(cache.v, new[1], cache.index)
+    longer = LlamaCache(k, v, filled, cache.index + 1, cache.position + 1)
+    return self.logits(self.norm(x[:, -1])), longer

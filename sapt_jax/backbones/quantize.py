@@ -13,6 +13,7 @@ in a table, 9.2 %. Arithmetic on codes is what every compiler fuses with what co
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -59,9 +60,10 @@ def quantize(
     dtype: of the scales.
     group: G, where the kernel is a part of one; 0: as group_of says.
 
-  Returns: codes (D_in, D_out) int8 or int4, scales (D_in / G, D_out). A weight's error is at most
-    the widest step between levels times the group's largest weight, and half of that but where it
-    is near the largest and of the other sign.
+  Returns:
+    codes (D_in, D_out) int8 or int4, scales (D_in / G, D_out). A weight's error is at most the
+    widest step between levels times the group's largest weight, and half of that but where it is
+    near the largest and of the other sign.
   """
   d_in, d_out = kernel.shape
   groups = kernel.astype(np.float32).reshape(-1, group or group_of(d_in), d_out)
@@ -79,26 +81,26 @@ def quantize(
 
 def dequantize(codes: jax.Array, scales: jax.Array) -> jax.Array:
   """Codes (D_in, D_out) and scales (D_in / G, D_out) -> the kernel, in the scales' dtype."""
-  levels = level(codes.astype(jnp.float32), 8 if codes.dtype == jnp.int8 else 4).reshape(
-    scales.shape[0], -1, scales.shape[1]
-  )
-  return (levels * scales[:, None].astype(jnp.float32)).astype(scales.dtype).reshape(codes.shape)
+  levels = level(codes.astype(jnp.float32), 8 if codes.dtype == jnp.int8 else 4)
+  groups = levels.reshape(scales.shape[0], -1, scales.shape[1])
+  return (groups * scales[:, None].astype(jnp.float32)).astype(scales.dtype).reshape(codes.shape)
 
 
-@partial(
-  jax.checkpoint, prevent_cse=False
-)  # the backward pass makes the kernel again: kept, it would be the model in the compute dtype
+# The backward pass makes the kernel again: kept, it would be the model in the compute dtype.
+@partial(jax.checkpoint, prevent_cse=False)
 def product(x: jax.Array, codes: jax.Array, scales: jax.Array) -> jax.Array:
   """x (..., D_in) times the kernel -> (..., D_out). Gradients reach x alone."""
   return x @ dequantize(codes, jax.lax.stop_gradient(scales))
 
 
-def random_codes(bits: int) -> Any:
+def random_codes(bits: int) -> Callable[[jax.Array, tuple[int, ...], Any], jax.Array]:
   """An initializer of codes, all alike likely."""
   half = 2 ** (bits - 1)
-  return lambda key, shape, dtype: jax.random.randint(key, shape, -half, half, jnp.int8).astype(
-    dtype
-  )
+
+  def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return jax.random.randint(key, shape, -half, half, jnp.int8).astype(dtype)
+
+  return init
 
 
 def scale_for(bits: int, stddev: float) -> float:

@@ -8,7 +8,6 @@ head width, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,10 +16,10 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sapt_jax.backbones import attention, layers, quantize
 from sapt_jax.backbones.layers import Embedding, Linear, RMSNorm
+from sapt_jax.backbones.positions import PositionBias
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import Sites
 from sapt_jax.sharding import constrain
@@ -58,15 +57,11 @@ class T5Config:
 
   def lora_sites(self) -> Sites:
     """q and v of every attention: encoder self, decoder self, decoder cross."""
-    inner = self.heads * self.head_width
-
-    def site(depth):
-      return dict.fromkeys(("q", "v"), (depth, self.width, inner))
-
-    return {
-      "encoder": {"self": site(self.encoder_layers)},
-      "decoder": {"self": site(self.decoder_layers), "cross": site(self.decoder_layers)},
-    }
+    encoder, decoder = (
+      dict.fromkeys(("q", "v"), (depth, self.width, self.heads * self.head_width))
+      for depth in (self.encoder_layers, self.decoder_layers)
+    )
+    return {"encoder": {"self": encoder}, "decoder": {"self": decoder, "cross": decoder}}
 
 
 class T5Cache(flax.struct.PyTreeNode):
@@ -88,55 +83,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   "gelu": partial(jax.nn.gelu, approximate=False),
   "gelu_new": partial(jax.nn.gelu, approximate=True),
 }
-
-
-def relative_buckets(
-  distance: jax.Array, bidirectional: bool, buckets: int, max_distance: int
-) -> jax.Array:
-  """Bucket of each key-minus-query distance: half of them exact, the rest logarithmic up to
-  max_distance (T5, section 2.1).
-  """
-  offset = jnp.zeros_like(distance)
-  if bidirectional:
-    buckets //= 2
-    offset = jnp.where(distance > 0, buckets, 0)
-    distance = jnp.abs(distance)
-  else:
-    distance = jnp.maximum(-distance, 0)
-  return offset + jnp.take(bucket_table(buckets, max_distance), jnp.minimum(distance, max_distance))
-
-
-def bucket_table(buckets: int, max_distance: int) -> np.ndarray:
-  """Bucket of each distance 0 ... max_distance, int32.
-
-  Computed on the host, in the float32 that T5 was trained with: many a bucket ends where the
-  logarithm is a whole number, and a device that rounds it the other way would put distances 16, 32
-  and 64 in the bucket before.
-  """
-  distance, exact = np.arange(max_distance + 1), buckets // 2
-  ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact)) / np.float32(
-    math.log(max_distance / exact)
-  )
-  far = exact + (ratio * np.float32(buckets - exact)).astype(np.int32)
-  return np.where(distance < exact, distance, np.minimum(far, buckets - 1)).astype(np.int32)
-
-
-class PositionBias(nn.Module):
-  """Relative position bias, one table per stack, computed once and given to all of its layers."""
-
-  config: T5Config
-  bidirectional: bool
-
-  @nn.compact
-  def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """queries (L,), keys (S,): positions, int32. Returns (1, H, L, S) float32."""
-    c = self.config
-    init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), ("buckets", "heads"))
-    table = self.param("table", init, (c.buckets, c.heads), c.dtype)
-    buckets = relative_buckets(
-      keys[None, :] - queries[:, None], self.bidirectional, c.buckets, c.max_distance
-    )
-    return jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None].astype(jnp.float32)
 
 
 class Attention(nn.Module):
@@ -184,9 +130,10 @@ class FeedForward(nn.Module):
     hidden = ACTIVATIONS[c.activation](wi(name="wi_0")(x))
     if c.gated:
       hidden = hidden * wi(name="wi_1")(x)
-    return Linear(
-      (c.mlp_width, c.width), ("inner", None), c.dtype, c.mlp_width**-0.5, c.bits, name="wo"
-    )(hidden)
+    wo = partial(
+      Linear, (c.mlp_width, c.width), ("inner", None), c.dtype, c.mlp_width**-0.5, c.bits
+    )
+    return wo(name="wo")(hidden)
 
 
 class EncoderLayer(nn.Module):
@@ -197,10 +144,8 @@ class EncoderLayer(nn.Module):
   def setup(self) -> None:
     c = self.config
     self.self_attention, self.feed_forward = Attention(c), FeedForward(c)
-    self.self_norm, self.feed_forward_norm = (
-      RMSNorm(c.epsilon, c.dtype),
-      RMSNorm(c.epsilon, c.dtype),
-    )
+    norm = partial(RMSNorm, c.epsilon, c.dtype)
+    self.self_norm, self.feed_forward_norm = norm(), norm()
 
   def __call__(
     self,
@@ -228,20 +173,15 @@ class DecoderLayer(nn.Module):
 
   def setup(self) -> None:
     c = self.config
-    self.self_attention, self.cross_attention, self.feed_forward = (
-      Attention(c),
-      Attention(c),
-      FeedForward(c),
-    )
-    self.self_norm, self.cross_norm, self.feed_forward_norm = (
-      RMSNorm(c.epsilon, c.dtype) for _ in range(3)
-    )
+    self.self_attention, self.cross_attention = Attention(c), Attention(c)
+    self.feed_forward = FeedForward(c)
+    norm = partial(RMSNorm, c.epsilon, c.dtype)
+    self.self_norm, self.cross_norm, self.feed_forward_norm = norm(), norm(), norm()
 
   def cross_keys_values(
     self, encoded: jax.Array, lora: Any, adapters: Adapters | None
   ) -> tuple[jax.Array, KeysValues]:
-    # Positions last while they are kept: a TPU pads the last axis to 128, and a head may have 64
-    # entries.
+    # Kept with positions last: a TPU pads the last axis to 128, and a head may have 64 entries.
     k, v = self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
     return encoded, (k.swapaxes(-1, -2), v.swapaxes(-1, -2))
 
@@ -293,9 +233,8 @@ class DecoderLayer(nn.Module):
     adapters: Adapters | None,
   ) -> jax.Array:
     x = x + self.self_attention(h, *own, (bias,), lora and lora["self"], adapters)
-    x = x + self.cross_attention(
-      self.cross_norm(x), *cross, (source_bias,), lora and lora["cross"], adapters
-    )
+    h = self.cross_norm(x)
+    x = x + self.cross_attention(h, *cross, (source_bias,), lora and lora["cross"], adapters)
     return x + self.feed_forward(self.feed_forward_norm(x))
 
 
@@ -314,24 +253,19 @@ class T5(nn.Module):
   def setup(self) -> None:
     c = self.config
     self.embedding = Embedding(c.vocab_size, c.width, c.dtype)
-    self.encoder_bias, self.decoder_bias = (
-      PositionBias(c, bidirectional=True),
-      PositionBias(c, bidirectional=False),
-    )
+    bias = partial(PositionBias, c.heads, c.buckets, c.max_distance)
+    self.encoder_bias = bias(bidirectional=True, dtype=c.dtype, stddev=c.width**-0.5)
+    self.decoder_bias = bias(bidirectional=False, dtype=c.dtype, stddev=c.width**-0.5)
     scan = partial(layers.scan_layers, remat=c.remat, unroll=c.unroll)
     split, shared = 0, nn.broadcast
-    self.encoder = scan(
-      EncoderLayer, c.encoder_layers, methods={"__call__": (split, shared, shared, shared)}
-    )(c)
-    self.decoder = scan(
-      DecoderLayer,
-      c.decoder_layers,
-      methods={
-        "__call__": (split, shared, shared, shared, shared),
-        "cross_keys_values": (split, shared),
-        "step": (split, split, split, shared, shared, shared, shared),
-      },
-    )(c)
+    encoding = {"__call__": (split, shared, shared, shared)}
+    self.encoder = scan(EncoderLayer, c.encoder_layers, methods=encoding)(c)
+    decoding = {
+      "__call__": (split, shared, shared, shared, shared),
+      "cross_keys_values": (split, shared),
+      "step": (split, split, split, shared, shared, shared, shared),
+    }
+    self.decoder = scan(DecoderLayer, c.decoder_layers, methods=decoding)(c)
     self.encoder_norm, self.decoder_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
     if not c.tied_head:
       self.head = Linear((c.width, c.vocab_size), ("embed", "vocab"), c.dtype, stddev=c.width**-0.5)
@@ -343,19 +277,14 @@ class T5(nn.Module):
   def encode(
     self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None
   ) -> tuple[jax.Array, jax.Array]:
-    """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and their bias (B,
-    1, 1, S); S = prompt length + L.
+    """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and their bias
+    (B, 1, 1, S); S = prompt length + L.
     """
     x, source_mask = layers.put_prompts_before(self.embedding(source), source_mask, adapters)
     source_bias = attention.mask_bias(source_mask)[:, None, None, :]
     positions = jnp.arange(x.shape[1])
-    x, _ = self.encoder(
-      x,
-      lora_of(adapters, "encoder"),
-      self.encoder_bias(positions, positions),
-      source_bias,
-      adapters,
-    )
+    bias = self.encoder_bias(positions, positions)
+    x, _ = self.encoder(x, lora_of(adapters, "encoder"), bias, source_bias, adapters)
     return self.encoder_norm(x), source_bias
 
   def states(
@@ -377,13 +306,11 @@ class T5(nn.Module):
     """
     del target_mask  # padding stands right of all real tokens, where the causal mask hides it
     encoded, source_bias = self.encode(source, source_mask, adapters)
-    x = self.embedding(
-      jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=self.config.start_id)
-    )
+    start = self.config.start_id
+    x = self.embedding(jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=start))
     positions = jnp.arange(x.shape[1])
-    bias = self.decoder_bias(positions, positions) + attention.mask_bias(
-      attention.causal_mask(x.shape[1])
-    )
+    future = attention.mask_bias(attention.causal_mask(x.shape[1]))
+    bias = self.decoder_bias(positions, positions) + future
     lora = lora_of(adapters, "decoder")
     x, _ = self.decoder(x, lora, encoded, bias, source_bias, adapters)
     return self.decoder_norm(x)
@@ -426,10 +353,8 @@ class T5(nn.Module):
     cache.
     """
     positions = jnp.arange(cache.self_k.shape[3])
-    bias = (
-      self.decoder_bias(cache.index[None], positions)
-      + attention.mask_bias(positions <= cache.index)[None, None, None]
-    )
+    future = attention.mask_bias(positions <= cache.index)[None, None, None]
+    bias = self.decoder_bias(cache.index[None], positions) + future
     x, new = self.decoder.step(
       self.embedding(tokens[:, None]),
       lora_of(adapters, "decoder"),
@@ -440,9 +365,7 @@ class T5(nn.Module):
       cache.index,
       adapters,
     )
-    self_k, self_v = (
-      attention.write_cache(*both, cache.index)
-      for both in zip((cache.self_k, cache.self_v), new, strict=True)
-    )
+    self_k = attention.write_cache(cache.self_k, new[0], cache.index)
+    self_v = attention.write_cache(cache.self_v, new[1], cache.index)
     logits = self.logits(self.decoder_norm(x))[:, 0]
     return logits, cache.replace(self_k=self_k, self_v=self_v, index=cache.index + 1)

@@ -2,8 +2,8 @@
 TASK/{train,dev,test}.json in SuperNI's layout.
 
 A file is JSON with "Definition" (str or list of str, which may be empty) and "Instances", a list of
-{"input": str, "output": str or list of str}.
-Wrong data is an InputError that names file, line or row, and field.
+{"input": str, "output": str or list of str}. Wrong data is an InputError that names file, line or
+row, and field.
 """
 
 from __future__ import annotations

@@ -27,11 +27,15 @@ PER_BEAM = ("self_k", "self_v", "k", "v")
 class Search:
   """What is known after `count` tokens.
 
-  Attributes: running, done: (B, K, N) int32, unfinished and finished answers, best first; pad ids
-    where nothing is written. running_scores: (B, K) float32, log probabilities. done_scores: (B, K)
-    float32, log probability / length ** length_penalty. finished: (B, K) bool, which of `done` are
-    there. parents: (B, K) int32, the beam before the last token that each of `running` goes on
-    from. open: (B,) bool, rows whose finished answers may still be bettered. count: () int32.
+  Attributes:
+    running, done: (B, K, N) int32, unfinished and finished answers, best first; pad ids where
+      nothing is written.
+    running_scores: (B, K) float32, log probabilities.
+    done_scores: (B, K) float32, log probability / length ** length_penalty.
+    finished: (B, K) bool, which of `done` are there.
+    parents: (B, K) int32, the beam before the last token that each of `running` goes on from.
+    open: (B,) bool, rows whose finished answers may still be bettered.
+    count: () int32.
   """
 
   running: jax.Array
@@ -65,8 +69,8 @@ def nothing_yet(rows: int, beams: int, max_new: int, pad_id: int) -> Search:
 
 
 def best(scores: jax.Array, count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-  """The `count` largest of scores (B, C), best first, and the same entries of the arrays (B, C,
-  ...).
+  """The `count` largest of scores (B, C), best first, and the same entries of the arrays
+  (B, C, ...).
   """
   values, places = jax.lax.top_k(scores, count)
   rows = jnp.arange(scores.shape[0])[:, None]

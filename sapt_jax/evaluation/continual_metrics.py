@@ -29,16 +29,17 @@ def continual_metrics(
       AP = mean_j a[N][j]    F.Ra = mean_{j<N} (max_{i<N} a[i][j] - a[N][j])
       BWT = mean_{j<N} (a[N][j] - a[j][j])    FWT = mean_j (a[j][j] - a0[j])
 
-  Args: scores: N rows; a[i][j] is the score (0-100) on task j after learning task i. What stands
-    above the diagonal is not
-      read; scores that were not taken are None.
+  Args:
+    scores: N rows; a[i][j] is the score (0-100) on task j after learning task i. What stands above
+      the diagonal is not read; scores that were not taken are None.
     single: a0[j], the score of a block trained on task j alone, for the first N tasks or more.
     form: "paper", as above; "public", as the authors' scorer computes them: BWT is divided by N
       instead of N-1, and FWT takes the constant 50.94 (SuperNI, T5-Large) for the mean of a0, so
       that it does not need `single`.
 
-  Returns: Each figure, in points; None where it is not defined: F.Ra and BWT of one task, FWT
-    without `single`, and what needs a score that is None.
+  Returns:
+    Each figure, in points; None where it is not defined: F.Ra and BWT of one task, FWT without
+    `single`, and what needs a score that is None.
 
   Raises:
     ValueError: `single` is shorter than N.

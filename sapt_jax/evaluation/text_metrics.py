@@ -108,8 +108,10 @@ METRICS: dict[str, Callable[[str, str], float]] = {
 def score(metric: str, prediction: str, references: Sequence[str]) -> float:
   """The best score of a prediction over its references.
 
-  Args: metric: "rouge_l" (rouge-score with its stemmer), "rouge_l_multilingual" (tokens of any
-    script) or "exact_match". references: at least one acceptable answer.
+  Args:
+    metric: "rouge_l" (rouge-score with its stemmer), "rouge_l_multilingual" (tokens of any script)
+      or "exact_match".
+    references: at least one acceptable answer.
 
   Returns:
     0-100.

@@ -24,6 +24,7 @@ from flax import traverse_util
 
 from sapt_jax import config
 from sapt_jax.backbones import hf
+from sapt_jax.backbones.architectures import ARCHITECTURES
 from sapt_jax.errors import InputError
 from sapt_jax.interop import public
 from sapt_jax.methods.base import Learned, Setting
@@ -38,9 +39,12 @@ Arrays = dict[str, np.ndarray]
 class Golden:
   """A golden file and the library's side of it.
 
-  Attributes: arrays: all of the file. tasks: T, blocks in the pool. prefix: of the attention's
-    parameters, "encoder" or "model". learned: the pool, in a method with room for one task more, so
-    that an empty slot is always there.
+  Attributes:
+    arrays: all of the file.
+    tasks: T, blocks in the pool.
+    prefix: of the attention's parameters, "encoder" or "model".
+    learned: the pool, in a method with room for one task more, so that an empty slot is always
+      there.
   """
 
   arrays: Arrays
@@ -169,7 +173,7 @@ def make_golden(arrays: Arrays, raw: dict[str, Any], alpha: float, quirks: bool)
   }
   model = hf.build_model(raw)
   params = {}
-  for weight in hf.ARCHITECTURES[raw["model_type"]].weights(model.config):
+  for weight in ARCHITECTURES[raw["model_type"]].weights(model.config):
     parts = [given[name].T if weight.transpose else given[name] for name in weight.names()]
     params[weight.path] = jnp.asarray(parts[0] if weight.layers is None else np.stack(parts))
   prefix = "model" if model.config.is_decoder_only else "encoder"

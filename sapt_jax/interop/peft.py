@@ -39,9 +39,10 @@ def fixed_mixture(pool: blocks.Blocks, mixture: jax.Array) -> blocks.Block:
     pool: a stack of T blocks of either kind; empty slots are zeros and need weight 0.
     mixture: (T,) float32.
 
-  Returns: LoRA: the blocks side by side, (layers, D_in, T * R) and (layers, T * R, D_out), each B
-    times its weight; its scale stays alpha / R, where R is the rank of one block. Soft prompts:
-    their weighted sum (P, D).
+  Returns:
+    LoRA: the blocks side by side, (layers, D_in, T * R) and (layers, T * R, D_out), each B times
+    its weight; its scale stays alpha / R, where R is the rank of one block. Soft prompts: their
+    weighted sum (P, D).
   """
 
   def one(path: tuple, x: jax.Array) -> jax.Array:

@@ -2,15 +2,15 @@
 
 That code leaves a folder per task, `outputs/{1, 2, ...}-{task}/saved_weights/`, with these files:
 
-    lora_weights_A.pt, lora_weights_B.pt state dicts: `{attention}.lora_{q,v}.lora_A` (R, D_in) and
-        `.lora_B` (D_out, R) of this task's block, and
+    lora_weights_A.pt, lora_weights_B.pt
+        state dicts: `{attention}.lora_{q,v}.lora_A` (R, D_in) and `.lora_B` (D_out, R) of this task's block, and
         `{attention}.previous_lora_weights_{q,v}.{i}.lora_A` and `.lora_B` of all earlier ones
     prompts_keys_till_now.pt
         (T, D), one key per task so far
-    trans_input.pt state dict of the query projection: `0.weight` (100, D), `1.weight` (D, 100),
-        `3.weight` (D,), `3.bias` (D,)
-    attention_weights.pkl (T,), the mean mixture on held-out inputs, a pickled numpy array; only
-        there once answers have been given
+    trans_input.pt
+        state dict of the query projection: `0.weight` (100, D), `1.weight` (D, 100), `3.weight` (D,), `3.bias` (D,)
+    attention_weights.pkl
+        (T,), the mean mixture on held-out inputs, a pickled numpy array; only there once answers have been given
 
 {attention} is named as in Hugging Face's modules. Everything stands in order of age, newest task
 first; pools here hold the oldest first. `X.safetensors` and `X.npz` are read and written in place
@@ -123,8 +123,11 @@ def make_learned(
 ) -> SaptLearned:
   """What `method` holds once it has learned these blocks.
 
-  Args: pool: the blocks, oldest first. keys: (T, D), oldest first. targets: for the first tasks,
-    their mean mixture over the blocks of then, oldest first; None where it is not known.
+  Args:
+    pool: the blocks, oldest first.
+    keys: (T, D), oldest first.
+    targets: for the first tasks, their mean mixture over the blocks of then, oldest first; None
+      where it is not known.
 
   Raises:
     InputError: more blocks than the method has room for, or shapes that do not fit it.
@@ -166,9 +169,9 @@ def read_pool(folders: Sequence[Path], method: Sapt, config: ModelConfig) -> Sap
 
   Its reflection memory has the mean mixtures, where they were saved, and no pseudo inputs yet.
 
-  Args: folders: the `saved_weights` of all tasks, in the order they were learned; or that of the
-    last task alone, whose
-      files repeat the earlier blocks but not their mean mixtures.
+  Args:
+    folders: the `saved_weights` of all tasks, in the order they were learned; or that of the last
+      task alone, whose files repeat the earlier blocks but not their mean mixtures.
     method: says the rank, and how much room there is.
     config: of the backbone.
 
@@ -214,8 +217,9 @@ def write_pool(
   Args:
     suffix: ".pt" (needs torch), ".safetensors" or ".npz".
 
-  Raises: InputError: not one folder per task; soft prompts; centred embeddings, which those files
-    have no place for.
+  Raises:
+    InputError: not one folder per task; soft prompts; centred embeddings, which those files have no
+      place for.
   """
   count = int(learned.count)
   if len(folders) != count:

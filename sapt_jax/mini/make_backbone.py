@@ -27,14 +27,15 @@ import optax
 from tokenizers import Tokenizer
 
 from sapt_jax.backbones import hf
-from sapt_jax.backbones.t5 import T5, relative_buckets
+from sapt_jax.backbones.architectures import t5_config
+from sapt_jax.backbones.positions import relative_buckets
+from sapt_jax.backbones.t5 import T5
 from sapt_jax.mini import instructions, language, pretraining
-from sapt_jax.mini.instructions import Row
 from sapt_jax.mini.pretraining import Pair
+from sapt_jax.mini.texts import Row
 from sapt_jax.mini.tokenizer import VOCAB_SIZE, build_tokenizer, save_tokenizer
 
-# Few shapes, few compilations: (source length, target length) in tokens, the first that fits is
-# used.
+# Lengths of source and target in tokens; the first that fits is used. Few shapes, few compilations.
 BUCKETS = ((8, 48), (32, 4), (48, 4), (40, 16), (64, 24))
 CHUNK = 2048  # examples that are drawn, tokenised and sorted into buckets at once
 CONFIG: dict[str, Any] = {
@@ -88,9 +89,8 @@ def build_model(dtype: Any = jnp.float32) -> T5:
   """The Flax module of CONFIG, its layers unrolled: a loop over so few costs a CPU more than it
   saves.
   """
-  return T5(
-    dataclasses.replace(hf.t5_config(CONFIG), dtype=jnp.dtype(dtype), unroll=CONFIG["num_layers"])
-  )
+  unrolled = dataclasses.replace(t5_config(CONFIG), unroll=CONFIG["num_layers"])
+  return T5(dataclasses.replace(unrolled, dtype=jnp.dtype(dtype)))
 
 
 def pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
@@ -118,18 +118,15 @@ def batches(
   done = 0
   while True:
     ready = []
-    for source, target in encode(
-      tokenizer, [pretraining.mixture_pair(rng, done / steps) for _ in range(CHUNK)]
-    ):
+    chunk = [pretraining.mixture_pair(rng, done / steps) for _ in range(CHUNK)]
+    for source, target in encode(tokenizer, chunk):
       shape = next((b for b in BUCKETS if len(source) <= b[0] and len(target) <= b[1]), None)
       if shape is None:
         continue
       waiting[shape].append((source, target))
       if len(waiting[shape]) == size:
-        rows = waiting.pop(shape)
-        ready.append(
-          Batch(pad([r[0] for r in rows], shape[0]), pad([r[1] for r in rows], shape[1]))
-        )
+        sources, targets = zip(*waiting.pop(shape), strict=True)
+        ready.append(Batch(pad(sources, shape[0]), pad(targets, shape[1])))
     done += len(ready)
     for i in rng.permutation(len(ready)):
       yield ready[i]
@@ -144,9 +141,8 @@ def loss_and_hits(
   real = target > 0
   logits = model.apply({"params": params}, source, source > 0, target, real).astype(jnp.float32)
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
-  return jnp.sum(losses * real) / jnp.sum(real), jnp.all(
-    (logits.argmax(-1) == target) | ~real, axis=-1
-  )
+  hit = jnp.all((logits.argmax(-1) == target) | ~real, axis=-1)
+  return jnp.sum(losses * real) / jnp.sum(real), hit
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
@@ -175,15 +171,8 @@ def rate_group(path: tuple[Any, ...]) -> str:
   learns faster.
   """
   name = "/".join(str(part.key) for part in path)
-  for group, mark in (
-    ("query", "/q/"),
-    ("bias", "_bias/"),
-    ("unit", "scale"),
-    ("unit", "embedding/"),
-  ):
-    if mark in name:
-      return group
-  return "kernel"
+  marks = {"/q/": "query", "_bias/": "bias", "scale": "unit", "embedding/": "unit"}
+  return next((group for mark, group in marks.items() if mark in name), "kernel")
 
 
 # (stack, head) -> distance of the key that the head looks at when training starts, by a bias of so
@@ -204,12 +193,9 @@ def make_optimizer(settings: Settings) -> optax.GradientTransformation:
   warm_up = min(settings.warm_up, max(1, settings.steps // 10))
 
   def adam(rate: float) -> optax.GradientTransformation:
-    return optax.adam(
-      optax.warmup_cosine_decay_schedule(
-        0.0, rate, warm_up, max(settings.steps, warm_up + 1), rate / 100
-      ),
-      b2=0.98,
-    )
+    steps = max(settings.steps, warm_up + 1)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, warm_up, steps, rate / 100)
+    return optax.adam(schedule, b2=0.98)
 
   groups = {group: adam(settings.learning_rate * factor) for group, factor in RATES.items()}
   labels = partial(jax.tree_util.tree_map_with_path, lambda path, _: rate_group(path))
@@ -225,10 +211,8 @@ def fresh_params(model: T5, seed: int) -> Any:
   """
   params = nn.meta.unbox(hf.init_params(model, jax.random.key(seed)))
   for (stack, head), distance in LOOKS_AT.items():
-    table = params[f"{stack}_bias"]["table"]
-    row = relative_buckets(
-      jnp.asarray(distance), stack == "encoder", model.config.buckets, model.config.max_distance
-    )
+    table, c = params[f"{stack}_bias"]["table"], model.config
+    row = relative_buckets(jnp.asarray(distance), stack == "encoder", c.buckets, c.max_distance)
     params[f"{stack}_bias"]["table"] = table.at[row, head].add(BIAS)
   return params
 
@@ -243,13 +227,14 @@ def accuracy(
   result = {}
   for writer in instructions.FAMILIES:
     written: list[Row] = [writer(rng) for _ in range(rows // len(instructions.FAMILIES))]
-    coded = encode(
-      tokenizer, [Pair(pretraining.FRAME.format(definition=d, input=i), a) for d, i, a in written]
-    )
-    source, target = (
-      pad([row[side] for row in coded], length) for side, length in ((0, 64), (1, 16))
-    )
-    result[writer.__name__.lstrip("_")] = 100 * float(hits(model, params, source, target).mean())
+    framed = [
+      Pair(pretraining.FRAME.format(definition=definition, input=text), answer)
+      for definition, text, answer in written
+    ]
+    coded = encode(tokenizer, framed)
+    sources, targets = pad([ids for ids, _ in coded], 64), pad([ids for _, ids in coded], 16)
+    right = hits(model, params, sources, targets)
+    result[writer.__name__.lstrip("_")] = 100 * float(right.mean())
   return result | {"all": float(np.mean(list(result.values())))}
 
 
@@ -261,9 +246,8 @@ def train(settings: Settings, tokenizer: Tokenizer, log: pathlib.Path) -> tuple[
   params = fresh_params(model, settings.seed)
   optimizer = make_optimizer(settings)
   state = optimizer.init(params)
-  stream = batches(
-    tokenizer, np.random.default_rng((settings.seed, 0)), settings.batch, settings.steps
-  )
+  rng = np.random.default_rng((settings.seed, 0))
+  stream = batches(tokenizer, rng, settings.batch, settings.steps)
   began, losses, mean = time.time(), [], float("nan")
   with log.open("w", encoding="utf-8") as file:
     file.write("step,loss,minutes\n")
@@ -281,17 +265,23 @@ def train(settings: Settings, tokenizer: Tokenizer, log: pathlib.Path) -> tuple[
 
 CARD = """# t5-mini
 
-A very small T5 (v1.1 form: gated gelu; tied head), made for sapt_jax's embedded default benchmark `mini`. It has read nothing but
-generated text: the mixture of `sapt_jax/mini/pretraining.py`, in the little language of `sapt_jax/mini/language.py`. It knows no English
-beyond that language and is of no use elsewhere. No definition and no input of the benchmark's tasks is in its training data.
+A very small T5 (v1.1 form: gated gelu; tied head), made for sapt_jax's embedded default \
+benchmark `mini`. It has read nothing but
+generated text: the mixture of `sapt_jax/mini/pretraining.py`, in the little language of \
+`sapt_jax/mini/language.py`. It knows no English
+beyond that language and is of no use elsewhere. No definition and no input of the benchmark's \
+tasks is in its training data.
 
 | | |
 |---|---|
-| made by | `python -m sapt_jax.mini.make_backbone --output DIR --seed {seed} --steps {steps} --batch {batch}` |
+| made by | `python -m sapt_jax.mini.make_backbone \
+--output DIR --seed {seed} --steps {steps} --batch {batch}` |
 | size | {parameters:,} parameters, bfloat16, {bytes:,} bytes |
-| shape | width {d_model}, {num_heads} heads of {d_kv}, feed-forward {d_ff}, vocabulary {vocab_size} |
+| shape | width {d_model}, {num_heads} heads of {d_kv}, feed-forward {d_ff}, \
+vocabulary {vocab_size} |
 | layers | {num_layers} encoder, {num_decoder_layers} decoder |
-| training | Adam, batch {batch}, peak learning rate {learning_rate:g}, float32, {minutes:.0f} minutes on two CPU cores |
+| training | Adam, batch {batch}, peak learning rate {learning_rate:g}, float32, \
+{minutes:.0f} minutes on two CPU cores |
 | last mean loss | {loss:.3f} nats a token (all of `pretraining_log.csv` shows the way there) |
 | exact match on unseen instruction rows | {accuracy:.1f} % |
 
@@ -316,37 +306,33 @@ def write_folder(
   rounded = jax.tree.map(lambda x: x.astype(jnp.float32), stored)
   scores = accuracy(build_model(), rounded, tokenizer, settings.seed, settings.eval_rows)
   overall = scores.pop("all")
-  (output / "README.md").write_text(
-    CARD.format(
-      **CONFIG,
-      **dataclasses.asdict(settings),
-      parameters=sum(x.size for x in jax.tree.leaves(params)),
-      bytes=(output / "model.safetensors").stat().st_size,
-      minutes=minutes,
-      loss=loss,
-      accuracy=overall,
-      families=", ".join(f"{name} {score:.0f}" for name, score in scores.items()),
-    ),
-    encoding="utf-8",
+  card = CARD.format(
+    **CONFIG,
+    **dataclasses.asdict(settings),
+    parameters=sum(x.size for x in jax.tree.leaves(params)),
+    bytes=(output / "model.safetensors").stat().st_size,
+    minutes=minutes,
+    loss=loss,
+    accuracy=overall,
+    families=", ".join(f"{name} {score:.0f}" for name, score in scores.items()),
   )
+  (output / "README.md").write_text(card, encoding="utf-8")
   print(json.dumps(scores | {"all": overall}))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the command line and makes the backbone."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
   parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write")
   parser.add_argument("--seed", type=int, default=0, help="of text, order and initial weights")
   parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
   parser.add_argument("--batch", type=int, default=Settings.batch, help="examples a step")
+  rate, rows = Settings.learning_rate, Settings.eval_rows
   parser.add_argument(
-    "--learning-rate",
-    type=float,
-    default=Settings.learning_rate,
-    help="peak learning rate of kernels",
+    "--learning-rate", type=float, default=rate, help="peak learning rate of kernels"
   )
   parser.add_argument(
-    "--eval-rows", type=int, default=Settings.eval_rows, help="unseen instruction rows to score"
+    "--eval-rows", type=int, default=rows, help="unseen instruction rows to score"
   )
   parsed = parser.parse_args(arguments)
   settings = Settings(
@@ -356,11 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   began = time.time()
   rng = np.random.default_rng((settings.seed, 2))
   sample = [pretraining.mixture_pair(rng) for _ in range(20000)]
-  tokenizer = build_tokenizer(
-    [text for pair in sample for text in (pair.source, pair.target)],
-    language.lexicon(),
-    pretraining.SENTINELS,
-  )
+  texts = [text for pair in sample for text in (pair.source, pair.target)]
+  tokenizer = build_tokenizer(texts, language.lexicon(), pretraining.SENTINELS)
   params, loss = train(settings, tokenizer, parsed.output / "pretraining_log.csv")
   write_folder(parsed.output, settings, tokenizer, params, (time.time() - began) / 60, loss)
 

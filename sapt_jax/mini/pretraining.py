@@ -9,16 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from sapt_jax.mini.instructions import (
-  Rng,
-  Row,
-  any_words,
-  draw_labels,
-  instruction_row,
-  record,
-  sentence,
-)
+from sapt_jax.mini.instructions import instruction_row
 from sapt_jax.mini.language import KINDS, ORDINALS, pick, picks
+from sapt_jax.mini.texts import Rng, Row, any_words, draw_labels, record, sentence
 
 FRAME = "Definition: {definition}\n\nNow complete the following example -\nInput: {input}\nOutput: "
 SENTINELS = 16
@@ -67,8 +60,8 @@ def _generation(rng: Rng) -> Pair:
   return Pair(pick(rng, GENERATE_MARKERS), f"{definition} | {text}")
 
 
-# --- drills: many answers to one input, so that attention learns to copy and to look up from dense
-# signals -------------
+# Drills: many answers to one input, so that attention learns to copy and to look up from dense
+# signals.
 
 
 def _copy_drill(rng: Rng) -> Row:
@@ -84,11 +77,8 @@ def _look_up_drill(rng: Rng) -> Row:
   if len(set(values)) == len(values) and rng.integers(2):
     keys, values = values, keys
   asked = " ".join(keys[i] for i in order)
-  return (
-    "Write all partners.",
-    f"{text} # {asked}" if rng.integers(2) else f"{asked} # {text}",
-    " ".join(values[i] for i in order),
-  )
+  both = f"{text} # {asked}" if rng.integers(2) else f"{asked} # {text}"
+  return "Write all partners.", both, " ".join(values[i] for i in order)
 
 
 def _label_drill(rng: Rng) -> Row:
@@ -96,11 +86,8 @@ def _label_drill(rng: Rng) -> Row:
   labels = draw_labels(rng, len(kinds))
   at = [int(i) for i in rng.integers(len(kinds), size=int(rng.integers(4, 9)))]
   rules = ", ".join(f"{label} for {kind}" for label, kind in zip(labels, kinds, strict=True))
-  return (
-    f"Label all: {rules}.",
-    " ".join(pick(rng, KINDS[kinds[i]]) for i in at),
-    " ".join(labels[i] for i in at),
-  )
+  text = " ".join(pick(rng, KINDS[kinds[i]]) for i in at)
+  return f"Label all: {rules}.", text, " ".join(labels[i] for i in at)
 
 
 def _kind_drill(rng: Rng) -> Row:
@@ -138,10 +125,11 @@ COPY_UNTIL, DRILLS_UNTIL = 0.08, 0.4  # progress up to which copying, then drill
 def mixture_pair(rng: Rng, progress: float = 1.0) -> Pair:
   """One example of the mixture.
 
-  Args: rng: where the draws come from. progress: 0 at the start of training, 1 at its end. Before
-    COPY_UNTIL there is only copying; then the share of drills
-      falls from 85 % to 15 % at DRILLS_UNTIL and stays. Of the others, 85 % are instructions, 10 %
-      span corruption and 5 % the generation of whole prompts.
+  Args:
+    rng: where the draws come from.
+    progress: 0 at the start of training, 1 at its end. Before COPY_UNTIL there is only copying;
+      then the share of drills falls from 85 % to 15 % at DRILLS_UNTIL and stays. Of the others,
+      85 % are instructions, 10 % span corruption and 5 % the generation of whole prompts.
   """
   if progress < COPY_UNTIL:
     return _framed(rng, _copy_drill(rng))

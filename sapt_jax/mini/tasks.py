@@ -46,13 +46,10 @@ Row = tuple[str, str]  # input, answer
 def _film_mood(rng: np.random.Generator) -> Row:
   mood = pick(rng, ("praise", "blame"))
   first, second = picks(rng, KINDS[mood], 2)
-  day, part, other = (
-    pick(rng, language.DAYS),
-    *picks(rng, ("plot", "acting", "ending", "sound", "hero", "villain"), 2),
-  )
-  opening = pick(
-    rng, (f"I saw the film on {day}.", f"Last {day} we went to the cinema.", f"Film night, {day}.")
-  )
+  day = pick(rng, language.DAYS)
+  part, other = picks(rng, ("plot", "acting", "ending", "sound", "hero", "villain"), 2)
+  went = f"Last {day} we went to the cinema."
+  opening = pick(rng, (f"I saw the film on {day}.", went, f"Film night, {day}."))
   body = pick(
     rng,
     (
@@ -66,16 +63,11 @@ def _film_mood(rng: np.random.Generator) -> Row:
 
 def _meal_verdict(rng: np.random.Generator) -> Row:
   verdict = pick(rng, ("praise", "mixed", "blame"))
-  moods = {
-    "praise": ("praise", "praise"),
-    "blame": ("blame", "blame"),
-    "mixed": ("praise", "blame"),
-  }[verdict]
+  moods = ("praise", "blame") if verdict == "mixed" else (verdict, verdict)
   words = [pick(rng, KINDS[moods[i]]) for i in rng.permutation(2)]
   dish, side = picks(rng, KINDS["food"], 2)
-  return f"table {int(rng.integers(2, 40))} / {dish}: {words[0]} / {side}: {words[1]}", MEAL_LABELS[
-    verdict
-  ]
+  notes = f"table {int(rng.integers(2, 40))} / {dish}: {words[0]} / {side}: {words[1]}"
+  return notes, MEAL_LABELS[verdict]
 
 
 def _headline_section(rng: np.random.Generator) -> Row:
@@ -218,13 +210,8 @@ def _task(name: str, writer: _Writer, seed: np.random.SeedSequence) -> Task:
     text, answer = writer.row(rng)
     rows.setdefault(text, answer)
   examples = tuple(Example(text, (answer,)) for text, answer in rows.items())
-  return Task(
-    name,
-    writer.definition,
-    examples[:TRAIN],
-    examples[TRAIN : TRAIN + DEV],
-    examples[TRAIN + DEV :],
-  )
+  train, rest = examples[:TRAIN], examples[TRAIN:]
+  return Task(name, writer.definition, train, rest[:DEV], rest[DEV:])
 
 
 def mini_stream(seed: int) -> list[Task]:

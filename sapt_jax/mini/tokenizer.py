@@ -33,10 +33,8 @@ from transformers import PreTrainedTokenizerFast
 VOCAB_SIZE = 1280
 PAD, EOS, UNK = "<pad>", "</s>", "<unk>"
 CHARACTERS = tuple(chr(code) for code in range(33, 127))
-FRAGMENT_PENALTY, CHARACTER_PENALTY = (
-  8.0,
-  12.0,
-)  # nats added below the rarest whole form, times a fragment's rarity
+# Nats below the rarest whole form, times a fragment's rarity.
+FRAGMENT_PENALTY, CHARACTER_PENALTY = 8.0, 12.0
 
 
 def build_tokenizer(texts: Iterable[str], words: Iterable[str], sentinels: int) -> Tokenizer:
@@ -51,13 +49,11 @@ def build_tokenizer(texts: Iterable[str], words: Iterable[str], sentinels: int) 
   """
   marks = [f"<extra_id_{n}>" for n in range(sentinels)]
   normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
-  # A mark that follows a word is a piece of its own, so that "soup:" and "soup" share the piece of
-  # the word.
+  # A mark that follows a word is a piece of its own, so that "soup:" and "soup" share the word's.
+  spaces = pre_tokenizers.Metaspace(prepend_scheme="always")
+  mark_after_word = Regex(r"(?<=[A-Za-z0-9])[^A-Za-z0-9▁]+")
   splitter = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Metaspace(prepend_scheme="always"),
-      pre_tokenizers.Split(Regex(r"(?<=[A-Za-z0-9])[^A-Za-z0-9▁]+"), behavior="isolated"),
-    ]
+    [spaces, pre_tokenizers.Split(mark_after_word, behavior="isolated")]
   )
   counts = Counter(
     form for text in texts for form, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
@@ -104,17 +100,14 @@ def _pieces(forms: dict[str, int], size: int, wanted: set[str]) -> list[tuple[st
     for start in range(len(form)):
       for end in range(start + 2, min(start + 5, len(form) + 1)):
         fragments[form[start:end]] += 1
-  fill = [
-    f for f in sorted(fragments, key=lambda f: (-fragments[f] * len(f), f)) if f not in forms
-  ][: room - len(kept)]
-  return (
-    [(form, math.log(forms[form] / total)) for form in kept]
-    + [
-      (fragment, floor - FRAGMENT_PENALTY + math.log(fragments[fragment] / len(kept)))
-      for fragment in fill
-    ]
-    + [(character, floor - CHARACTER_PENALTY) for character in characters]
-  )
+  by_weight = sorted(fragments, key=lambda part: (-fragments[part] * len(part), part))
+  fill = [part for part in by_weight if part not in forms][: room - len(kept)]
+  below = floor - FRAGMENT_PENALTY
+  return [
+    *((form, math.log(forms[form] / total)) for form in kept),
+    *((part, below + math.log(fragments[part] / len(kept))) for part in fill),
+    *((character, floor - CHARACTER_PENALTY) for character in characters),
+  ]
 
 
 def save_tokenizer(tokenizer: Tokenizer, sentinels: int, folder: Path) -> None:

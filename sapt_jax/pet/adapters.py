@@ -12,13 +12,17 @@ class Adapters(flax.struct.PyTreeNode):
   """PET blocks as a backbone applies them to one batch; None in a field means that there are none
   of that kind.
 
-  Attributes: lora: nested like the backbone's sites, {"a": (layers, D_in, T, R), "b": (layers, T,
-    R, D_out)} at each. gates: (B, T) float32, the weight of each LoRA block for each example:
-    mixture * alpha / r; (B, K) where K blocks are chosen. chosen: (B, K) int32, which LoRA blocks
-    each example uses; None: all. newest: () int32, the one LoRA block that is being learned; None:
-    gradients reach all. prompts: (B, P, D), a soft prompt per example that is put before its input
-    embeddings. prompts_mask: (B, P) bool, which places of `prompts` are there; None: all. detached:
-    (T,) bool, LoRA blocks that pass no gradient on to the hidden states (see lora.mixed_product).
+  Attributes:
+    lora: nested like the backbone's sites, {"a": (layers, D_in, T, R), "b": (layers, T, R, D_out)}
+      at each.
+    gates: (B, T) float32, the weight of each LoRA block for each example: mixture * alpha / r;
+      (B, K) where K blocks are chosen.
+    chosen: (B, K) int32, which LoRA blocks each example uses; None: all.
+    newest: () int32, the one LoRA block that is being learned; None: gradients reach all.
+    prompts: (B, P, D), a soft prompt per example that is put before its input embeddings.
+    prompts_mask: (B, P) bool, which places of `prompts` are there; None: all.
+    detached: (T,) bool, LoRA blocks that pass no gradient on to the hidden states (see
+      lora.mixed_product).
   """
 
   lora: Any = None

@@ -1,9 +1,9 @@
 """PET blocks of either kind, and the pool they are stacked in.
 
 A block is {"lora": nested factors} or {"prompt": (P, D)}. A stack of blocks has the same nesting
-with a task axis T in every array: "a" (layers, D_in, T, R), "b" (layers, T, R, D_out), "prompt" (T,
-P, D). The pool's capacity is fixed while it lasts, so that a new task does not recompile the step;
-empty slots hold zeros.
+with a task axis T in every array: "a" (layers, D_in, T, R), "b" (layers, T, R, D_out), "prompt"
+(T, P, D). The pool's capacity is fixed while it lasts, so that a new task does not recompile the
+step; empty slots hold zeros.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def mixed(
   detached: jax.Array | None = None,
   newest: jax.Array | None = None,
 ) -> Adapters:
-  """The pool as a backbone applies it, each example with its own mixture (B, T) float32 (SAPT Eq.
-  4).
+  """The pool as a backbone applies it, each example with its own mixture (B, T) float32 (SAPT
+  Eq. 4).
 
   LoRA: sum_i a_i (alpha / r) B_i A_i x at every site, over the pet.top_k blocks with the largest
   weights if that is set. Soft prompts: sum_i a_i P_i before the input embeddings.

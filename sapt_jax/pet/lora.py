@@ -1,8 +1,8 @@
 """LoRA blocks: their shapes, their start, and the mixed low-rank product of a whole pool.
 
-Factors of a pool carry a task axis T next to the rank axis R, in the layout (D_in, T, R) and (T, R,
-D_out), so that the sum over blocks is two plain matrix products and never needs an array with both
-a task axis and a full width per token.
+Factors of a pool carry a task axis T next to the rank axis R, in the layout (D_in, T, R) and
+(T, R, D_out), so that the sum over blocks is two plain matrix products and never needs an array
+with both a task axis and a full width per token.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ def init_block(rng: jax.Array, sites: Sites, rank: int) -> Any:
   """One fresh block: A ~ U(-1/sqrt(D_in), 1/sqrt(D_in)) (Kaiming uniform, a = sqrt 5), B = 0, so
   that it starts by adding nothing.
 
-  Returns: the nesting of `sites` with {"a": (layers, D_in, rank), "b": (layers, rank, D_out)}
-    float32 at each site.
+  Returns:
+    the nesting of `sites` with {"a": (layers, D_in, rank), "b": (layers, rank, D_out)} float32 at
+    each site.
   """
   leaves, structure = jax.tree.flatten(sites, is_leaf=lambda s: isinstance(s, tuple))
 
@@ -50,13 +51,16 @@ def mixed_product(
 ) -> jax.Array:
   """sum_i gate_i B_i A_i x (SAPT Eq. 4, with gate_i = a_i * alpha / r).
 
-  Args: x: (B, L, D_in) in the compute dtype. factors: {"a": (D_in, T, R), "b": (T, R, D_out)} of
-    one layer, any float dtype. gates: (B, T), one weight per example and block; (B, K) of the
-    chosen blocks where there is a choice. detached: (T,) bool; blocks through which no gradient
-    reaches x, as in the public code for earlier blocks. None: the true gradient. chosen: (B, K)
-    int32, the blocks that each example uses. None: all. newest: () int32, the only block whose
-    factors get a gradient; zeros stand for the others', which nobody asks for. None: all get
-    theirs.
+  Args:
+    x: (B, L, D_in) in the compute dtype.
+    factors: {"a": (D_in, T, R), "b": (T, R, D_out)} of one layer, any float dtype.
+    gates: (B, T), one weight per example and block; (B, K) of the chosen blocks where there is a
+      choice.
+    detached: (T,) bool; blocks through which no gradient reaches x, as in the public code for
+      earlier blocks. None: the true gradient.
+    chosen: (B, K) int32, the blocks that each example uses. None: all.
+    newest: () int32, the only block whose factors get a gradient; zeros stand for the others',
+      which nobody asks for. None: all get theirs.
 
   Returns:
     (B, L, D_out) in x's dtype.
@@ -73,8 +77,8 @@ def mixed_product(
 def _matrices(
   dtype: jnp.dtype, a: jax.Array, b: jax.Array, chosen: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-  """Both factors as matrices (D_in, T * R) and (T * R, D_out), or one pair per example, (B, D_in, K
-  * R) and (B, K * R, D_out).
+  """Both factors as matrices (D_in, T * R) and (T * R, D_out), or one pair per example,
+  (B, D_in, K * R) and (B, K * R, D_out).
   """
   a, b = a.astype(dtype), b.astype(dtype)
   if chosen is None:
@@ -162,8 +166,10 @@ def best_of_rank(
   """The best product of this rank (in the Frobenius norm) to sum_i w_i B_i A_i, its singular values
   shared evenly between both factors.
 
-  Args: factors: {"a": (layers, D_in, T, R), "b": (layers, T, R, D_out)} of one site; T * R is at
-    least `rank`. weights: (T,).
+  Args:
+    factors: {"a": (layers, D_in, T, R), "b": (layers, T, R, D_out)} of one site; T * R is at least
+      `rank`.
+    weights: (T,).
 
   Returns:
     {"a": (layers, D_in, rank), "b": (layers, rank, D_out)}.

@@ -2,14 +2,13 @@
 of it.
 
     python -m sapt_jax.plan --config configs/mini.py --target h100:8 --mesh data=1,fsdp=8,tensor=1
-    python -m sapt_jax.plan --model t5-xxl --target v5e:2x4 --backbone.dtype bfloat16
-    --backbone.remat full --json
+    python -m sapt_jax.plan --model t5-xxl --target v5e:2x4 --backbone.dtype bfloat16 --backbone.remat full --json
 
 No device and no weights are needed, only the compiler: pip install 'sapt-jax[plan-gpu]' or
 'sapt-jax[plan-tpu]'; `cpu:N` simulates N devices, and overstates temporaries in bfloat16, as a CPU
-multiplies in float32. --mesh data=D,fsdp=F,tensor=T is short for --mesh.data D --mesh.fsdp F
---mesh.tensor T; without a mesh all devices stand on fsdp. The generator of pseudo inputs is not
-planned (docs/scale.md). With --json the report is one JSON object.
+multiplies in float32. --mesh data=D,fsdp=F,tensor=T is short for --mesh.data D
+--mesh.fsdp F --mesh.tensor T; without a mesh all devices stand on fsdp. The generator
+of pseudo inputs is not planned (docs/scale.md). With --json the report is one JSON object.
 """
 
 from __future__ import annotations
@@ -106,8 +105,9 @@ def placed_on(config: Config, target: hardware.Target) -> Config:
 def backbone_sizes(config: Config, model: str) -> dict[str, Any]:
   """The config.json that a plan is made for.
 
-  Raises: InputError: no model of that name; or backbone.path is no folder with a config.json of a
-    supported model.
+  Raises:
+    InputError: no model of that name; or backbone.path is no folder with a config.json of a
+      supported model.
   """
   if model:
     if model not in SIZES:
@@ -140,8 +140,9 @@ def plan(
 ) -> dict[str, Any]:
   """The report; starts JAX.
 
-  Raises: InputError: the mesh does not fit the target or the model, or the compiler does not know
-    the target.
+  Raises:
+    InputError: the mesh does not fit the target or the model, or the compiler does not know the
+      target.
   """
   import jax
 

@@ -21,8 +21,9 @@ def measure(
   Args:
     longest: times that a loop runs whose end depends on data (plan/hlo.py).
 
-  Returns: per device, in bytes: arguments, temporaries, outputs (of these `donated` in the
-    arguments' place), peak = arguments + temporaries + outputs - donated; flops, kernels, traffic,
+  Returns:
+    per device, in bytes: arguments, temporaries, outputs (of these `donated` in the arguments'
+    place), peak = arguments + temporaries + outputs - donated; flops, kernels, traffic,
     collectives, loops (plan/hlo.py), fits, compile_s, and floor_s: seconds that flops, traffic and
     sent bytes take at least, each at the device's peak (None for the CPU). A TPU's compiler gives
     up on a program that does not fit: then only fits, compile_s and, if it says so, peak are known.

@@ -58,9 +58,10 @@ class Gpu:
 class Device:
   """One kind of device; peak figures as its maker publishes them.
 
-  Attributes: memory: bytes, nominal. bfloat16, float32: products per second at most, in flops,
-    dense. float32 is what JAX computes float32 products with by default: TF32 on
-      GPUs, one pass in bfloat16 on TPUs.
+  Attributes:
+    memory: bytes, nominal.
+    bfloat16, float32: products per second at most, in flops, dense. float32 is what JAX computes
+      float32 products with by default: TF32 on GPUs, one pass in bfloat16 on TPUs.
     bandwidth: of its memory, bytes per second.
     links: to its neighbours, bytes per second that it can send, all links together.
     gpu: None for a TPU.
@@ -137,7 +138,9 @@ class Target:
 
   @property
   def usable(self) -> int:
-    """Bytes that a program may take on one device; simulated devices share this machine's memory."""
+    """Bytes that a program may take on one device; simulated devices share this machine's
+    memory.
+    """
     if self.device is None:
       return int(USABLE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / self.count)
     return int(USABLE * self.device.memory)

@@ -157,10 +157,12 @@ def parse_instruction(line: str) -> Instruction | None:
 class Work:
   """What is done on one device.
 
-  Attributes: flops: of products, two for a multiplication and an addition. kernels: started, a
-    fusion or a library's call being one. traffic: bytes of the products' operands and results.
+  Attributes:
+    flops: of products, two for a multiplication and an addition.
+    kernels: started, a fusion or a library's call being one.
+    traffic: bytes of the products' operands and results.
     collectives: kind -> {"count": how many are run, "bytes": what this device sends in them, in a
-    ring}.
+      ring}.
   """
 
   flops: float = 0.0

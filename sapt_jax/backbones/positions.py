@@ -1,0 +1,65 @@
+"""T5's relative positions: the bucket of a distance, and the bias that each head has for it.
+
+Letters: L queries, S keys, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def relative_buckets(
+  distance: jax.Array, bidirectional: bool, buckets: int, max_distance: int
+) -> jax.Array:
+  """Bucket of each key-minus-query distance: half of them exact, the rest logarithmic up to
+  max_distance (T5, section 2.1).
+  """
+  offset = jnp.zeros_like(distance)
+  if bidirectional:
+    buckets //= 2
+    offset = jnp.where(distance > 0, buckets, 0)
+    distance = jnp.abs(distance)
+  else:
+    distance = jnp.maximum(-distance, 0)
+  return offset + jnp.take(bucket_table(buckets, max_distance), jnp.minimum(distance, max_distance))
+
+
+def bucket_table(buckets: int, max_distance: int) -> np.ndarray:
+  """Bucket of each distance 0 ... max_distance, int32.
+
+  Computed on the host, in the float32 that T5 was trained with: many a bucket ends where the
+  logarithm is a whole number, and a device that rounds it the other way would put distances 16, 32
+  and 64 in the bucket before.
+  """
+  distance, exact = np.arange(max_distance + 1), buckets // 2
+  ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+  ratio /= np.float32(math.log(max_distance / exact))
+  far = exact + (ratio * np.float32(buckets - exact)).astype(np.int32)
+  return np.where(distance < exact, distance, np.minimum(far, buckets - 1)).astype(np.int32)
+
+
+class PositionBias(nn.Module):
+  """Relative position bias, one table per stack, computed once and given to all of its layers."""
+
+  heads: int
+  buckets: int
+  max_distance: int
+  bidirectional: bool
+  dtype: Any
+  stddev: float
+
+  @nn.compact
+  def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
+    """queries (L,), keys (S,): positions, int32. Returns (1, H, L, S) float32."""
+    normal = nn.initializers.normal(self.stddev)
+    init = nn.with_logical_partitioning(normal, ("buckets", "heads"))
+    table = self.param("table", init, (self.buckets, self.heads), self.dtype)
+    distance = keys[None, :] - queries[:, None]
+    buckets = relative_buckets(distance, self.bidirectional, self.buckets, self.max_distance)
+    return jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None].astype(jnp.float32)
