@@ -35,9 +35,9 @@ def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
       not as it must be; nothing has been computed then.
     DivergedError, Stopped: see Trainer.fit.
   """
-  inputs = processes.together(lambda: read_inputs(config))
+  inputs = processes.all_or_none(lambda: read_inputs(config))
   with RunFolder(output, config, inputs.fingerprint) as folder:
-    single = processes.together(
+    single = processes.all_or_none(
       lambda: single_scores(config, inputs.names, output, inputs.fingerprint, run)
     )
     with Cost() as cost:
@@ -76,7 +76,7 @@ class Continual:
       processes.say(results.score_table(self.names, [record["scores"] for record in records]))
     result = results.summary(self.config, self.method, self.names, records, single)
     publish = partial(results.publish, self.folder, self.method, self.names, records, result)
-    processes.by_first(publish)
+    processes.first_does(publish)
     return result
 
   def one_task(self, learned: Learned, index: int) -> tuple[Learned, dict[str, Any]]:

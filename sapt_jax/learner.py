@@ -56,7 +56,9 @@ class Learner:
 
   def start(self, seed: int) -> Learned:
     """What the method knows before the first task, on every device."""
-    return sharding.place(self.method.start(jax.random.key(seed)), sharding.replicated(self.mesh))
+    return sharding.to_devices(
+      self.method.start(jax.random.key(seed)), sharding.replicated(self.mesh)
+    )
 
 
 def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: int) -> Learner:

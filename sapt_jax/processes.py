@@ -198,7 +198,7 @@ def say(text: str, file: TextIO | None = None) -> None:
     print(text, file=file, flush=True)
 
 
-def by_first(action: Callable[[], object]) -> None:
+def first_does(action: Callable[[], object]) -> None:
   """Has process 0 do something to files while the others wait; all raise the InputError that it
   raises.
   """
@@ -233,7 +233,7 @@ def all_say(here: bool) -> list[bool]:
   )
 
 
-def together(look: Callable[[], T]) -> T:
+def all_or_none(look: Callable[[], T]) -> T:
   """What each process finds by itself, if none of them meets wrong input; else all raise
   InputError, the others naming the one that did.
   """

@@ -83,7 +83,7 @@ class RunFolder:
     self._lock: TextIO | None = None
 
   def __enter__(self) -> RunFolder:
-    processes.by_first(self._enter)
+    processes.first_does(self._enter)
     seen = processes.all_say(self._seen())
     if not all(seen):
       self.__exit__()
@@ -242,7 +242,7 @@ class RunFolder:
     """Drops log lines of what will be learned again, so that no step stands in the log twice; and a
     checkpoint that is damaged.
     """
-    processes.by_first(lambda: self._drop_damaged(self.progress(done)))
+    processes.first_does(lambda: self._drop_damaged(self.progress(done)))
     file, progress = self.path / "metrics.jsonl", self.progress(done)
     if processes.is_first() and file.exists():
       step = checkpoint.read_record(progress)["step"] if checkpoint.is_finished(progress) else 0

@@ -110,7 +110,7 @@ def batch_sharded(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, spec("batch"))
 
 
-def place(tree: Any, placement: NamedSharding) -> Any:
+def to_devices(tree: Any, placement: NamedSharding) -> Any:
   """Arrays on the mesh; where several processes share it, each hands its own devices their part,
   and all must have the same values.
   """

@@ -212,8 +212,8 @@ def test_what_four_devices_saved_is_restored_on_other_meshes_bit_for_bit(tmp_pat
   }
   wide = sharding.make_mesh(fsdp=4)
   placed = {
-    "a": sharding.place(tree["a"], spread(wide)),
-    "b": sharding.place(tree["b"], sharding.replicated(wide)),
+    "a": sharding.to_devices(tree["a"], spread(wide)),
+    "b": sharding.to_devices(tree["b"], sharding.replicated(wide)),
   }
   checkpoint.save(tmp_path / "saved", placed, {})
   for mesh in (

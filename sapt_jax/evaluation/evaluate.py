@@ -81,7 +81,7 @@ class Answerer:
         choose=self.choose,
         params=self.backbone.params,
         learned=learned,
-        batch=sharding.place(batch, self.placement),
+        batch=sharding.to_devices(batch, self.placement),
         rng=rng,
       )
       found = zip(numbers, np.asarray(ids), np.asarray(mixture), strict=False)
@@ -111,6 +111,6 @@ class FeatureReader:
     features = np.zeros((len(rows), self.backbone.config.width), np.float32)
     for numbers, batch in self.batcher.answering(rows):
       processes.stop_if_asked()
-      batch = sharding.place(batch, self.placement)
+      batch = sharding.to_devices(batch, self.placement)
       features[numbers] = np.asarray(self.features(self.backbone.params, batch))[: len(numbers)]
-    return sharding.place(features, self.everywhere)
+    return sharding.to_devices(features, self.everywhere)

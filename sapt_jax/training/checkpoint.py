@@ -68,9 +68,9 @@ def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
     draft.rename(folder)
     shutil.rmtree(before, ignore_errors=True)
 
-  processes.by_first(make_room)
+  processes.first_does(make_room)
   ocp.save(str((draft / TREE).absolute()), _flat(tree))
-  processes.by_first(seal)
+  processes.first_does(seal)
 
 
 def is_finished(folder: pathlib.Path) -> bool:

@@ -94,14 +94,14 @@ class Trainer:
       DivergedError: the loss became NaN or infinite.
       Stopped: the run was asked to stop; a checkpoint has been saved if there is a plan.folder.
     """
-    learned = sharding.place(learned, self.everywhere)
-    state = sharding.place(self.start(learned, plan.steps), self.everywhere)
+    learned = sharding.to_devices(learned, self.everywhere)
+    state = sharding.to_devices(self.start(learned, plan.steps), self.everywhere)
     state, best = self.restored(state, plan.folder)
     every = self.validation_interval(len(rows))
     meter = Meter(plan, int(state.step), self.options.log_every)
     batches = self.batcher.training(rows, int(state.step), plan.steps)
     for step, batch in enumerate(batches, int(state.step) + 1):
-      batch_there = sharding.place(batch, self.placement)
+      batch_there = sharding.to_devices(batch, self.placement)
       state, metrics = self.step(state, self.backbone.params, learned, batch_there)
       meter.add(step, batch, metrics)
       last = step == plan.steps

@@ -109,7 +109,7 @@ class SiteMoments:
         numbers
       )  # not the rows that fill up the last batch
       moments = self.of_batch(
-        self.backbone.params, learned, *sharding.place((batch, counted), self.placement)
+        self.backbone.params, learned, *sharding.to_devices((batch, counted), self.placement)
       )
       total = moments if total is None else jax.tree.map(jnp.add, total, moments)
     return total
