@@ -10,8 +10,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from sapt_jax import learner, processes, results
 from sapt_jax.config import Config
@@ -89,7 +87,7 @@ class Continual:
     self.cost.lap("begin")
 
     learned = self.learn(learned, lesson, steps, study)
-    training_mixture = self.training_mixture(learned, study)
+    training_mixture = self.scorer.training_mixture(learned, study.features("train"), index)
     self.cost.lap("learn")
 
     learned = self.method.remember(learned, study)
@@ -141,12 +139,6 @@ class Continual:
       partial(self.scorer.dev_score, tasks=judged) if validates else None,
     )
     return self.trainer.fit(learned, lesson.rows, plan)
-
-  def training_mixture(self, learned: Learned, study: TaskStudy) -> list[float]:
-    """Mean mixture of the task's training inputs when it has just been learned."""
-    features = study.features("train")
-    mixture = self.method.mixture(learned, features, jnp.full(len(features), study.index))
-    return self.scorer.mean_mixture(np.asarray(mixture))
 
   def scored_after(self, index: int, lesson: Lesson) -> list[int]:
     """The tasks that are scored after the index-th: after the last one, all; before, none while

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sapt_jax.config import Config
@@ -52,7 +54,8 @@ class Scorer:
   """Answers the inputs of splits and scores the answers."""
 
   def __init__(self, config: Config, built: Learner, codec: Codec, stream: Sequence[PreparedTask]):
-    self.answerer, self.codec, self.stream = built.answerer, codec, stream
+    self.answerer, self.method = built.answerer, built.method
+    self.codec, self.stream = codec, stream
     self.metric, self.longest = metric_of(config), config.data.max_target_length
     # Where blocks belong to tasks, those that the stream will fill are shown; else all.
     self.blocks = len(stream) if built.method.block_per_task else None
@@ -91,6 +94,11 @@ class Scorer:
         for example, text in zip(task.test.examples, result.answers, strict=True)
       ]
     return Evaluation(scores, mixtures, rows)
+
+  def training_mixture(self, learned: Learned, features: jax.Array, task: int) -> list[float]:
+    """Mean mixture of inputs with these features (n, D), of a task that has just been learned."""
+    mixture = self.method.mixture(learned, features, jnp.full(len(features), task))
+    return self.mean_mixture(np.asarray(mixture))
 
   def mean_mixture(self, mixtures: np.ndarray) -> list[float]:
     """Mean weight of each block over inputs (n, T)."""
