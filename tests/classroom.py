@@ -2,16 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sapt_jax import config, methods
-from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Batch
 from sapt_jax.methods.base import Setting, StepView
 from sapt_jax.training.state import TrainState, make_optimizer
@@ -74,10 +72,8 @@ def studied(features, **more):
   return Study(features, pseudo=features, **more)
 
 
-@cache
 def backbone(name="t5"):
-  model = hf.build_model({"t5": tiny.T5, "llama": tiny.LLAMA}[name])
-  return model, nn.meta.unbox(jax.jit(partial(hf.init_params, model))(jax.random.key(0)))
+  return tiny.random_model({"t5": tiny.T5, "llama": tiny.LLAMA}[name])
 
 
 def build(name, on="t5", kind="lora", **options):

@@ -2,6 +2,8 @@
 is found.
 """
 
+import importlib.util
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +11,30 @@ from types import ModuleType
 
 import pytest
 
+
+def known_to_xla(flag: str) -> bool:
+  """Whether the installed XLA has this flag; one that it does not know ends the process."""
+  found = importlib.util.find_spec("jaxlib")
+  library = Path(found.origin if found and found.origin else "").with_name("libjax_common.so")
+  if not library.is_file():
+    return False
+  with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    return content.find(flag.removeprefix("--").split("=")[0].encode() + b"\0") >= 0
+
+
 # All of this must be in the environment before jax is imported; processes that tests start inherit
 # it. Whoever sets a variable beforehand keeps their choice.
 #
 # Four devices: a CPU is one device to JAX, so without them no test could see a mesh, a collective
 # or a resharding. They share the machine's cores and cost nothing where a test uses one device.
 # Four is the least that lets two axes of a mesh be larger than one at the same time.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+XLA_FLAGS = ["--xla_force_host_platform_device_count=4"]
+# Compiling is most of what tests of small models cost; without these two it takes a third. Emitters
+# of loops decide how fast a program runs, and splitting its code is for cores that have no test.
+XLA_FLAGS += filter(
+  known_to_xla, ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(XLA_FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Products in true float32 on every platform: that is what the tolerances are for.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")

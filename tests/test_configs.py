@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sapt_jax import cli
 from sapt_jax.data.sources import load_stream
 from sapt_jax.paper import MODELS, ORDERS, paper
+from sapt_jax.run_options import load_config
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(ROOT.joinpath("configs").rglob("*.py"))
@@ -15,13 +15,13 @@ FILES = sorted(ROOT.joinpath("configs").rglob("*.py"))
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_committed_configuration_is_one(file):
-  assert cli.load_config(str(file)).stream is not None
+  assert load_config(str(file)).stream is not None
   assert f"--config {file.relative_to(ROOT)}" in file.read_text()
 
 
 def test_every_experiment_of_the_paper_has_a_file():
   committed = {
-    file.stem: cli.load_config(str(file)) for file in FILES if file.parent.name == "paper"
+    file.stem: load_config(str(file)) for file in FILES if file.parent.name == "paper"
   }
   wanted = {
     f"{benchmark}_{order}_{model}": paper(benchmark, order, model)

@@ -17,18 +17,25 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = """
   train predict report export plan
   continual answering
-  generator recall learner run_folder interop
+  results single
+  study scoring
+  run_inputs
+  generator learner run_folder interop
+  run_options paper mini.default
+  methods
   evaluation
   training
-  methods
+  methods.base
+  methods.features
   mini.make_backbone
   backbones
   data
   mini
   arm
   sals pet data.tasks
-  cli plots paper processes
+  cli plots processes losses
   sharding config cost
+  checks
   errors
 """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}

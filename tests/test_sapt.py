@@ -7,19 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sapt_jax.methods.base import TaskInputs
 from sapt_jax.pet import blocks
-from tests.classroom import build, clusters, same, through
+from tests.classroom import Study, build, clusters, same, studied, through
 
 
 def learned_by(method, tasks=4):
   """What the method has learned after so many tasks, half of whose inputs it saw."""
   learned = method.start(jax.random.key(0))
   for index, pooled in enumerate(clusters(tasks)):
-    learned = method.open(
-      learned, jax.random.key(index), TaskInputs(pooled[:12], pooled[12:], pooled[:0])
-    )
-    learned = method.close(learned, TaskInputs(pooled[:12], pooled[12:], pooled[:12]))
+    study = Study(pooled[:12], dev=pooled[12:], pseudo=pooled[:12])
+    learned = method.begin(learned, jax.random.key(index), study)
+    learned = method.remember(learned, study)
   return learned
 
 
@@ -45,12 +43,13 @@ def test_without_reflection_routing_forgets_earlier_tasks():
   kept, lost = (
     build("sapt", attention="routed", reflection_weight=weight) for weight in (0.5, 0.0)
   )
-  assert kept.wants_pseudo_inputs
-  assert not lost.wants_pseudo_inputs
   blind = lost.start(jax.random.key(0))
   for index, pooled in enumerate(clusters(4)):
-    inputs = TaskInputs(pooled[:12], pooled[12:], pooled[:0])
-    blind = lost.close(lost.open(blind, jax.random.key(index), inputs), inputs)
+    study = Study(pooled[:12], dev=pooled[12:])  # pseudo inputs are not asked for
+    lost.check_task(study)
+    blind = lost.remember(lost.begin(blind, jax.random.key(index), study), study)
+  with pytest.raises(AssertionError, match="no pseudo inputs"):
+    kept.check_task(study)
   assert min(own_weights(lost, blind)) < min(own_weights(kept, learned_by(kept))) - 0.2
 
 
@@ -58,27 +57,26 @@ def test_without_reflection_routing_forgets_earlier_tasks():
 def test_a_new_block_can_start_as_what_the_pool_says_of_the_new_inputs(kind):
   method = build("sapt", kind=kind, attention="routed", new_block="mixture")
   pooled = clusters(3)
-  learned = through(method, pooled[:2])
-  learned = method.close(learned, TaskInputs(pooled[1], pooled[1], pooled[1]))
+  learned = method.remember(through(method, pooled[:2]), studied(pooled[1]))
   said = method.mixture(learned, pooled[0], jnp.zeros(24, jnp.int32)).mean(axis=0)
   assert said[0] > 0.9
-  opened = method.open(learned, jax.random.key(9), TaskInputs(pooled[0], pooled[0], pooled[0][:0]))
+  begun = method.begin(learned, jax.random.key(9), studied(pooled[0]))
   expected = blocks.merged(learned.blocks, said, method.setting.pet)
   jax.tree.map(
     lambda new, wanted: np.testing.assert_allclose(new, wanted, atol=1e-6),
-    blocks.read(opened.blocks, 2),
+    blocks.read(begun.blocks, 2),
     expected,
   )
   assert [
-    same(blocks.read(opened.blocks, slot), blocks.read(learned.blocks, slot)) for slot in (0, 1)
+    same(blocks.read(begun.blocks, slot), blocks.read(learned.blocks, slot)) for slot in (0, 1)
   ] == [True, True]
 
 
 def test_a_new_block_can_read_what_the_pool_reads_and_add_nothing():
   method = build("sapt", attention="routed", new_block="directions")
   pooled = clusters(3)
-  learned = method.close(through(method, pooled[:2]), TaskInputs(pooled[1], pooled[1], pooled[1]))
-  opened = method.open(learned, jax.random.key(9), TaskInputs(pooled[0], pooled[0], pooled[0][:0]))
+  learned = method.remember(through(method, pooled[:2]), studied(pooled[1]))
+  begun = method.begin(learned, jax.random.key(9), studied(pooled[0]))
   said = method.mixture(learned, pooled[0], jnp.zeros(24, jnp.int32)).mean(axis=0)
 
   def of_site(x):
@@ -86,7 +84,7 @@ def test_a_new_block_can_read_what_the_pool_reads_and_add_nothing():
 
   new, old = (
     jax.tree.leaves(tree["lora"], is_leaf=of_site)
-    for tree in (blocks.read(opened.blocks, 2), learned.blocks)
+    for tree in (blocks.read(begun.blocks, 2), learned.blocks)
   )
   for site, pool in zip(new, old, strict=True):
     assert not np.any(site["b"])
@@ -117,16 +115,16 @@ def test_a_soft_prompt_has_no_directions_to_start_from():
 def test_blocks_can_be_mixed_alike_to_see_what_the_attention_is_worth(uniform, learning, answering):
   method = build("sapt", attention="routed", uniform=uniform)
   learned = learned_by(method, tasks=2)
-  inputs = TaskInputs(clusters(4)[2], clusters(4)[2], clusters(4)[2][:0])
+  study = studied(clusters(4)[2])
 
   def alike(tree):
     return bool(
       np.allclose(
-        method.mixture(tree, inputs.train, jnp.zeros(24, jnp.int32)),
+        method.mixture(tree, study.train, jnp.zeros(24, jnp.int32)),
         [1 / 3, 1 / 3, 1 / 3, 0],
         atol=1e-3,
       )
     )
 
-  opened = method.open(learned, jax.random.key(2), inputs)
-  assert [alike(opened), alike(method.close(opened, inputs))] == [learning, answering]
+  begun = method.begin(learned, jax.random.key(2), study)
+  assert [alike(begun), alike(method.remember(begun, study))] == [learning, answering]
