@@ -12,6 +12,7 @@ from sapt_jax.methods.gainlora import GainLora
 from sapt_jax.methods.inflora import InfLora
 from sapt_jax.methods.l2p import L2p
 from sapt_jax.methods.lfpt5.method import Lfpt5
+from sapt_jax.methods.mocl import Mocl
 from sapt_jax.methods.multi_task import MultiTask
 from sapt_jax.methods.n_lora import NLora
 from sapt_jax.methods.o_lora import OLora
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
   "epi": Epi,
   "inflora": InfLora,
   "gainlora": GainLora,
+  "mocl": Mocl,
 }
 
 
