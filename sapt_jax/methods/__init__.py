@@ -21,6 +21,7 @@ from sapt_jax.methods.prog_prompt import ProgPrompt
 from sapt_jax.methods.replay import Replay
 from sapt_jax.methods.sapt import Sapt
 from sapt_jax.methods.sequential import Sequential
+from sapt_jax.methods.tree_lora import TreeLora
 
 METHODS: dict[str, type[Method]] = {
   "sapt": Sapt,
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
   "inflora": InfLora,
   "gainlora": GainLora,
   "mocl": Mocl,
+  "tree_lora": TreeLora,
 }
 
 
