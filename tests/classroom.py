@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny
 
 from sapt_jax import config, methods
 from sapt_jax.data.batches import Batch
+from sapt_jax.data.prepared import PreparedTask
+from sapt_jax.data.tasks import Example, Task
 from sapt_jax.methods.base import Setting, StepView
 from sapt_jax.training.state import TrainState, make_optimizer
 from sapt_jax.training.step import train_step
-from tests import tiny
 
 WIDTH = 32
 
@@ -89,12 +91,12 @@ def build(name, on="t5", kind="lora", **options):
   return methods.build(methods.METHODS[name].Options(**options), setting)
 
 
-def noisy(tree, seed):
+def noisy(tree, seed, scale=0.1):
   leaves, structure = jax.tree.flatten(tree)
   keys = jax.random.split(jax.random.key(seed), len(leaves))
   return jax.tree.unflatten(
     structure,
-    [x + 0.1 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)],
+    [x + scale * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)],
   )
 
 
@@ -168,6 +170,42 @@ def logits_of(model, params, batch, adapters):
 def logits(adapters, on="t5"):
   model, params = backbone(on)
   return logits_of(model, params, some_batch(on), adapters)
+
+
+def factors_of(block):
+  """(A, B) of every site and layer of a LoRA block on T5, as NumPy arrays."""
+  sites = [
+    block["lora"][stack][kind][projection]
+    for stack, kind in (("encoder", "self"), ("decoder", "self"), ("decoder", "cross"))
+    for projection in ("q", "v")
+  ]
+  return [
+    tuple(np.asarray(site[factor][layer], np.float64) for factor in ("a", "b"))
+    for site in sites
+    for layer in range(2)
+  ]
+
+
+class Plain:
+  """A codec whose tokens are the bytes of a text, and whose prompts are the inputs."""
+
+  def source(self, definition, text):
+    return list(text.encode())
+
+  def target(self, text):
+    return list(text.encode())
+
+
+def stream(*sizes):
+  """Tasks of so many training rows."""
+  return [
+    PreparedTask(index, Task(f"task{index}", "", examples(size), (), ()), Plain())
+    for index, size in enumerate(sizes)
+  ]
+
+
+def examples(count):
+  return tuple(Example(f"input {number}", (f"answer {number}",)) for number in range(count))
 
 
 def view_of(features):
