@@ -16,9 +16,7 @@ BOTTLENECK = 100  # width between W_down and W_up, as in the public code
 
 
 class QueryProjection(flax.struct.PyTreeNode):
-  """q = LayerNorm(SiLU(W_up W_down e)): down (D, 100), up (100, D), scale and bias (D,),
-  float32.
-  """
+  """q = LayerNorm(SiLU(W_up W_down e)): down (D, 100), up (100, D), scale, bias (D,), all float32."""
 
   down: jax.Array
   up: jax.Array
@@ -37,17 +35,13 @@ class Centre(flax.struct.PyTreeNode):
 
 def init_query(rng: jax.Array, width: int) -> QueryProjection:
   """A fresh projection: both matrices uniform in +-1/sqrt(fan in), LayerNorm at identity."""
-  down, up = jax.random.split(rng)
 
-  def uniform(key, shape):
+  def uniform(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(shape[0])
 
-  return QueryProjection(
-    uniform(down, (width, BOTTLENECK)),
-    uniform(up, (BOTTLENECK, width)),
-    jnp.ones(width),
-    jnp.zeros(width),
-  )
+  for_down, for_up = jax.random.split(rng)
+  down, up = uniform(for_down, (width, BOTTLENECK)), uniform(for_up, (BOTTLENECK, width))
+  return QueryProjection(down, up, jnp.ones(width), jnp.zeros(width))
 
 
 def init_key(rng: jax.Array, width: int) -> jax.Array:

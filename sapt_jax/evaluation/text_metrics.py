@@ -13,20 +13,13 @@ from rouge_score import rouge_scorer, tokenizers
 
 # Scripts that put no spaces between words, as the Unicode names of their characters begin: every
 # character is a token.
-UNSPACED = (
-  "CJK ",
-  "IDEOGRAPHIC ",
-  "HIRAGANA ",
-  "KATAKANA",
-  "THAI ",
-  "LAO ",
-  "KHMER ",
-  "MYANMAR ",
-  "TIBETAN ",
+UNSPACED = tuple(
+  "CJK |IDEOGRAPHIC |HIRAGANA |KATAKANA|THAI |LAO |KHMER |MYANMAR |TIBETAN ".split("|")
 )
 # Marks that writers of Arabic and Hebrew may leave out, and Arabic's stretching stroke.
 OPTIONAL_MARKS = re.compile(
-  "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed]"
+  "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7"
+  "\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed]"
 )
 
 
@@ -81,9 +74,11 @@ def rouge_l(tokenizer: Any = None) -> Callable[[str, str], float]:
   rouge-score's tokens.
   """
   scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True, tokenizer=tokenizer)
-  return lambda prediction, reference: (
-    100 * scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure
-  )
+
+  def metric(prediction: str, reference: str) -> float:
+    return 100 * scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure
+
+  return metric
 
 
 def normalised(text: str) -> str:
