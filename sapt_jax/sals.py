@@ -16,7 +16,7 @@ BOTTLENECK = 100  # width between W_down and W_up, as in the public code
 
 
 class QueryProjection(flax.struct.PyTreeNode):
-  """q = LayerNorm(SiLU(W_up W_down e)): down (D, 100), up (100, D), scale, bias (D,), all float32."""
+  """q = LayerNorm(SiLU(W_up W_down e)), float32: down (D, 100), up (100, D), scale, bias (D,)."""
 
   down: jax.Array
   up: jax.Array
