@@ -157,8 +157,8 @@ def parse_target(text: str) -> Target:
   return dataclasses.replace(target, count=count)
 
 
-# A TPU is not to be looked for on this machine; its logs would go to a folder in /tmp; and as none is
-# touched, others may use or plan for one at the same time, which libtpu's lock file forbids
+# A TPU is not to be looked for on this machine; its logs would go to a folder in /tmp; and as none
+# is touched, others may use or plan for one at the same time, which libtpu's lock file forbids
 # otherwise.
 TPU_DEFAULTS = {
   "TPU_SKIP_MDS_QUERY": "1",
