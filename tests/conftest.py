@@ -68,6 +68,5 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def torch() -> ModuleType:
   """PyTorch, the independent implementation that some tests compare with."""
-  return pytest.importorskip(
-    "torch", reason="compares with PyTorch, not installed here: pip install -e '.[torch]'"
-  )
+  missing = "compares with PyTorch, not installed here: pip install -e '.[torch]'"
+  return pytest.importorskip("torch", reason=missing)

@@ -33,9 +33,7 @@ NAMES = [*T5, *LLAMA]
 
 
 def make(name: str, seed: int = 0) -> Any:
-  """A torch model in evaluation mode, float32, with weights large enough that its answers
-  differ.
-  """
+  """A torch model in evaluation mode, float32, its weights large enough that its answers differ."""
   import torch
   import transformers
 
