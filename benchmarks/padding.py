@@ -1,5 +1,5 @@
-r"""How much of what a backbone computes in training is padding, and how many shapes it is compiled
-for.
+r"""How much of what a backbone computes in training is padding,
+and how many shapes it is compiled for.
 
     python benchmarks/padding.py --data.benchmark superni --data.root CL_BENCHMARK_FOLDER \
       --backbone.path MODEL_FOLDER --fit.batch-size 8

@@ -1,5 +1,5 @@
-"""Holds the library against goldens: what the authors' PyTorch code computes on small random
-models.
+"""Holds the library against goldens:
+what the authors' PyTorch code computes on small random models.
 
     python benchmarks/parity.py GOLDEN.npz [...]
 
@@ -206,8 +206,8 @@ def loss(golden: Golden, name: str) -> np.ndarray:
 def reflection(
   golden: Golden, trainable: dict[str, Any], tokens: jax.Array, target: jax.Array
 ) -> tuple[jax.Array, Any]:
-  """The reflection loss on pseudo inputs (B, L) of one task with its target (capacity,), and its
-  gradient.
+  """The reflection loss on pseudo inputs (B, L) of one task with its target (capacity,),
+  and its gradient.
   """
   method = golden.method
   embedded = golden.model.apply({"params": golden.params}, tokens.astype(jnp.int32), method="embed")
@@ -246,8 +246,8 @@ def logit_error(golden: Golden) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One array's comparison. The tolerance "no input": nothing to compute it from, "not known": not
-  an array of the format.
+  """One array's comparison. The tolerance "no input": nothing to compute it from, "not known":
+  not an array of the format.
   """
 
   name: str
@@ -269,8 +269,8 @@ def live_places(golden: Golden, name: str) -> np.ndarray:
 
 
 def wrong_ids(golden: Golden, name: str, ours: np.ndarray) -> np.ndarray:
-  """(B,) bool: rows whose decoded ids differ, and not first where the choice was within
-  CLEAR_MARGIN.
+  """(B,) bool: rows whose decoded ids differ,
+  and not first where the choice was within CLEAR_MARGIN.
   """
   theirs, margin = (golden.arrays[f"{name}/out/generated_{x}"] for x in ("ids", "margin"))
   differ = ours != theirs

@@ -1,5 +1,5 @@
-"""The table in docs/scale.md: plans of large backbones on hardware that is not here, one process
-each.
+"""The table in docs/scale.md: plans of large backbones on hardware that is not here,
+one process each.
 
     pip install -e '.[plan-gpu,plan-tpu]'
     python benchmarks/plan_table.py --only h100        rows whose target begins so; without it all,
@@ -30,8 +30,7 @@ COMMON = (
   "--data.max-target-length 50"
 ).split()
 
-# Model, target, and what the row has of its own; the mesh is all devices on fsdp. T5 reads 512
-# tokens, LLaMA 1,024.
+# Model, target, and what the row has of its own; the mesh is all devices on fsdp.
 ROWS = [
   "t5-xxl h100:1 --fit.accumulation 2 --evaluation.batch-size 128",
   "t5-xxl h100:8 --evaluation.batch-size 128",
@@ -63,8 +62,8 @@ def command(row: str) -> list[str]:
 
 
 def made(row: str) -> dict | None:
-  """A row's report, with `host`: the bytes of memory that making it took here; None if the planner
-  fails.
+  """A row's report, with `host`: the bytes of memory that making it took here;
+  None if the planner fails.
   """
   whole = [sys.executable, *command(row), "--json"]
   process = subprocess.Popen(whole, stdout=subprocess.PIPE, text=True)

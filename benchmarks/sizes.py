@@ -22,16 +22,15 @@ from sapt_jax.errors import InputError
 # A step allocates and frees hundreds of MB; in small pages, the kernel's handing them out anew each
 # time costs a sixth of it. A C library other than glibc takes no notice.
 TUNED = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-# Rows and columns of the float32 product whose rate is the yardstick; large enough to reach what
-# the machine can do.
+# Rows and columns of the float32 product whose rate is the yardstick: enough for the full rate.
 GEMM = 2048
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """One random T5 (v1.1: gated gelu, a head of its own; as many decoder as encoder layers), its
-  batch and its pool.
+  """One random T5 (v1.1: gated gelu, a head of its own; as many decoder as encoder layers),
+  its batch and its pool.
   """
 
   batch: int = 8  # rows
@@ -82,8 +81,8 @@ class Sizes:
     }
 
   def step_gflops(self) -> float:
-    """Work of one training step of the backbone alone, in GFLOP (10^9 operations, a multiply-add is
-    two).
+    """Work of one training step of the backbone alone,
+    in GFLOP (10^9 operations, a multiply-add is two).
 
     Counted: products with frozen weights, forward and the gradient of their input, but not of the
     weights; both products of every attention core, forward and both their gradients, the causal
@@ -157,8 +156,8 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
 def report(
   program: str, arguments: Sequence[str], options: argparse.Namespace, measure: Callable[[int], Row]
 ) -> None:
-  """Prints a row for each pool size, each measured by this program started anew for it, in the
-  environment TUNED.
+  """Prints a row for each pool size, each measured by this program started anew for it,
+  in the environment TUNED.
 
   So no peak of memory, and nothing compiled or cached, is another's.
   """

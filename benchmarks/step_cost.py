@@ -79,8 +79,8 @@ def blurred(rng: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def filled(method: Sapt, tasks: int) -> Learned:
-  """What the method holds while it learns the last of `tasks` tasks: random blocks, every earlier
-  task closed.
+  """What the method holds while it learns the last of `tasks` tasks:
+  random blocks, every earlier task closed.
   """
   learned = method.start(jax.random.key(0))
   for index in range(tasks):
@@ -138,8 +138,8 @@ def random_batch(s: sizes.Sizes, task: int) -> Batch:
 
 
 def step_of(p: Prepared, batch_size: int) -> tuple[Callable[[], None], float]:
-  """A call that takes the next training step and waits for it, and the seconds that compiling it
-  took.
+  """A call that takes the next training step and waits for it,
+  and the seconds that compiling it took.
   """
   trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=batch_size), p.batcher, p.mesh)
   trainable = jax.tree.map(jnp.copy, p.method.trainable(p.learned))

@@ -55,8 +55,8 @@ def no_centre(width: int) -> Centre:
 
 
 def pool_embeddings(embedded: jax.Array, mask: jax.Array) -> jax.Array:
-  """Largest value per dimension over real tokens: embedded (B, L, D), mask (B, L) bool -> (B, D)
-  float32 (SAPT Eq. 1).
+  """Largest value per dimension over real tokens: embedded (B, L, D),
+  mask (B, L) bool -> (B, D) float32 (SAPT Eq. 1).
   """
   wide = embedded.astype(jnp.float32)
   return jnp.max(jnp.where(mask[:, :, None], wide, -jnp.inf), axis=1)
@@ -76,8 +76,8 @@ def query(projection: QueryProjection, pooled: jax.Array, between: bool = False)
 
 
 def scores(queries: jax.Array, keys: jax.Array, count: jax.Array) -> jax.Array:
-  """q . k_i / sqrt(D) for the first `count` keys, -inf for empty slots: (B, D), (T, D), () int32 ->
-  (B, T) (SAPT Eq. 2).
+  """q . k_i / sqrt(D) for the first `count` keys, -inf for empty slots:
+  (B, D), (T, D), () int32 -> (B, T) (SAPT Eq. 2).
   """
   raw = queries @ keys.T / math.sqrt(keys.shape[-1])
   return jnp.where(jnp.arange(keys.shape[0]) < count, raw, -jnp.inf)

@@ -1,5 +1,5 @@
-"""What every test runs under (JAX on the CPU as four devices, no network), and where reference data
-is found.
+"""What every test runs under (JAX on the CPU as four devices, no network),
+and where reference data is found.
 """
 
 import os
@@ -30,8 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-  """Keeps compiled programs in pytest's cache folder, for the next run and for the processes that
-  tests start.
+  """Keeps compiled programs in pytest's cache folder,
+  for the next run and for the processes that tests start.
 
   Compiling is most of what small models cost: 6 s become 1.5 s for init, gradient and decoder of a
   3-layer T5. What comes back is the same program, with the same results, donation and memory
@@ -56,8 +56,8 @@ def optimised() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-  """Reference data kept beside the checkout (goldens/, data/CL_Benchmark/, tools/), or where
-  SAPT_JAX_SHARED says.
+  """Reference data kept beside the checkout (goldens/, data/CL_Benchmark/, tools/),
+  or where SAPT_JAX_SHARED says.
   """
   path = Path(os.environ.get("SAPT_JAX_SHARED", ROOT.parent / "shared"))
   if not path.is_dir():

@@ -17,8 +17,8 @@ def plainly(q, k, v, *biases, scale=1.0):
 
 
 def inputs(groups, dtype=jnp.float32):
-  """Queries, keys, values, a position bias, and a mask under which the second row sees three
-  places.
+  """Queries, keys, values, a position bias,
+  and a mask under which the second row sees three places.
   """
   shapes = (B, H, L, K), (B, groups, S, K), (B, groups, S, K), (1, H, L, S)
   keys = jax.random.split(jax.random.key(0), 4)

@@ -1,5 +1,5 @@
-"""Backbones against the torch modules of Hugging Face, with random weights: logits, loss, decoded
-ids, folders both ways.
+"""Backbones against the torch modules of Hugging Face, with random weights:
+logits, loss, decoded ids, folders both ways.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ MAX_NEW = 10
 
 @dataclasses.dataclass
 class Pair:
-  """The same model twice, and inputs: lengths 14, 5, 9 and 6, 3, 4, padded as each architecture
-  wants it.
+  """The same model twice, and inputs: lengths 14, 5, 9 and 6, 3, 4,
+  padded as each architecture wants it.
   """
 
   theirs: Any

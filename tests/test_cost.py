@@ -147,8 +147,8 @@ def peer(torch):
 
 
 def as_ours(peer, folder):
-  """The peer's model, pool, reflection memory and batch as the library has them, with the public
-  code's gradient.
+  """The peer's model, pool, reflection memory and batch as the library has them,
+  with the public code's gradient.
   """
 
   def arrays(x):

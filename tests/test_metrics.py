@@ -1,5 +1,5 @@
-"""Scores of answers and of runs, against rouge-score itself and the public scorer's forms written
-out by hand.
+"""Scores of answers and of runs, against rouge-score itself
+and the public scorer's forms written out by hand.
 """
 
 import random

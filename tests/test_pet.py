@@ -1,5 +1,5 @@
-"""PET blocks: the mixed product against the sum it stands for, and what must hold of pools of
-either kind.
+"""PET blocks: the mixed product against the sum it stands for,
+and what must hold of pools of either kind.
 """
 
 import dataclasses

@@ -168,7 +168,8 @@ def test_what_cannot_be_done_is_refused(folder, tmp_path):
 PEAK = """
 import resource, sys, jax
 from sapt_jax.backbones import hf
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 hf.load_backbone(sys.argv[1], "bfloat16")
 before = peak()
 backbone = hf.load_backbone(sys.argv[2], "bfloat16")

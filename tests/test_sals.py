@@ -1,5 +1,5 @@
-"""Shared attention: what must hold of the mixture whatever the pool, and the formulas against plain
-numpy.
+"""Shared attention: what must hold of the mixture whatever the pool,
+and the formulas against plain numpy.
 """
 
 import math

@@ -217,8 +217,8 @@ def batch(sapt: Sapt, rng: np.random.Generator, padded: bool, pad: int) -> dict[
 def write_golden(
   path: pathlib.Path, model: Any, tasks: int, eos: int, pad: int, parts: tuple[str, ...]
 ) -> None:
-  """Writes a golden of a torch model with a random pool of `tasks` blocks; batches but for "eq" are
-  padded.
+  """Writes a golden of a torch model with a random pool of `tasks` blocks;
+  batches but for "eq" are padded.
   """
   torch.manual_seed(0)
   rng, sapt = np.random.default_rng(0), Sapt(model, tasks)

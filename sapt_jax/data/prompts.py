@@ -56,8 +56,8 @@ class Codec:
     return before.replace("{d}", definition) + text + after
 
   def source(self, definition: str, text: str) -> list[int]:
-    """Token ids of the prompt, at most max_source; where it is longer, the end of the input is cut
-    and the frame stays.
+    """Token ids of the prompt, at most max_source;
+    where it is longer, the end of the input is cut and the frame stays.
 
     Raises:
       InputError: the frame alone is longer than max_source.

@@ -111,8 +111,8 @@ def clean_split(task: Task, seed: int) -> Task:
 
 
 def choose(available: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
-  """The full names of the wanted tasks, in the wanted order; a name may be cut short where that is
-  unambiguous.
+  """The full names of the wanted tasks, in the wanted order;
+  a name may be cut short where that is unambiguous.
   """
   chosen = []
   for name in wanted:

@@ -18,8 +18,8 @@ from sapt_jax.pet.adapters import Adapters
 
 ABSENT = -1e9  # the score of an answer that is not there
 
-# What differs between the beams of a row: keys and values of answer tokens, (layers, B * K, heads,
-# length, head width).
+# What differs between the beams of a row: keys and values of answer tokens,
+# (layers, B * K, heads, length, head width).
 PER_BEAM = ("self_k", "self_v", "k", "v")
 
 
@@ -49,8 +49,8 @@ class Search:
 
 
 def nothing_yet(rows: int, beams: int, max_new: int, pad_id: int) -> Search:
-  """A search before its first token. Only the first beam counts: all would go on from the same
-  place.
+  """A search before its first token. Only the first beam counts:
+  all would go on from the same place.
   """
   empty = jnp.full((rows, beams, max_new), pad_id, jnp.int32)
   absent = jnp.full((rows, beams), ABSENT)
@@ -67,8 +67,8 @@ def nothing_yet(rows: int, beams: int, max_new: int, pad_id: int) -> Search:
 
 
 def best(scores: jax.Array, count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-  """The `count` largest of scores (B, C), best first, and the same entries of the arrays
-  (B, C, ...).
+  """The `count` largest of scores (B, C), best first,
+  and the same entries of the arrays (B, C, ...).
   """
   values, places = jax.lax.top_k(scores, count)
   rows = jnp.arange(scores.shape[0])[:, None]
@@ -114,8 +114,8 @@ def choose(
 
 
 def repeat_rows(tree: Any, beams: int) -> Any:
-  """Every row `beams` times: on axis 1 of keys and values, which are stacked over layers, on axis 0
-  of the rest.
+  """Every row `beams` times: on axis 1 of keys and values, which are stacked over layers,
+  on axis 0 of the rest.
   """
 
   def repeated(x: jax.Array) -> jax.Array:

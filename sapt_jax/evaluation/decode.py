@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from sapt_jax.backbones.hf import Model
 from sapt_jax.pet.adapters import Adapters
 
-# (logits (B, V) float32, tokens so far (B, N) int32, how many of them are there, random key) ->
-# next tokens (B,) int32
+# (logits (B, V) float32, tokens so far (B, N) int32, how many of them are there, random key)
+# -> next tokens (B,) int32
 Choose = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 

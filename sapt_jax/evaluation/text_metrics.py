@@ -11,8 +11,8 @@ from typing import Any
 
 from rouge_score import rouge_scorer, tokenizers
 
-# Scripts that put no spaces between words, as the Unicode names of their characters begin: every
-# character is a token.
+# Scripts that put no spaces between words, so that every character is a token, as the Unicode names
+# of their characters begin.
 UNSPACED = tuple(
   "CJK |IDEOGRAPHIC |HIRAGANA |KATAKANA|THAI |LAO |KHMER |MYANMAR |TIBETAN ".split("|")
 )
@@ -39,8 +39,8 @@ def kind(character: str) -> str:
 
 
 class MultilingualTokenizer:
-  """Words of any script, for rouge-score, whose own tokeniser keeps only a-z and 0-9 and so scores
-  Chinese answers 0.
+  """Words of any script, for rouge-score, whose own tokeniser keeps only a-z and 0-9
+  and so scores Chinese answers 0.
 
   Text is compatibility-composed (NFKC) and case-folded; Arabic and Hebrew lose the marks that are
   optional in writing. Letters and digits with their combining marks form words, everything else
@@ -70,8 +70,8 @@ class MultilingualTokenizer:
 
 
 def rouge_l(tokenizer: Any = None) -> Callable[[str, str], float]:
-  """(prediction, reference) -> f-measure of their longest common subsequence, 0-100; None:
-  rouge-score's tokens.
+  """(prediction, reference) -> f-measure of their longest common subsequence, 0-100;
+  None: rouge-score's tokens.
   """
   scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True, tokenizer=tokenizer)
 
@@ -82,8 +82,8 @@ def rouge_l(tokenizer: Any = None) -> Callable[[str, str], float]:
 
 
 def normalised(text: str) -> str:
-  """Lower case, without ASCII punctuation, single spaces: the form in which the public scorer
-  compares answers.
+  """Lower case, without ASCII punctuation, single spaces:
+  the form in which the public scorer compares answers.
   """
   return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
 

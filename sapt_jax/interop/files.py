@@ -1,5 +1,5 @@
-"""Named arrays in the files of other programs: safetensors, npz, PyTorch state dicts, pickled numpy
-arrays.
+"""Named arrays in the files of other programs: safetensors, npz,
+PyTorch state dicts, pickled numpy arrays.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import safetensors.numpy
 from sapt_jax.errors import InputError
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".bin", ".pkl")
-# What a pickled numpy array is put together from (package.name), whichever the module inside the
-# package.
+# What a pickled numpy array is put together from: package.name, whichever module of the package.
 _OF_NUMPY = ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer")
 PICKLED = frozenset({"_codecs.encode", *(f"numpy.{name}" for name in _OF_NUMPY)})
 UNREADABLE = (

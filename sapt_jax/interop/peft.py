@@ -1,5 +1,5 @@
-"""Blocks as peft adapters: a folder with adapter_config.json, adapter_model.safetensors and
-README.md.
+"""Blocks as peft adapters: a folder with adapter_config.json,
+adapter_model.safetensors and README.md.
 
 peft has no mixture per input, so that a pool goes out as one of its blocks, or as the mixture fixed
 once for all inputs, for instance a task's mean mixture. A fixed mixture of LoRA blocks is one LoRA
@@ -148,8 +148,8 @@ def export_mixture(
   backbone: ModelConfig,
   base: str,
 ) -> None:
-  """Writes a pool under one mixture (T,) for all inputs as a peft adapter folder; blocks of weight
-  0 are left out.
+  """Writes a pool under one mixture (T,) for all inputs as a peft adapter folder;
+  blocks of weight 0 are left out.
 
   Raises:
     InputError: every weight is 0; the folder holds another adapter.

@@ -46,8 +46,8 @@ QUERY = {"down": "0.weight", "up": "1.weight", "scale": "3.weight", "bias": "3.b
 
 
 def factor_names(site: Site, factor: str, age: int | None) -> list[str]:
-  """What factor "a" or "b" of a site is called in each layer; age None: the newest block, 0: the
-  one before, ...
+  """What factor "a" or "b" of a site is called in each layer; age None:
+  the newest block, 0: the one before, ...
   """
   linear = site.path[-1]
   module = f"lora_{linear}" if age is None else f"previous_lora_weights_{linear}.{age}"
@@ -208,8 +208,8 @@ def lone_array(folder: Path, stem: str) -> np.ndarray | None:
 def write_pool(
   learned: SaptLearned, config: ModelConfig, folders: Sequence[Path], suffix: str = ".pt"
 ) -> None:
-  """Writes a pool as the public code would have: a folder per task, with what was known when the
-  task had been learned.
+  """Writes a pool as the public code would have: a folder per task,
+  with what was known when the task had been learned.
 
   Of the query projection only the newest form is kept, so that it stands in every folder.
 

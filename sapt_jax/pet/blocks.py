@@ -31,8 +31,8 @@ def task_axis(path: tuple) -> int:
 
 
 def init_block(rng: jax.Array, pet: Pet, sites: lora.Sites, embedding_table: jax.Array) -> Block:
-  """A fresh block: LoRA starts by adding nothing; a soft prompt starts at token embeddings (V, D)
-  drawn at random.
+  """A fresh block: LoRA starts by adding nothing;
+  a soft prompt starts at token embeddings (V, D) drawn at random.
   """
   if pet.kind == "lora":
     return {"lora": lora.init_block(rng, sites, pet.rank)}
@@ -108,8 +108,8 @@ def merged(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
 
 
 def reading_alike(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
-  """A block of LoRA that adds nothing yet and reads what the pool mixed by weights (T,) reads
-  (lora.main_directions).
+  """A block of LoRA that adds nothing yet and reads what the pool mixed
+  by weights (T,) reads (lora.main_directions).
   """
   return {"lora": at_sites(partial(lora.main_directions, weights=weights, rank=pet.rank), pool)}
 
@@ -126,8 +126,8 @@ def mixed(
   detached: jax.Array | None = None,
   newest: jax.Array | None = None,
 ) -> Adapters:
-  """The pool as a backbone applies it, each example with its own mixture (B, T) float32 (SAPT
-  Eq. 4).
+  """The pool as a backbone applies it,
+  each example with its own mixture (B, T) float32 (SAPT Eq. 4).
 
   LoRA: sum_i a_i (alpha / r) B_i A_i x at every site, over the pet.top_k blocks with the largest
   weights if that is set. Soft prompts: sum_i a_i P_i before the input embeddings.

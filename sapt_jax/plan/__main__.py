@@ -1,5 +1,5 @@
-r"""Compiles a run's training step and decoder for hardware that is not here, and says what they
-need of it.
+r"""Compiles a run's training step and decoder for hardware that is not here,
+and says what they need of it.
 
     python -m sapt_jax.plan --config configs/mini.py --target h100:8 --mesh data=1,fsdp=8,tensor=1
     python -m sapt_jax.plan --model t5-xxl --target v5e:2x4 --backbone.dtype bfloat16 \
@@ -56,8 +56,8 @@ class PlanOptions(Config):
 
 
 def spread_mesh(arguments: Sequence[str]) -> list[str]:
-  """The arguments with `--mesh data=1,fsdp=8,tensor=1` written as --mesh.data 1 --mesh.fsdp 8
-  --mesh.tensor 1.
+  """The arguments with `--mesh data=1,fsdp=8,tensor=1` written
+  as --mesh.data 1 --mesh.fsdp 8 --mesh.tensor 1.
 
   Raises:
     InputError: an axis that there is not, or a size that is no number.

@@ -79,8 +79,8 @@ def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def floor(work: Work, target: Target, dtype: str) -> dict[str, float] | None:
-  """Seconds that the work takes at least, by each of the device's limits; the program takes no less
-  than the largest.
+  """Seconds that the work takes at least, by each of the device's limits;
+  the program takes no less than the largest.
   """
   device = target.device
   if device is None:

@@ -106,8 +106,8 @@ class Module:
     return self.done[name]
 
   def loops(self) -> list[dict[str, int]]:
-    """Of every loop: how often it runs (trips), and the kernels of one run, those of loops inside
-    it included.
+    """Of every loop: how often it runs (trips), and the kernels of one run,
+    those of loops inside it included.
     """
     found = []
     for where, computation in self.computations.items():
@@ -176,8 +176,8 @@ class Module:
     return 2.0 * math.prod(instruction.dims) * length
 
   def convolution_flops(self, where: str, instruction: Instruction) -> float:
-    """2 * batch * features out * features in * pairs of an output and a kernel place that meet a
-    real entry.
+    """2 * batch * features out * features in * pairs of an output and a kernel place
+    that meet a real entry.
 
     A TPU writes batched products as convolutions whose window walks over holes; those pairs cost
     nothing and are left out.
@@ -242,8 +242,8 @@ class Module:
     return int(value.inside) if written else 0
 
   def group_size(self, instruction: Instruction) -> int:
-    """Devices that exchange data in one group of a collective, in any of the ways HLO writes
-    groups.
+    """Devices that exchange data in one group of a collective,
+    in any of the ways HLO writes groups.
     """
     attributes = instruction.attributes
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] {([^}]*)}", attributes):

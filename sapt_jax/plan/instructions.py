@@ -24,8 +24,8 @@ NO_KERNEL = frozenset(
 
 
 def array_shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
-  """(dtype, dimensions) of each array in a type: "(f32[2,3]{1,0}, s32[])" -> [("f32", (2, 3)),
-  ("s32", ())].
+  """(dtype, dimensions) of each array in a type:
+  "(f32[2,3]{1,0}, s32[])" -> [("f32", (2, 3)), ("s32", ())].
   """
   found = re.findall(r"\b([a-z]+[0-9]*\w*)\[([0-9,]*)\]", text)
   return [(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in found]
@@ -68,8 +68,8 @@ class Instruction:
 
   @property
   def starts_kernel(self) -> bool:
-    """Not what names values or steers, what waits for what was started, or a TPU's sum of two
-    counters.
+    """Not what names values or steers, what waits for what was started,
+    or a TPU's sum of two counters.
     """
     if self.opcode in NO_KERNEL or self.opcode.endswith("-done"):
       return False
