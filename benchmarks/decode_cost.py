@@ -1,7 +1,8 @@
 """What greedy decoding with a whole pool costs.
 
     python benchmarks/decode_cost.py --tasks 1,15 --json
-    python benchmarks/decode_cost.py --tasks 1,15 --llama             a LLaMA with --layers layers of the same sizes
+    python benchmarks/decode_cost.py --tasks 1,15 --llama     a LLaMA with --layers layers of the
+                                                              same sizes
 
 One batch is answered by the answerer's own compiled program (sapt_jax.evaluation.evaluate.Answerer:
 pooled embeddings, mixture, encoder, cached decoder) on a random T5 in float32. No token ends an
@@ -37,12 +38,8 @@ def measure(
   jax.config.update("jax_enable_compilation_cache", False)
   p = prepare(s, tasks, memory=1, llama=llama)
   answerer = Answerer(p.backbone, p.method, p.batcher, p.mesh)
-  given = {
-    "params": p.backbone.params,
-    "learned": p.learned,
-    "batch": p.batch,
-    "rng": jax.random.key(0),
-  }
+  given = {"params": p.backbone.params, "learned": p.learned, "batch": p.batch}
+  given["rng"] = jax.random.key(0)
   began = time.perf_counter()
   answer = answerer.answer_batch.lower(max_new=new, choose=answerer.choose, **given).compile()
   compile_s = time.perf_counter() - began
@@ -61,20 +58,13 @@ def measure(
 def main(arguments: Sequence[str]) -> None:
   """Parses, measures, prints."""
   parser = sizes.parser(__doc__ or "", batch=32)
-  parser.add_argument(
-    "--new",
-    type=sizes.positive,
-    default=50,
-    metavar="N",
-    help="tokens that each row writes (default 50)",
-  )
+  sizes.add_number(parser, "--new", 50, "tokens that each row writes (default 50)")
   parser.add_argument(
     "--llama", action="store_true", help="a LLaMA of these sizes in place of the T5"
   )
   options = parser.parse_args(arguments)
-  one = partial(
-    measure, sizes.sizes_of(options), options.new, options.llama, options.warmup, options.repeat
-  )
+  s = sizes.sizes_of(options)
+  one = partial(measure, s, options.new, options.llama, options.warmup, options.repeat)
   sizes.report(__file__, arguments, options, one)
 
 

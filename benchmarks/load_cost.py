@@ -1,9 +1,11 @@
 """What loading a backbone takes of the host's memory: the peak of a process that loads a sharded
 folder, over the folder's bytes.
 
-    python benchmarks/load_cost.py                    5 GB of random bfloat16 weights in shards of 0.5 GB, in a temporary folder
+    python benchmarks/load_cost.py
     python benchmarks/load_cost.py --gigabytes 1 --bits 4 --json
 
+Unless --gigabytes says otherwise, there are 5 GB of random bfloat16 weights in shards of 0.5 GB, in
+a temporary folder.
 The loaded model counts, as the CPU is the device, and so do Python and JAX themselves. It ends with
 1 if the peak is above --limit.
 """
@@ -76,17 +78,15 @@ def write_folder(folder: pathlib.Path, raw: dict, shard_bytes: int, seed: int = 
   names = [name for weight in llama_weights(llama_config(raw)) for name in weight.names()]
   for name in sorted(names, key=lambda name: (name.split(".")[2].zfill(4), name)):
     shape = (width,) if "norm" in name else sides.get(name.split(".")[-2], (width, width))
-    shard[name] = (rng.standard_normal(shape, np.float32) * np.float32(0.02)).astype(
-      ml_dtypes.bfloat16
-    )
+    drawn = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+    shard[name] = drawn.astype(ml_dtypes.bfloat16)
     total += shard[name].nbytes
     if sum(tensor.nbytes for tensor in shard.values()) >= shard_bytes:
       write()
   if shard:
     write()
-  (folder / "model.safetensors.index.json").write_text(
-    json.dumps({"metadata": {"total_size": total}, "weight_map": places})
-  )
+  index = {"metadata": {"total_size": total}, "weight_map": places}
+  (folder / "model.safetensors.index.json").write_text(json.dumps(index))
   return total
 
 
@@ -96,12 +96,8 @@ def measure(folder: pathlib.Path, bits: int) -> tuple[int, int, float]:
   """
   began = time.monotonic()
   environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-  process = subprocess.Popen(
-    [sys.executable, "-c", LOAD, str(folder), str(bits)],
-    stdout=subprocess.PIPE,
-    text=True,
-    env=environment,
-  )
+  command = [sys.executable, "-c", LOAD, str(folder), str(bits)]
+  process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
   assert process.stdout is not None
   printed = process.stdout.read()
   _, status, usage = os.wait4(process.pid, 0)
@@ -112,7 +108,7 @@ def measure(folder: pathlib.Path, bits: int) -> tuple[int, int, float]:
 
 def main(arguments: Sequence[str]) -> None:
   """Writes, measures, removes, prints."""
-  parser = sizes.Parser(description=(__doc__ or "").split("\n")[0])
+  parser = sizes.Parser(description=(__doc__ or "").split("\n\n")[0])
   parser.add_argument("--gigabytes", type=float, default=5.0, help="of weights, 10^9 bytes")
   parser.add_argument(
     "--bits", type=int, default=0, choices=(0, 8, 4), help="quantise while loading"
@@ -122,9 +118,8 @@ def main(arguments: Sequence[str]) -> None:
   options = parser.parse_args(arguments)
   with tempfile.TemporaryDirectory() as place:
     folder = pathlib.Path(place)
-    total = write_folder(
-      folder, config_of(max(1, round(options.gigabytes * 1e9 / 103e6 - 1))), 500_000_000
-    )
+    layers = max(1, round(options.gigabytes * 1e9 / 103e6 - 1))
+    total = write_folder(folder, config_of(layers), 500_000_000)
     peak, parameters, seconds = measure(folder, options.bits)
   found = {
     "bytes": total,
@@ -134,11 +129,13 @@ def main(arguments: Sequence[str]) -> None:
     "peak_over_bytes": round(peak / total, 3),
     "s": round(seconds, 1),
   }
-  print(
-    json.dumps(found)
-    if options.json
-    else f"{total / 1e9:.2f} GB of weights, {parameters / 1e9:.2f} GB here: peak {peak / 1e9:.2f} GB, {peak / total:.2f} x; {seconds:.0f} s"
-  )
+  if options.json:
+    print(json.dumps(found))
+  else:
+    print(
+      f"{total / 1e9:.2f} GB of weights, {parameters / 1e9:.2f} GB here: "
+      f"peak {peak / 1e9:.2f} GB, {peak / total:.2f} x; {seconds:.0f} s"
+    )
   if peak > options.limit * total:
     sys.exit(1)
 

@@ -1,7 +1,8 @@
-"""How much of what a backbone computes in training is padding, and how many shapes it is compiled
-for.
+r"""How much of what a backbone computes in training is padding,
+and how many shapes it is compiled for.
 
-    python benchmarks/padding.py --data.benchmark superni --data.root CL_BENCHMARK_FOLDER --backbone.path MODEL_FOLDER --fit.batch-size 8
+    python benchmarks/padding.py --data.benchmark superni --data.root CL_BENCHMARK_FOLDER \
+      --backbone.path MODEL_FOLDER --fit.batch-size 8
 
 Takes a run's options, reads its tasks with its tokenizer and makes the batches of three passes over
 each; nothing is computed on them. Prints a row for each way of holding an example: `joined`, source
@@ -31,9 +32,8 @@ def padding(
   real, places, shapes = 0, 0, set()
   for batch in batcher.training(rows, 0, passes * batcher.steps_per_epoch(len(rows))):
     # A joined row has no place for its answer's last token, which is not read.
-    real += int(batch.source_mask.sum() + batch.target_mask.sum()) - (
-      len(batch.task) if batch.joined else 0
-    )
+    unread = len(batch.task) if batch.joined else 0
+    real += int(batch.source_mask.sum() + batch.target_mask.sum()) - unread
     places += batch.source.size + (0 if batch.joined else batch.target.size)
     shapes.add((*batch.source.shape, *batch.target.shape))
   return real, places, shapes
@@ -42,10 +42,8 @@ def padding(
 def main(arguments: Sequence[str]) -> None:
   """Reads, batches, prints."""
   config = cli.config_of(options(arguments))
-  tasks, codec = (
-    load_stream(config.data, config.stream, config.seed),
-    learner.make_codec(config, learner.backbone_folder(config)),
-  )
+  tasks = load_stream(config.data, config.stream, config.seed)
+  codec = learner.make_codec(config, learner.backbone_folder(config))
   rows = [
     [
       Row(codec.source(task.definition, example.input), codec.target(example.references[0]), number)
@@ -53,17 +51,11 @@ def main(arguments: Sequence[str]) -> None:
     ]
     for number, task in enumerate(tasks)
   ]
-  apart = Batcher(
-    left=False,
-    pad_id=0,
-    size=config.fit.batch_size,
-    seed=config.seed,
-    window=config.fit.length_window,
-  )
+  size, window = config.fit.batch_size, config.fit.length_window
+  apart = Batcher(left=False, pad_id=0, size=size, seed=config.seed, window=window)
   for name, batcher in (("joined", dataclasses.replace(apart, left=True)), ("apart", apart)):
-    real, places, shapes = zip(
-      *(padding(batcher, task_rows, PASSES) for task_rows in rows), strict=True
-    )
+    found = [padding(batcher, task_rows, PASSES) for task_rows in rows]
+    real, places, shapes = zip(*found, strict=True)
     print(f"{name:<8} real {sum(real) / sum(places):.3f}   shapes {len(set().union(*shapes))}")
 
 

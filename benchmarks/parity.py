@@ -1,5 +1,5 @@
-"""Holds the library against goldens: what the authors' PyTorch code computes on small random
-models.
+"""Holds the library against goldens:
+what the authors' PyTorch code computes on small random models.
 
     python benchmarks/parity.py GOLDEN.npz [...]
 
@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,13 +65,16 @@ def load_golden(path: Path, heads: int | None = None, quirks: bool = True) -> Go
   return fitting[0] if len(fitting) == 1 else min(fitting, key=logit_error)
 
 
+def inputs_of(golden: Golden, name: str) -> Arrays:
+  """What a batch or a replay of a golden was computed from."""
+  start = f"{name}/in/"
+  return {x.removeprefix(start): y for x, y in golden.arrays.items() if x.startswith(start)}
+
+
 def make_batch(golden: Golden, name: str) -> Batch:
   """A golden's batch as training would have made it."""
-
-  def given(x):
-    return golden.arrays[f"{name}/in/{x}"]
-
-  target, ending = given("labels"), ""
+  given, ending = inputs_of(golden, name), ""
+  target = given["labels"]
   if golden.model.config.is_decoder_only:
     # Labels stand below the whole sequence, at its right end: here they start at the left.
     longest = int(np.max(np.sum(target != -100, axis=1)))
@@ -79,8 +83,8 @@ def make_batch(golden: Golden, name: str) -> Batch:
   real = target != -100
   target = np.where(real, target, golden.model.config.pad_id)
   return Batch(
-    source=jnp.asarray(given(f"input_ids{ending}"), jnp.int32),
-    source_mask=jnp.asarray(given(f"attention_mask{ending}") == 1),
+    source=jnp.asarray(given[f"input_ids{ending}"], jnp.int32),
+    source_mask=jnp.asarray(given[f"attention_mask{ending}"] == 1),
     target=jnp.asarray(target, jnp.int32),
     target_mask=jnp.asarray(real),
     task=jnp.zeros(len(target), jnp.int32),
@@ -108,11 +112,11 @@ def hidden_states(name: str, inputs: jax.Array, last: jax.Array) -> dict[str, ja
 
 def t5_outputs(golden: Golden, batch: Batch) -> dict[str, jax.Array]:
   """Every forward output of a T5."""
-  outputs, adapters = attention(golden, batch)
 
-  def norms(module, method):
+  def norms(module: nn.Module, method: str) -> bool:
     return module.name in ("encoder_norm", "decoder_norm") and method == "__call__"
 
+  outputs, adapters = attention(golden, batch)
   logits, seen = golden.model.apply(
     {"params": golden.params},
     batch.source,
@@ -125,9 +129,8 @@ def t5_outputs(golden: Golden, batch: Batch) -> dict[str, jax.Array]:
   )
   outputs["logits"], seen = logits, seen["intermediates"]
   for stack in ("encoder", "decoder"):
-    outputs |= hidden_states(
-      f"{stack}_hidden_states", seen[stack]["hidden"][0], seen[f"{stack}_norm"]["__call__"][0]
-    )
+    inputs, last = seen[stack]["hidden"][0], seen[f"{stack}_norm"]["__call__"][0]
+    outputs |= hidden_states(f"{stack}_hidden_states", inputs, last)
   return outputs | {"encoder_last_hidden_state": seen["encoder_norm"]["__call__"][0]}
 
 
@@ -139,9 +142,8 @@ def llama_outputs(
   apply = partial(golden.model.apply, {"params": golden.params})
   states, sown = apply(tokens, mask, adapters, method="states", mutable=["intermediates"])
   outputs |= {"logits": apply(states, method="logits"), "last_hidden_state": states}
-  return outputs | hidden_states(
-    "hidden_states", sown["intermediates"]["layers"]["hidden"][0], states
-  )
+  inputs = sown["intermediates"]["layers"]["hidden"][0]
+  return outputs | hidden_states("hidden_states", inputs, states)
 
 
 def forward(golden: Golden, name: str) -> dict[str, jax.Array]:
@@ -149,16 +151,15 @@ def forward(golden: Golden, name: str) -> dict[str, jax.Array]:
   batch = make_batch(golden, name)
   if not golden.model.config.is_decoder_only:
     return jax.jit(partial(t5_outputs, golden))(batch)
-  tokens, mask = golden.arrays[f"{name}/in/input_ids"], golden.arrays[f"{name}/in/attention_mask"]
-  return jax.jit(partial(llama_outputs, golden))(batch, tokens.astype(np.int32), mask == 1)
+  given = inputs_of(golden, name)
+  tokens, mask = given["input_ids"].astype(np.int32), given["attention_mask"] == 1
+  return jax.jit(partial(llama_outputs, golden))(batch, tokens, mask)
 
 
 def decoded(golden: Golden, name: str) -> dict[str, np.ndarray]:
   """Greedily decoded ids, and the margins between the two best logits of the golden's own ids."""
-  batch, theirs = (
-    make_batch(golden, name),
-    golden.arrays[f"{name}/out/generated_ids"].astype(np.int32),
-  )
+  batch = make_batch(golden, name)
+  theirs = golden.arrays[f"{name}/out/generated_ids"].astype(np.int32)
   only = golden.model.config.is_decoder_only
   before = theirs[:, : batch.source.shape[1] if only else 1]
   written = theirs[:, before.shape[1] :]
@@ -166,18 +167,15 @@ def decoded(golden: Golden, name: str) -> dict[str, np.ndarray]:
   @jax.jit
   def answer(batch: Batch) -> tuple[jax.Array, jax.Array]:
     adapters, source = attention(golden, batch)[1], (batch.source, batch.source_mask)
-    logits = golden.model.apply(
-      {"params": golden.params}, *source, written, jnp.ones_like(written, bool), adapters
-    )
+    target = written, jnp.ones_like(written, bool)
+    logits = golden.model.apply({"params": golden.params}, *source, *target, adapters)
     ids = generate(golden.model, golden.params, *source, adapters, written.shape[1])
     best = jax.lax.top_k(logits, 2)[0]
     return ids, best[..., 0] - best[..., 1]
 
   ids, margin = answer(batch)
-  return {
-    "generated_ids": np.concatenate([before, ids], axis=1),
-    "generated_margin": np.asarray(margin),
-  }
+  ids = np.concatenate([before, ids], axis=1)
+  return {"generated_ids": ids, "generated_margin": np.asarray(margin)}
 
 
 def named_gradient(golden: Golden, gradient: dict[str, Any]) -> Arrays:
@@ -199,9 +197,8 @@ def learning(golden: Golden, name: str) -> Arrays:
 def loss(golden: Golden, name: str) -> np.ndarray:
   """The loss of a batch alone."""
   batch = make_batch(golden, name)
-  total = jax.jit(partial(answer_loss, golden.model, golden.method))(
-    golden.params, golden.learned, batch
-  )[0]
+  summed = jax.jit(partial(answer_loss, golden.model, golden.method))
+  total = summed(golden.params, golden.learned, batch)[0]
   return np.asarray(total / np.sum(batch.target_mask))
 
 
@@ -209,38 +206,32 @@ def loss(golden: Golden, name: str) -> np.ndarray:
 def reflection(
   golden: Golden, trainable: dict[str, Any], tokens: jax.Array, target: jax.Array
 ) -> tuple[jax.Array, Any]:
-  """The reflection loss on pseudo inputs (B, L) of one task with its target (capacity,), and its
-  gradient.
+  """The reflection loss on pseudo inputs (B, L) of one task with its target (capacity,),
+  and its gradient.
   """
   method = golden.method
   embedded = golden.model.apply({"params": golden.params}, tokens.astype(jnp.int32), method="embed")
-  pooled = sals.pool_embeddings(
-    embedded, jnp.ones(tokens.shape, bool)
-  )  # quirk: padding and, in a LLaMA, the answer
+  # A quirk of theirs: padding is pooled too and, in a LLaMA, the answer.
+  pooled = sals.pool_embeddings(embedded, jnp.ones(tokens.shape, bool))
   memory = arm.remember(arm.empty_memory(len(target), *pooled.shape), 0, pooled, target)
 
-  def value(t):
-    return method.reflection(dataclasses.replace(method.merge(golden.learned, t), memory=memory))
+  def value(trainable: dict[str, Any]) -> jax.Array:
+    learned = method.merge(golden.learned, trainable)
+    return method.reflection(dataclasses.replace(learned, memory=memory))
 
   return jax.value_and_grad(value)(trainable)
 
 
 def replay(golden: Golden, name: str) -> Arrays:
   """The reflection loss of one earlier task ("replay/0", ...) and its gradient."""
-
-  def given(x):
-    return golden.arrays[f"{name}/in/{x}"]
-
-  trainable = golden.method.trainable(golden.learned)
-  labels = jnp.asarray(golden.oldest_first(given("replay_labels")))
-  loss, gradient = reflection(golden, trainable, given("input_ids"), labels)
-  arrays = {"out/kl": np.asarray(loss)} | {
-    f"grad/{x}": value for x, value in named_gradient(golden, gradient).items()
-  }
-  if f"{name}/in/input_ids_wo_label" in golden.arrays:
-    arrays["out/kl_if_prompt_only"] = np.asarray(
-      reflection(golden, trainable, given("input_ids_wo_label"), labels)[0]
-    )
+  given, trainable = inputs_of(golden, name), golden.method.trainable(golden.learned)
+  labels = jnp.asarray(golden.oldest_first(given["replay_labels"]))
+  loss, gradient = reflection(golden, trainable, given["input_ids"], labels)
+  arrays = {f"grad/{x}": value for x, value in named_gradient(golden, gradient).items()}
+  arrays["out/kl"] = np.asarray(loss)
+  if "input_ids_wo_label" in given:
+    loss, _ = reflection(golden, trainable, given["input_ids_wo_label"], labels)
+    arrays["out/kl_if_prompt_only"] = np.asarray(loss)
   return arrays
 
 
@@ -255,8 +246,8 @@ def logit_error(golden: Golden) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One array's comparison. The tolerance "no input": nothing to compute it from, "not known": not
-  an array of the format.
+  """One array's comparison. The tolerance "no input": nothing to compute it from, "not known":
+  not an array of the format.
   """
 
   name: str
@@ -266,26 +257,22 @@ class Row:
   ok: bool
 
   def __str__(self) -> str:
-    return f"{self.name:<92} {self.max_abs:8.2e} {self.max_rel:8.2e} {self.tolerance:>9} {'ok' if self.ok else 'FAIL'}"
+    off = f"{self.max_abs:8.2e} {self.max_rel:8.2e} {self.tolerance:>9}"
+    return f"{self.name:<92} {off} {'ok' if self.ok else 'FAIL'}"
 
 
 def live_places(golden: Golden, name: str) -> np.ndarray:
   """(B, N) bool: decoded ids up to and including the first end token."""
-  margin = golden.arrays[f"{name}/out/generated_margin"]
-  ended = (
-    golden.arrays[f"{name}/out/generated_ids"][:, -margin.shape[1] :] == golden.model.config.eos_id
-  )
+  ids, margin = (golden.arrays[f"{name}/out/generated_{x}"] for x in ("ids", "margin"))
+  ended = ids[:, -margin.shape[1] :] == golden.model.config.eos_id
   return np.cumsum(ended, axis=1) - ended == 0
 
 
 def wrong_ids(golden: Golden, name: str, ours: np.ndarray) -> np.ndarray:
-  """(B,) bool: rows whose decoded ids differ, and not first where the choice was within
-  CLEAR_MARGIN.
+  """(B,) bool: rows whose decoded ids differ,
+  and not first where the choice was within CLEAR_MARGIN.
   """
-  theirs, margin = (
-    golden.arrays[f"{name}/out/generated_ids"],
-    golden.arrays[f"{name}/out/generated_margin"],
-  )
+  theirs, margin = (golden.arrays[f"{name}/out/generated_{x}"] for x in ("ids", "margin"))
   differ = ours != theirs
   first = np.argmax(differ, axis=1) - (theirs.shape[1] - margin.shape[1])
   at_first = np.take_along_axis(margin, np.maximum(first, 0)[:, None], axis=1)[:, 0]
@@ -302,9 +289,8 @@ def compare(golden: Golden, name: str, ours: np.ndarray) -> Row:
   where = np.ones((), bool)
   if name.endswith("generated_margin"):
     where = live_places(golden, batch)
-  elif (
-    golden.model.config.is_decoder_only and theirs.ndim == 3
-  ):  # a row that sees nothing but padding means nothing
+  elif golden.model.config.is_decoder_only and theirs.ndim == 3:
+    # A row that sees nothing but padding means nothing.
     where = golden.arrays[f"{batch}/in/attention_mask"][:, :, None] == 1
   if theirs.shape != ours.shape:
     return Row(name, math.inf, math.inf, f"{kind}<={bound:.0e}", False)
@@ -335,9 +321,8 @@ def compare_all(golden: Golden, forward_only: bool = False) -> Iterator[Row]:
   if forward_only:
     parts = [part for part in parts if np.all(golden.arrays[f"{part}/in/attention_mask"])]
   else:
-    parts += sorted(
-      {name.rsplit("/", 2)[0] for name in golden.arrays if name.endswith("/in/replay_labels")}
-    )
+    labels = [name for name in golden.arrays if name.endswith("/in/replay_labels")]
+    parts += sorted({name.rsplit("/", 2)[0] for name in labels})
   for part in parts:
     ours = computed(golden, part, forward_only)
     for name in golden.arrays:
@@ -369,9 +354,8 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument(
     "--correct",
     action="store_true",
-    help=(
-      "leave reference_quirks off and compare the outputs of batches without padding, which must be the same"
-    ),
+    help="leave reference_quirks off and compare the outputs of batches without padding, "
+    "which must be the same",
   )
   options = parser.parse_args(arguments)
   rows: list[Row] = []

@@ -6,7 +6,8 @@
 A short run of the embedded default (python -m sapt_jax.train) in a process and a folder of its own;
 options that are not listed here go to it. The figures are those of its metrics.jsonl
 (sapt_jax/cost.py), one row per task and their sum:
-    compilations  programs compiled; from_cache: read from JAX's persistent cache instead, if the run has one
+    compilations  programs compiled; from_cache: read from JAX's persistent cache instead, if the
+                  run has one
     compile_s     seconds that compiling and reading took; in none of the following
     train_s       opening the task (pooled embeddings, routing) and learning it
     generate_s    learning to write the task's pseudo inputs, and sampling them
@@ -47,11 +48,8 @@ COUNTS = ("compilations", "from_cache", "compile_s")
 def run(folder: Path, options: Sequence[str]) -> float:
   """Wall seconds of a run; its failure is this program's."""
   began = time.monotonic()
-  done = subprocess.run(
-    [sys.executable, "-m", "sapt_jax.train", "--output", str(folder), *options],
-    stdout=subprocess.DEVNULL,
-    check=False,
-  )
+  command = [sys.executable, "-m", "sapt_jax.train", "--output", str(folder), *options]
+  done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
   if done.returncode:
     sys.exit(done.returncode)
   return time.monotonic() - began
@@ -73,20 +71,8 @@ def main(arguments: Sequence[str]) -> None:
   parser = sizes.Parser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
   )
-  parser.add_argument(
-    "--tasks",
-    type=sizes.positive,
-    default=3,
-    metavar="N",
-    help="the first N tasks of the mini stream (default 3)",
-  )
-  parser.add_argument(
-    "--steps",
-    type=sizes.positive,
-    default=20,
-    metavar="N",
-    help="steps per task, of block and generator (default 20)",
-  )
+  sizes.add_number(parser, "--tasks", 3, "the first N tasks of the mini stream (default 3)")
+  sizes.add_number(parser, "--steps", 20, "steps per task, of block and generator (default 20)")
   parser.add_argument(
     "--json", action="store_true", help="one JSON line, the tasks in it, in place of a table"
   )
@@ -102,11 +88,8 @@ def main(arguments: Sequence[str]) -> None:
     print(json.dumps({**total, "steps": options.steps, "tasks": rows}))
     return
   for row in ({"task": "sum"} | total, *rows):
-    print(
-      "   ".join(
-        value if isinstance(value, str) else f"{name} {value:.5g}" for name, value in row.items()
-      )
-    )
+    cells = [x if isinstance(x, str) else f"{name} {x:.5g}" for name, x in row.items()]
+    print("   ".join(cells))
 
 
 if __name__ == "__main__":

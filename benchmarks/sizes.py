@@ -22,14 +22,15 @@ from sapt_jax.errors import InputError
 # A step allocates and frees hundreds of MB; in small pages, the kernel's handing them out anew each
 # time costs a sixth of it. A C library other than glibc takes no notice.
 TUNED = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-GEMM = 2048  # rows and columns of the float32 product whose rate is the yardstick; large enough to reach what the machine can do
+# Rows and columns of the float32 product whose rate is the yardstick: enough for the full rate.
+GEMM = 2048
 Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """One random T5 (v1.1: gated gelu, a head of its own; as many decoder as encoder layers), its
-  batch and its pool.
+  """One random T5 (v1.1: gated gelu, a head of its own; as many decoder as encoder layers),
+  its batch and its pool.
   """
 
   batch: int = 8  # rows
@@ -44,9 +45,7 @@ class Sizes:
   rank: int = 4  # of a LoRA block
 
   def t5(self) -> dict[str, Any]:
-    """config.json of this model. No token ends an answer: the end id stands behind the
-    vocabulary.
-    """
+    """config.json of this model. No token ends an answer: the end id is behind the vocabulary."""
     return {
       "model_type": "t5",
       "vocab_size": self.vocab,
@@ -82,8 +81,8 @@ class Sizes:
     }
 
   def step_gflops(self) -> float:
-    """Work of one training step of the backbone alone, in GFLOP (10^9 operations, a multiply-add is
-    two).
+    """Work of one training step of the backbone alone,
+    in GFLOP (10^9 operations, a multiply-add is two).
 
     Counted: products with frozen weights, forward and the gradient of their input, but not of the
     weights; both products of every attention core, forward and both their gradients, the causal
@@ -95,9 +94,8 @@ class Sizes:
     inner, source, target = self.heads * self.d_kv, self.batch * self.src, self.batch * self.tgt
     projection, mlp = self.d_model * inner, 3 * self.d_model * self.d_ff  # multiply-adds of a token
     encoder = source * (4 * projection + mlp)
-    decoder = (
-      target * (6 * projection + mlp) + source * 2 * projection
-    )  # self q k v o, cross q o; cross k v of every source token
+    # Self q k v o, cross q o; cross k v of every source token.
+    decoder = target * (6 * projection + mlp) + source * 2 * projection
     cores = 2 * inner * self.batch * (self.src**2 + self.tgt**2 + self.tgt * self.src)
     frozen = self.layers * (encoder + decoder) + target * self.d_model * self.vocab
     return 2e-9 * (2 * frozen + 3 * self.layers * cores)
@@ -117,6 +115,11 @@ def positive(text: str) -> int:
   return int(text)
 
 
+def add_number(made: argparse.ArgumentParser, name: str, default: int, help: str) -> None:
+  """An option whose value is a number of at least 1."""
+  made.add_argument(name, type=positive, default=default, metavar="N", help=help)
+
+
 def pool_sizes(text: str) -> list[int]:
   """1,2,4 -> [1, 2, 4]."""
   return [positive(part) for part in text.split(",")]
@@ -130,29 +133,15 @@ def parser(description: str, **defaults: int) -> Parser:
     type=pool_sizes,
     default=[1, 2, 4, 8, 15],
     metavar="N,N,...",
-    help=(
-      "pool sizes: filled blocks, the newest of which is learned (default 1,2,4,8,15); each is measured in a process of its own"
-    ),
+    help="pool sizes: filled blocks, the newest of which is learned (default 1,2,4,8,15); "
+    "each is measured in a process of its own",
   )
   for field in dataclasses.fields(Sizes):
-    default = defaults.get(field.name, field.default)
-    made.add_argument(
-      f"--{field.name.replace('_', '-')}",
-      type=positive,
-      default=default,
-      metavar="N",
-      help=f"default {default}",
-    )
-  made.add_argument(
-    "--repeat",
-    type=positive,
-    default=10,
-    metavar="N",
-    help="timed calls (default 10), after --warmup; the median counts",
-  )
-  made.add_argument(
-    "--warmup", type=positive, default=2, metavar="N", help="calls before that (default 2)"
-  )
+    default = defaults.get(field.name, getattr(Sizes, field.name))
+    add_number(made, f"--{field.name.replace('_', '-')}", default, f"default {default}")
+  calls = "timed calls (default 10), after --warmup; the median counts"
+  add_number(made, "--repeat", 10, calls)
+  add_number(made, "--warmup", 2, "calls before that (default 2)")
   made.add_argument(
     "--json", action="store_true", help="a JSON line for each pool size in place of a table"
   )
@@ -167,17 +156,14 @@ def sizes_of(options: argparse.Namespace) -> Sizes:
 def report(
   program: str, arguments: Sequence[str], options: argparse.Namespace, measure: Callable[[int], Row]
 ) -> None:
-  """Prints a row for each pool size, each measured by this program started anew for it, in the
-  environment TUNED.
+  """Prints a row for each pool size, each measured by this program started anew for it,
+  in the environment TUNED.
 
   So no peak of memory, and nothing compiled or cached, is another's.
   """
+  here = len(options.tasks) == 1 and TUNED.items() <= os.environ.items()
   for number, tasks in enumerate(options.tasks):
-    row = (
-      measure(tasks)
-      if len(options.tasks) == 1 and TUNED.items() <= os.environ.items()
-      else measured_apart(program, arguments, tasks)
-    )
+    row = measure(tasks) if here else measured_apart(program, arguments, tasks)
     if options.json:
       print(json.dumps(row), flush=True)
       continue
@@ -190,9 +176,8 @@ def report(
 def measured_apart(program: str, arguments: Sequence[str], tasks: int) -> Row:
   """The row that the same program prints for one pool size alone; its failure is this program's."""
   command = [sys.executable, program, *arguments, "--tasks", str(tasks), "--json"]
-  done = subprocess.run(
-    command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | TUNED
-  )
+  tuned = os.environ | TUNED
+  done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=tuned)
   if done.returncode:
     sys.exit(done.returncode)
   return json.loads(done.stdout.splitlines()[-1])

@@ -12,9 +12,12 @@ One row per pool size:
     s_per_step    median seconds of a step; all_s: of every timed step
     peak_rss_mb   most memory that the process held, compiling included, in MiB
     compile_s     tracing, lowering and compiling the step
-    gemm_gflops   measured rate of a 2048 x 2048 x 2048 float32 product in the same process, in GFLOP/s
-    model_gflops  work of the backbone in one step by formula, in GFLOP (sizes.Sizes.step_gflops says what is counted)
-    reflection_ratio    with --pairs: median over pairs of a step's seconds over those of the step without ARM that follows it
+    gemm_gflops   measured rate of a 2048 x 2048 x 2048 float32 product in the same process, in
+                  GFLOP/s
+    model_gflops  work of the backbone in one step by formula, in GFLOP (sizes.Sizes.step_gflops
+                  says what is counted)
+    reflection_ratio    with --pairs: median over pairs of a step's seconds over those of the step
+                        without ARM that follows it
 so that model_gflops / s_per_step / gemm_gflops is the share of the machine's rate that the step
 makes use of.
 """
@@ -64,18 +67,20 @@ class Prepared:
 def random_backbone(raw: dict, mesh: jax.sharding.Mesh, remat: str) -> hf.Backbone:
   """A model with random weights, placed as a loaded one is."""
   model = hf.build_model(raw, remat=remat)
-
-  def init():
-    return hf.init_params(model, jax.random.key(0))
-
+  init = partial(hf.init_params, model, jax.random.key(0))
   places = jax.tree.map(lambda x: x.sharding, sharding.abstract_params(init, mesh))
   params = jax.jit(lambda: nn.meta.unbox(init()), out_shardings=places)()
   return hf.Backbone(model, params, pathlib.Path(), raw)
 
 
+def blurred(rng: jax.Array, x: jax.Array) -> jax.Array:
+  """The array with normal noise of standard deviation 0.02."""
+  return x + 0.02 * jax.random.normal(rng, x.shape)
+
+
 def filled(method: Sapt, tasks: int) -> Learned:
-  """What the method holds while it learns the last of `tasks` tasks: random blocks, every earlier
-  task closed.
+  """What the method holds while it learns the last of `tasks` tasks:
+  random blocks, every earlier task closed.
   """
   learned = method.start(jax.random.key(0))
   for index in range(tasks):
@@ -84,9 +89,7 @@ def filled(method: Sapt, tasks: int) -> Learned:
     inputs = TaskInputs(pooled, pooled, pooled)
     learned = method.open(learned, rng, inputs)
     trainable = method.trainable(learned)
-    block = jax.tree.map(
-      lambda x, rng=rng: x + 0.02 * jax.random.normal(rng, x.shape), trainable["block"]
-    )
+    block = jax.tree.map(partial(blurred, rng), trainable["block"])
     learned = method.merge(learned, trainable | {"block": block})
     if index + 1 < tasks:
       learned = method.close(learned, inputs)
@@ -113,40 +116,30 @@ def prepare(
   mesh = sharding.make_mesh()
   backbone = random_backbone(s.llama() if llama else s.t5(), mesh, remat)
   jax.set_mesh(mesh)
-  capacity = (
-    1 << (tasks - 1).bit_length()
-  )  # as continual.Continual has it for a stream of so many tasks
+  # As continual.Continual has it for a stream of so many tasks.
+  capacity = 1 << (tasks - 1).bit_length()
   pet, table = config.Pet(rank=s.rank, top_k=top_k), backbone.params["embedding"]["table"]
   setting = Setting(pet, backbone.model.config.lora_sites(), table, capacity, memory)
   method = (Sapt if reflection else SaptWithoutReflection)(config.Method(), setting)
   learned = jax.device_put(filled(method, tasks), sharding.replicated(mesh))
+  batch = jax.device_put(random_batch(s, tasks - 1), sharding.batch_sharded(mesh))
+  batcher = Batcher(llama, backbone.config.pad_id, s.batch)
+  return Prepared(mesh, backbone, method, learned, batcher, batch)
+
+
+def random_batch(s: sizes.Sizes, task: int) -> Batch:
+  """Rows of one task, without padding."""
   rng = np.random.default_rng(0)
-
-  def tokens(length):
-    return rng.integers(2, s.vocab, (s.batch, length), np.int32)
-
-  def there(length):
-    return np.ones((s.batch, length), bool)
-
-  rows = (
-    tokens(s.src),
-    there(s.src),
-    tokens(s.tgt),
-    there(s.tgt),
-    np.full(s.batch, tasks - 1, np.int32),
+  source, target = (
+    jnp.asarray(rng.integers(2, s.vocab, (s.batch, length), np.int32)) for length in (s.src, s.tgt)
   )
-  source, source_mask, target, target_mask, task = map(jnp.asarray, rows)
-  batch = jax.device_put(
-    Batch(source, source_mask, target, target_mask, task), sharding.batch_sharded(mesh)
-  )
-  return Prepared(
-    mesh, backbone, method, learned, Batcher(llama, backbone.config.pad_id, s.batch), batch
-  )
+  there = jnp.ones(source.shape, bool), jnp.ones(target.shape, bool)
+  return Batch(source, there[0], target, there[1], jnp.full(s.batch, task, jnp.int32))
 
 
 def step_of(p: Prepared, batch_size: int) -> tuple[Callable[[], None], float]:
-  """A call that takes the next training step and waits for it, and the seconds that compiling it
-  took.
+  """A call that takes the next training step and waits for it,
+  and the seconds that compiling it took.
   """
   trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=batch_size), p.batcher, p.mesh)
   trainable = jax.tree.map(jnp.copy, p.method.trainable(p.learned))
@@ -178,9 +171,8 @@ def measure(
   tasks: int,
 ) -> sizes.Row:
   """The row of one pool size."""
-  jax.config.update(
-    "jax_enable_compilation_cache", False
-  )  # what compiling costs, not what reading back does
+  # What compiling costs, not what reading back does.
+  jax.config.update("jax_enable_compilation_cache", False)
   prepared = partial(prepare, s, tasks, memory, top_k=top_k, remat=remat)
   step, compile_s = step_of(prepared(reflection), s.batch)
   calls = [step]
@@ -208,15 +200,10 @@ def measure(
 def main(arguments: Sequence[str]) -> None:
   """Parses, measures, prints."""
   parser = sizes.parser(__doc__ or "")
-  parser.add_argument(
-    "--memory",
-    type=sizes.positive,
-    default=20,
-    metavar="N",
-    help=(
-      "pseudo inputs remembered of each earlier task (default 20: 2 %% of SuperNI's 1,000 rows)"
-    ),
+  memory = (
+    "pseudo inputs remembered of each earlier task (default 20: 2 %% of SuperNI's 1,000 rows)"
   )
+  sizes.add_number(parser, "--memory", 20, memory)
   arm = parser.add_mutually_exclusive_group()
   arm.add_argument("--no-reflection", action="store_true", help="leave ARM out")
   arm.add_argument(
@@ -224,19 +211,9 @@ def main(arguments: Sequence[str]) -> None:
     action="store_true",
     help="after each step one without ARM, to see ARM's share: adds reflection_ratio",
   )
-  parser.add_argument(
-    "--top-k",
-    type=sizes.positive,
-    default=0,
-    metavar="N",
-    help="blocks that each example uses (default: all)",
-  )
-  parser.add_argument(
-    "--remat",
-    choices=("none", "full", "dots"),
-    default=config.Backbone().remat,
-    help="as backbone.remat",
-  )
+  sizes.add_number(parser, "--top-k", 0, "blocks that each example uses (default: all)")
+  remats, default = ("none", "full", "dots"), config.Backbone().remat
+  parser.add_argument("--remat", choices=remats, default=default, help="as backbone.remat")
   options = parser.parse_args(arguments)
   one = partial(
     measure,

@@ -1,7 +1,7 @@
 """How much of what a task's LoRA block reads was read by the blocks before it: the overlap that
 O-LoRA penalises, for any finished run.
 
-    python benchmarks/subspaces.py runs/mini_results/lora/o_lora-0 runs/mini_results/lora/sequential-0
+    python benchmarks/subspaces.py runs/mini_results/lora/{o_lora,sequential}-0
 
 Prints a row per run: the share of the newest A's row space that lies in the span of all earlier
 ones, the mean over tasks after the first, sites and layers. 0: orthogonal; 1: nothing new; blocks
@@ -35,26 +35,23 @@ def shared(earlier: Sequence[np.ndarray], new: np.ndarray) -> float:
 
 def factors_by_task(run: Path) -> list[list[np.ndarray]]:
   """[task][site and layer] -> A of the block that the task left, (D, R) float64."""
-  trees: list[dict[str, Any]] = [
-    ocp.load(str((snapshot / TREE).absolute())) for snapshot in sound_snapshots(run)
-  ]
-  names = sorted(
-    name for name in trees[-1] if name.startswith("blocks.lora.") and name.endswith(".a")
-  )
+  folders = [(snapshot / TREE).absolute() for snapshot in sound_snapshots(run)]
+  trees: list[dict[str, Any]] = [ocp.load(str(folder)) for folder in folders]
+  names = [name for name in trees[-1] if name.startswith("blocks.lora.") and name.endswith(".a")]
   if not names:
     raise InputError(f"{run}: its blocks are not LoRA")
-  stacks = [
-    [np.asarray(tree[name], np.float64) for name in names] for tree in trees
-  ]  # (layers, D, T, R) each
-  one_block = stacks[-1][0].shape[2] == 1
-  return [
-    [
-      layer[:, 0 if one_block else task]
-      for stack in (stacks[task] if one_block else stacks[-1])
-      for layer in stack
-    ]
-    for task in range(len(trees))
-  ]
+  # By snapshot and site, (layers, D, T, R) each.
+  stacks = [[np.asarray(tree[name], np.float64) for name in sorted(names)] for tree in trees]
+  tasks = range(len(trees))
+  if stacks[-1][0].shape[2] == 1:  # one block for all tasks
+    return [[layer[:, 0] for stack in stacks[task] for layer in stack] for task in tasks]
+  return [[layer[:, task] for stack in stacks[-1] for layer in stack] for task in tasks]
+
+
+def mean_shared(earlier: Sequence[Sequence[np.ndarray]], new: Sequence[np.ndarray]) -> float:
+  """The mean of `shared` over sites and layers."""
+  shares = [shared([task[place] for task in earlier], a) for place, a in enumerate(new)]
+  return float(np.mean(shares))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -63,15 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError("no run given: name the folders of finished runs with LoRA blocks")
   for run in map(Path, arguments):
     tasks = factors_by_task(run)
-    shares = [
-      np.mean(
-        [
-          shared([earlier[place] for earlier in tasks[:t]], new)
-          for place, new in enumerate(tasks[t])
-        ]
-      )
-      for t in range(1, len(tasks))
-    ]
+    shares = [mean_shared(tasks[:task], tasks[task]) for task in range(1, len(tasks))]
     print(f"{run.name:<24} {np.mean(shares):.3f}   {' '.join(f'{share:.2f}' for share in shares)}")
 
 

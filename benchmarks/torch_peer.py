@@ -1,8 +1,9 @@
 """SAPT-LoRA written plainly on Hugging Face's torch T5, as the public PyTorch code computes it, to
 be measured beside sapt_jax.
 
-    python benchmarks/torch_peer.py --tasks 1,2,4,8,15 --json             rows as of step_cost.py
-    python benchmarks/torch_peer.py --decode --tasks 1,15 --json          rows as of decode_cost.py (its batch is 32 too)
+    python benchmarks/torch_peer.py --tasks 1,2,4,8,15 --json       rows as of step_cost.py
+    python benchmarks/torch_peer.py --decode --tasks 1,15 --json    rows as of decode_cost.py (its
+                                                                    batch is 32 too)
 
 What the public code (circle-hit/SAPT) does, and so does this: at every q and v projection each
 block's full-width output is computed, those of earlier blocks without gradient, all are stacked and
@@ -31,10 +32,8 @@ from sapt_jax import cli
 if TYPE_CHECKING:
   import torch
 
-ALPHA, BOTTLENECK = (
-  32,
-  100,
-)  # LoRA's scale is alpha / rank; width between the two matrices of the query projection
+ALPHA = 32  # LoRA's scale is alpha / rank
+BOTTLENECK = 100  # width between the two matrices of the query projection
 REFLECTION_WEIGHT = 0.5
 
 
@@ -45,7 +44,8 @@ class Peer:
     model: Hugging Face's module; its q and v projections have the pool's sum added by a hook.
     factors: name of each such projection -> A (rank, D_in) and B (D_out, rank) of every block,
       oldest first.
-    keys: (D,) of every task, oldest first. project: e -> q, up to the LayerNorm.
+    keys: (D,) of every task, oldest first.
+    project: e -> q, up to the LayerNorm.
     pseudo, targets: of each earlier task, token ids (B, L) and the mean mixture (tasks,) that it is
       held to.
   """
@@ -55,27 +55,20 @@ class Peer:
     import transformers
 
     torch.manual_seed(seed)
-    raw = (
-      s.t5() | {"eos_token_id": 1}
-    )  # its generate() knows no end token outside the vocabulary; min_new_tokens holds this one back
-    self.model: Any = transformers.T5ForConditionalGeneration(
-      transformers.T5Config(**raw, dropout_rate=0.0)
-    )
-    self.model.lm_head.weight = torch.nn.Parameter(
-      torch.randn(s.vocab, s.d_model) / math.sqrt(s.d_model)
-    )  # transformers 5 ties it
+    # Its generate() knows no end token outside the vocabulary; min_new_tokens holds this one back.
+    raw = s.t5() | {"eos_token_id": 1}
+    config = transformers.T5Config(**raw, dropout_rate=0.0)
+    self.model: Any = transformers.T5ForConditionalGeneration(config)
+    head = torch.randn(s.vocab, s.d_model) / math.sqrt(s.d_model)
+    self.model.lm_head.weight = torch.nn.Parameter(head)  # transformers 5 ties it
     self.model.requires_grad_(False)
     self.sizes, self.scaling = s, ALPHA / s.rank
     self.factors: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for name, module in self.model.named_modules():
       if name.rsplit(".", 1)[-1] in ("q", "v"):
-        a = self._learned(
-          [
-            torch.randn(s.rank, module.in_features) / math.sqrt(module.in_features)
-            for _ in range(tasks)
-          ]
-        )
-        b = self._learned([0.02 * torch.randn(module.out_features, s.rank) for _ in range(tasks)])
+        d_in, d_out = module.in_features, module.out_features
+        a = self._learned([torch.randn(s.rank, d_in) / math.sqrt(d_in) for _ in range(tasks)])
+        b = self._learned([0.02 * torch.randn(d_out, s.rank) for _ in range(tasks)])
         self.factors[name] = a, b
         module.register_forward_hook(partial(self._add_blocks, a, b))
     self.keys = self._learned([torch.rand(s.d_model) * 2 - 1 for _ in range(tasks)])
@@ -85,25 +78,15 @@ class Peer:
       torch.nn.SiLU(),
       torch.nn.LayerNorm(s.d_model),
     )
-
-    def tokens(length):
-      return torch.randint(2, s.vocab, (s.batch, length))
-
-    self.source, self.target, self.pseudo = (
-      tokens(s.src),
-      tokens(s.tgt),
-      [tokens(s.src) for _ in range(tasks - 1)],
+    self.source, self.target, *self.pseudo = (
+      torch.randint(2, s.vocab, (s.batch, length))
+      for length in (s.src, s.tgt, *[s.src] * (tasks - 1))
     )
-    self.targets = [
-      torch.nn.functional.pad(torch.softmax(torch.randn(i + 1), dim=0), (0, tasks - 1 - i))
-      for i in range(tasks - 1)
-    ]
+    mixtures = [torch.softmax(torch.randn(count), dim=0) for count in range(1, tasks)]
+    self.targets = [torch.nn.functional.pad(x, (0, tasks - len(x))) for x in mixtures]
     self.mixed_by = torch.zeros(s.batch, tasks)
-    trained = [
-      self.keys[-1],
-      *self.project.parameters(),
-      *(factors[-1] for site in self.factors.values() for factors in site),
-    ]
+    newest = [factors[-1] for site in self.factors.values() for factors in site]
+    trained = [self.keys[-1], *self.project.parameters(), *newest]
     self.optimizer = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.0)
 
   @staticmethod
@@ -122,9 +105,8 @@ class Peer:
 
     x = inputs[0]
     with torch.no_grad():
-      earlier = [
-        (x @ a_i.T) @ b_i.T * self.scaling for a_i, b_i in zip(a[:-1], b[:-1], strict=True)
-      ]
+      pairs = zip(a[:-1], b[:-1], strict=True)
+      earlier = [(x @ a_i.T) @ b_i.T * self.scaling for a_i, b_i in pairs]
     blocks = torch.stack([*earlier, (x @ a[-1].T) @ b[-1].T * self.scaling], dim=1)
     return out + torch.matmul(self.mixed_by[:, None], blocks.flatten(2)).view_as(out)
 
@@ -140,9 +122,8 @@ class Peer:
     import torch
 
     self.mixed_by = torch.softmax(self.scores(self.source), dim=1)
-    return self.model(
-      input_ids=self.source, attention_mask=torch.ones_like(self.source), labels=self.target
-    ).loss
+    mask = torch.ones_like(self.source)
+    return self.model(input_ids=self.source, attention_mask=mask, labels=self.target).loss
 
   def divergence(self, tokens: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Mean KL of one earlier task's pseudo inputs."""
@@ -189,36 +170,31 @@ def measure(options: Any, tasks: int) -> sizes.Row:
   """The row of one pool size."""
   import torch
 
-  torch.set_num_threads(
-    len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-  )
+  tells_own = hasattr(os, "sched_getaffinity")
+  torch.set_num_threads(len(os.sched_getaffinity(0)) if tells_own else os.cpu_count() or 1)
   s = sizes.sizes_of(options)
   peer = Peer(s, tasks)
   if options.no_reflection:
     peer.pseudo, peer.targets = [], []
-  seconds = sizes.timed(
-    (lambda: peer.answer(options.new)) if options.decode else peer.step,
-    options.warmup,
-    options.repeat,
-  )
-  median, memory = (
-    statistics.median(seconds),
-    {"peak_rss_mb": sizes.peak_rss_mb(), "compile_s": 0.0},
-  )
+  call = partial(peer.answer, options.new) if options.decode else peer.step
+  seconds = sizes.timed(call, options.warmup, options.repeat)
+  median, memory = statistics.median(seconds), sizes.peak_rss_mb()
   if options.decode:
     return {
       "tasks": tasks,
       "s": median,
       "tokens_per_s": s.batch * options.new / median,
       "all_s": seconds,
-      **memory,
+      "peak_rss_mb": memory,
+      "compile_s": 0.0,
     }
   left, right = torch.randn(sizes.GEMM, sizes.GEMM), torch.randn(sizes.GEMM, sizes.GEMM)
   return {
     "tasks": tasks,
     "s_per_step": median,
     "all_s": seconds,
-    **memory,
+    "peak_rss_mb": memory,
+    "compile_s": 0.0,
     "gemm_gflops": sizes.gemm_gflops(lambda: left @ right),
     "model_gflops": s.step_gflops(),
   }
@@ -231,13 +207,8 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument(
     "--decode", action="store_true", help="greedy decoding in place of a training step"
   )
-  parser.add_argument(
-    "--new",
-    type=sizes.positive,
-    default=50,
-    metavar="N",
-    help="with --decode: tokens that each row writes (default 50)",
-  )
+  new = "with --decode: tokens that each row writes (default 50)"
+  sizes.add_number(parser, "--new", 50, new)
   parser.add_argument("--no-reflection", action="store_true", help="leave ARM out of the step")
   options = parser.parse_args(arguments)
   sizes.report(__file__, arguments, options, partial(measure, options))

@@ -1,5 +1,5 @@
-"""The attentive reflection module (ARM): keeps the attention of earlier tasks where it was when
-they were learned.
+"""The attentive reflection module (ARM):
+keeps the attention of earlier tasks where it was when they were learned.
 
 SAPT section 3.3. Only pooled embeddings of pseudo inputs are kept: token embeddings are frozen, so
 these never change, and the whole term is one small product per step whatever the number of tasks.
@@ -48,8 +48,8 @@ def remember(
 
 
 def divergence(target: jax.Array, log_mixture: jax.Array) -> jax.Array:
-  """KL(target || mixture) per row: (..., T), (..., T) -> (...); entries with target 0 count nothing
-  (SAPT Eq. 8).
+  """KL(target || mixture) per row: (..., T), (..., T) -> (...);
+  entries with target 0 count nothing (SAPT Eq. 8).
   """
   there = target > 0
   log_ratio = jnp.log(jnp.where(there, target, 1.0)) - jnp.where(there, log_mixture, 0.0)

@@ -1,5 +1,5 @@
-"""The errors that programs print as one line: "your input is wrong", exit code 2, and "stopped as
-asked", exit code 75.
+"""The errors that programs print as one line: "your input is wrong", exit code 2,
+and "stopped as asked", exit code 75.
 """
 
 
@@ -8,6 +8,6 @@ class InputError(ValueError):
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-  """The run was asked to stop (SIGTERM), has saved what it can, and will continue when it is
-  started again.
+  """The run was asked to stop (SIGTERM), has saved what it can,
+  and will continue when it is started again.
   """

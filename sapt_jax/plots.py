@@ -29,24 +29,15 @@ def mixture_heatmap(
   axes.set_title(title, fontsize=9)
   for row, column in zip(*np.nonzero(np.nan_to_num(mixtures) >= 0.005), strict=True):
     weight = mixtures[row, column]
-    axes.text(
-      column,
-      row,
-      f"{weight:.2f}".lstrip("0"),
-      ha="center",
-      va="center",
-      fontsize=6,
-      color="black" if weight > 0.6 else "white",
-    )
+    text, color = f"{weight:.2f}".lstrip("0"), "black" if weight > 0.6 else "white"
+    axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
   figure.colorbar(image, shrink=0.8)
   figure.savefig(file, dpi=130)
   plt.close(figure)
 
 
 def learning_curves(file: pathlib.Path, groups: dict[str, list[list[list[float | None]]]]) -> None:
-  """Mean score on all tasks seen so far, after each task: one line per method, its seeds
-  averaged.
-  """
+  """Mean score on all tasks seen so far, after each task: a line per method, its seeds averaged."""
   figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
   for label, matrices in groups.items():
     scores = np.array(matrices, float)  # (seeds, tasks learned, tasks); None becomes nan
@@ -64,20 +55,13 @@ def learning_curves(file: pathlib.Path, groups: dict[str, list[list[list[float |
 def final_scores(
   file: pathlib.Path, groups: dict[str, list[list[float]]], tasks: Sequence[str]
 ) -> None:
-  """Score on every task at the end of the stream: one bar per method and task, its seeds
-  averaged.
-  """
+  """Score on every task at the end of the stream: a bar per method and task, its seeds averaged."""
   figure, axes = plt.subplots(figsize=(2 + 0.8 * len(tasks), 4), layout="constrained")
   width = 0.8 / len(groups)
   for place, (label, rows) in enumerate(groups.items()):
     axes.bar(np.arange(len(tasks)) + place * width, np.mean(rows, axis=0), width, label=label)
-  axes.set_xticks(
-    np.arange(len(tasks)) + 0.4 - width / 2,
-    [task[:20] for task in tasks],
-    rotation=40,
-    ha="right",
-    fontsize=7,
-  )
+  ticks, names = np.arange(len(tasks)) + 0.4 - width / 2, [task[:20] for task in tasks]
+  axes.set_xticks(ticks, names, rotation=40, ha="right", fontsize=7)
   axes.set_ylabel("score at the end")
   axes.set_ylim(0, 100)
   axes.legend(fontsize=8)

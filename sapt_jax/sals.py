@@ -16,9 +16,7 @@ BOTTLENECK = 100  # width between W_down and W_up, as in the public code
 
 
 class QueryProjection(flax.struct.PyTreeNode):
-  """q = LayerNorm(SiLU(W_up W_down e)): down (D, 100), up (100, D), scale and bias (D,),
-  float32.
-  """
+  """q = LayerNorm(SiLU(W_up W_down e)), float32: down (D, 100), up (100, D), scale, bias (D,)."""
 
   down: jax.Array
   up: jax.Array
@@ -37,17 +35,13 @@ class Centre(flax.struct.PyTreeNode):
 
 def init_query(rng: jax.Array, width: int) -> QueryProjection:
   """A fresh projection: both matrices uniform in +-1/sqrt(fan in), LayerNorm at identity."""
-  down, up = jax.random.split(rng)
 
-  def uniform(key, shape):
+  def uniform(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / math.sqrt(shape[0])
 
-  return QueryProjection(
-    uniform(down, (width, BOTTLENECK)),
-    uniform(up, (BOTTLENECK, width)),
-    jnp.ones(width),
-    jnp.zeros(width),
-  )
+  for_down, for_up = jax.random.split(rng)
+  down, up = uniform(for_down, (width, BOTTLENECK)), uniform(for_up, (BOTTLENECK, width))
+  return QueryProjection(down, up, jnp.ones(width), jnp.zeros(width))
 
 
 def init_key(rng: jax.Array, width: int) -> jax.Array:
@@ -61,8 +55,8 @@ def no_centre(width: int) -> Centre:
 
 
 def pool_embeddings(embedded: jax.Array, mask: jax.Array) -> jax.Array:
-  """Largest value per dimension over real tokens: embedded (B, L, D), mask (B, L) bool -> (B, D)
-  float32 (SAPT Eq. 1).
+  """Largest value per dimension over real tokens: embedded (B, L, D),
+  mask (B, L) bool -> (B, D) float32 (SAPT Eq. 1).
   """
   wide = embedded.astype(jnp.float32)
   return jnp.max(jnp.where(mask[:, :, None], wide, -jnp.inf), axis=1)
@@ -82,8 +76,8 @@ def query(projection: QueryProjection, pooled: jax.Array, between: bool = False)
 
 
 def scores(queries: jax.Array, keys: jax.Array, count: jax.Array) -> jax.Array:
-  """q . k_i / sqrt(D) for the first `count` keys, -inf for empty slots: (B, D), (T, D), () int32 ->
-  (B, T) (SAPT Eq. 2).
+  """q . k_i / sqrt(D) for the first `count` keys, -inf for empty slots:
+  (B, D), (T, D), () int32 -> (B, T) (SAPT Eq. 2).
   """
   raw = queries @ keys.T / math.sqrt(keys.shape[-1])
   return jnp.where(jnp.arange(keys.shape[0]) < count, raw, -jnp.inf)

@@ -1,5 +1,5 @@
-"""What every test runs under (JAX on the CPU as four devices, no network), and where reference data
-is found.
+"""What every test runs under (JAX on the CPU as four devices, no network),
+and where reference data is found.
 """
 
 import importlib.util
@@ -49,8 +49,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-  """Keeps compiled programs in pytest's cache folder, for the next run and for the processes that
-  tests start.
+  """Keeps compiled programs in pytest's cache folder,
+  for the next run and for the processes that tests start.
 
   Compiling is most of what small models cost: 6 s become 1.5 s for init, gradient and decoder of a
   3-layer T5. What comes back is the same program, with the same results, donation and memory
@@ -75,8 +75,8 @@ def optimised() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-  """Reference data kept beside the checkout (goldens/, data/CL_Benchmark/, tools/), or where
-  SAPT_JAX_SHARED says.
+  """Reference data kept beside the checkout (goldens/, data/CL_Benchmark/, tools/),
+  or where SAPT_JAX_SHARED says.
   """
   path = Path(os.environ.get("SAPT_JAX_SHARED", ROOT.parent / "shared"))
   if not path.is_dir():
@@ -87,6 +87,5 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def torch() -> ModuleType:
   """PyTorch, the independent implementation that some tests compare with."""
-  return pytest.importorskip(
-    "torch", reason="compares with PyTorch, not installed here: pip install -e '.[torch]'"
-  )
+  missing = "compares with PyTorch, not installed here: pip install -e '.[torch]'"
+  return pytest.importorskip("torch", reason=missing)

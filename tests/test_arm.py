@@ -1,6 +1,6 @@
-"""Reflection: what must hold of the divergence and the memory, and the formula against plain
-numpy.
-"""
+"""Reflection: what must hold of the divergence and the memory, and the formula in plain numpy."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -31,19 +31,16 @@ def test_blocks_that_came_later_and_empty_slots_count_nothing():
   target = jnp.array([0.25, 0.75, 0.0, 0.0])
   log_mixture = jnp.log(jnp.array([0.2, 0.5, 0.3, 0.0]))
   value, gradient = jax.value_and_grad(lambda x: arm.divergence(target, x))(log_mixture)
-  np.testing.assert_allclose(
-    value, 0.25 * np.log(0.25 / 0.2) + 0.75 * np.log(0.75 / 0.5), rtol=1e-6
-  )
+  expected = 0.25 * np.log(0.25 / 0.2) + 0.75 * np.log(0.75 / 0.5)
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
   np.testing.assert_array_equal(gradient, -target)
 
 
 def memory_of(rng, counts):
   memory = arm.empty_memory(N, M, D)
   for task, count in enumerate(counts):
-    target = np.pad(simplex(rng, task + 1), (0, T - task - 1))
-    memory = arm.remember(
-      memory, task, jnp.asarray(rng.normal(size=(count, D))), jnp.asarray(target, jnp.float32)
-    )
+    target = jnp.asarray(np.pad(simplex(rng, task + 1), (0, T - task - 1)), jnp.float32)
+    memory = arm.remember(memory, task, jnp.asarray(rng.normal(size=(count, D))), target)
   return memory
 
 
@@ -60,9 +57,8 @@ def test_the_loss_is_the_sum_over_tasks_of_the_mean_over_their_inputs():
 
 def test_an_empty_memory_costs_nothing_and_gives_no_gradient():
   log_mixture = jnp.full((N, M, T), -jnp.inf).at[:, :, 0].set(0.0)
-  value, gradient = jax.value_and_grad(lambda x: arm.reflection_loss(arm.empty_memory(N, M, D), x))(
-    log_mixture
-  )
+  loss = partial(arm.reflection_loss, arm.empty_memory(N, M, D))
+  value, gradient = jax.value_and_grad(loss)(log_mixture)
   assert value == 0
   assert not np.any(gradient)
 
@@ -70,19 +66,16 @@ def test_an_empty_memory_costs_nothing_and_gives_no_gradient():
 def test_no_gradient_comes_from_inputs_that_are_not_there():
   rng = np.random.default_rng(2)
   memory = memory_of(rng, [2, 1])
-  gradient = jax.grad(lambda x: arm.reflection_loss(memory, x))(
-    jnp.log(jnp.asarray(simplex(rng, N, M, T), jnp.float32))
-  )
+  log_mixture = jnp.log(jnp.asarray(simplex(rng, N, M, T), jnp.float32))
+  gradient = jax.grad(partial(arm.reflection_loss, memory))(log_mixture)
   np.testing.assert_array_equal(np.any(np.asarray(gradient), axis=2), memory.valid)
 
 
 def test_remembering_a_task_leaves_the_others_and_cuts_what_has_no_room():
   rng = np.random.default_rng(3)
   before = memory_of(rng, [3, 2])
-  inputs, target = (
-    jnp.asarray(rng.normal(size=(M + 2, D)), jnp.float32),
-    jnp.asarray(simplex(rng, T), jnp.float32),
-  )
+  inputs = jnp.asarray(rng.normal(size=(M + 2, D)), jnp.float32)
+  target = jnp.asarray(simplex(rng, T), jnp.float32)
   after = arm.remember(before, 2, inputs, target)
   np.testing.assert_array_equal(after.pooled[2], inputs[:M])
   np.testing.assert_array_equal(after.target[2], target)

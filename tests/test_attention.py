@@ -17,14 +17,12 @@ def plainly(q, k, v, *biases, scale=1.0):
 
 
 def inputs(groups, dtype=jnp.float32):
-  """Queries, keys, values, a position bias, and a mask under which the second row sees three
-  places.
+  """Queries, keys, values, a position bias,
+  and a mask under which the second row sees three places.
   """
   shapes = (B, H, L, K), (B, groups, S, K), (B, groups, S, K), (1, H, L, S)
-  q, k, v, position = (
-    jax.random.normal(key, shape)
-    for key, shape in zip(jax.random.split(jax.random.key(0), 4), shapes, strict=True)
-  )
+  keys = jax.random.split(jax.random.key(0), 4)
+  q, k, v, position = map(jax.random.normal, keys, shapes)
   mask = attention.mask_bias(jnp.arange(S)[None] < jnp.array([[S], [3]]))[:, None, None, :]
   return *(x.astype(dtype) for x in (q, k, v)), position, mask
 
@@ -35,9 +33,10 @@ def test_values_and_gradients_are_those_of_softmax(groups):
   weights = jnp.cos(jnp.arange(B * L * H * K)).reshape(B, L, H * K)
 
   def of(form):
-    return jax.value_and_grad(
-      lambda *x: jnp.sum(weights * form(*x, scale=0.4)), argnums=(0, 1, 2, 3, 4)
-    )(*given)
+    def total(*x):
+      return jnp.sum(weights * form(*x, scale=0.4))
+
+    return jax.value_and_grad(total, argnums=(0, 1, 2, 3, 4))(*given)
 
   (ours, our_gradients), (plain, plain_gradients) = of(attention.attend), of(plainly)
   np.testing.assert_allclose(ours, plain, rtol=1e-5)
@@ -46,18 +45,16 @@ def test_values_and_gradients_are_those_of_softmax(groups):
 
 
 def test_scores_far_apart_are_no_overflow():
-  q, k, v, *biases = inputs(H)
-  np.testing.assert_allclose(
-    attention.attend(100 * q, k, v, *biases), plainly(100 * q, k, v, *biases), atol=1e-5
-  )
+  q, *others = inputs(H)
+  found, expected = attention.attend(100 * q, *others), plainly(100 * q, *others)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_values_behind_the_mask_do_not_matter():
   q, k, v, *biases = inputs(H)
   changed = v.at[1, :, 3:].set(1e6)
-  assert np.array_equal(
-    attention.attend(q, k, v, *biases), attention.attend(q, k, changed, *biases)
-  )
+  before, after = (attention.attend(q, k, values, *biases) for values in (v, changed))
+  assert np.array_equal(before, after)
 
 
 def test_halves_lose_no_more_than_their_own_rounding():
@@ -70,6 +67,5 @@ def test_halves_lose_no_more_than_their_own_rounding():
 
 def test_biases_that_are_added_one_by_one_give_the_attention_of_their_sum_bit_for_bit():
   q, k, v, position, mask = inputs(H, jnp.bfloat16)
-  assert np.array_equal(
-    attention.attend(q, k, v, position, mask), attention.attend(q, k, v, position + mask)
-  )
+  one_by_one = attention.attend(q, k, v, position, mask)
+  assert np.array_equal(one_by_one, attention.attend(q, k, v, position + mask))

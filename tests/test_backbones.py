@@ -1,5 +1,5 @@
-"""Backbones against the torch modules of Hugging Face, with random weights: logits, loss, decoded
-ids, folders both ways.
+"""Backbones against the torch modules of Hugging Face, with random weights:
+logits, loss, decoded ids, folders both ways.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ MAX_NEW = 10
 
 @dataclasses.dataclass
 class Pair:
-  """The same model twice, and inputs: lengths 14, 5, 9 and 6, 3, 4, padded as each architecture
-  wants it.
+  """The same model twice, and inputs: lengths 14, 5, 9 and 6, 3, 4,
+  padded as each architecture wants it.
   """
 
   theirs: Any
@@ -59,37 +59,31 @@ def pair(request, torch, tmp_path_factory):
   theirs = torch_models.make(request.param)
   ours = hf.load_backbone(torch_models.save(theirs, tmp_path_factory.mktemp(request.param)))
   rng = np.random.default_rng(0)
-  return Pair(
-    theirs,
-    ours,
-    *padded(rng, (14, 5, 9), ours.config.is_decoder_only),
-    *padded(rng, (6, 3, 4), False),
-  )
+  source = padded(rng, (14, 5, 9), ours.config.is_decoder_only)
+  return Pair(theirs, ours, *source, *padded(rng, (6, 3, 4), False))
+
+
+def as_tensor(x):
+  import torch
+
+  return torch.from_numpy(np.asarray(x, np.int64))
 
 
 def torch_logits(pair, model):
   """Their logits at our target places, and their loss."""
   import torch
 
-  def as_tensor(x):
-    return torch.from_numpy(np.asarray(x, np.int64))
-
+  ids, mask = pair.source, pair.source_mask
+  labels = np.where(pair.target_mask, pair.target, -100)
+  if pair.only:
+    ids = np.concatenate([ids, pair.target], axis=1)
+    mask = np.concatenate([mask, pair.target_mask], axis=1)
+    labels = np.concatenate([np.full_like(pair.source, -100), labels], axis=1)
+  given = {"input_ids": ids, "attention_mask": mask, "labels": labels}
   with torch.no_grad():
-    labels = np.where(pair.target_mask, pair.target, -100)
-    if not pair.only:
-      out = model(
-        input_ids=as_tensor(pair.source),
-        attention_mask=as_tensor(pair.source_mask),
-        labels=as_tensor(labels),
-      )
-      return out.logits.numpy(), out.loss.numpy()
-    mask = np.concatenate([pair.source_mask, pair.target_mask], axis=1)
-    out = model(
-      input_ids=as_tensor(np.concatenate([pair.source, pair.target], axis=1)),
-      attention_mask=as_tensor(mask),
-      labels=as_tensor(np.concatenate([np.full_like(pair.source, -100), labels], axis=1)),
-    )
-    return out.logits[:, pair.source.shape[1] - 1 : -1].numpy(), out.loss.numpy()
+    out = model(**{name: as_tensor(x) for name, x in given.items()})
+  logits = out.logits.numpy()
+  return logits[:, pair.source.shape[1] - 1 : -1] if pair.only else logits, out.loss.numpy()
 
 
 def our_logits(pair, model, params):
@@ -113,21 +107,15 @@ def test_relative_distances_fall_in_torchs_buckets_at_any_precision(
   from transformers.models.t5.modeling_t5 import T5Attention
 
   distance = np.arange(-600, 601)
-  theirs = T5Attention._relative_position_bucket(
-    torch.from_numpy(distance), bidirectional, buckets, max_distance
-  ).numpy()
+  how = bidirectional, buckets, max_distance
+  theirs = T5Attention._relative_position_bucket(torch.from_numpy(distance), *how).numpy()
   for doubled in (False, True):
     with jax.enable_x64(doubled):
-      np.testing.assert_array_equal(
-        relative_buckets(jnp.asarray(distance), bidirectional, buckets, max_distance), theirs
-      )
+      np.testing.assert_array_equal(relative_buckets(jnp.asarray(distance), *how), theirs)
 
 
 def torch_answers(pair, rows=slice(None), **options):
   import torch
-
-  def as_tensor(x):
-    return torch.from_numpy(np.asarray(x, np.int64))
 
   with torch.no_grad():  # their cache cannot hold a decoder that is deeper than its encoder
     out = pair.theirs.generate(
@@ -142,10 +130,9 @@ def torch_answers(pair, rows=slice(None), **options):
     )
   ids = out.sequences.numpy()[:, pair.source.shape[1] if pair.only else 1 :]
   ids = np.pad(ids, ((0, 0), (0, MAX_NEW - ids.shape[1])))
-  ended = np.cumsum(ids == pair.ours.config.eos_id, axis=1) - (ids == pair.ours.config.eos_id) > 0
-  ids[ended] = (
-    pair.ours.config.pad_id
-  )  # their beam search fills up with the end token where the pad id is 0
+  ends = ids == pair.ours.config.eos_id
+  # Their beam search fills up with the end token where the pad id is 0.
+  ids[np.cumsum(ends, axis=1) - ends > 0] = pair.ours.config.pad_id
   return ids, None if "num_beams" not in options else out.sequences_scores.numpy()
 
 
@@ -187,10 +174,9 @@ def test_beams_that_end_often(torch, tmp_path, early_stopping):
   close at different ones.
   """
   theirs = torch_models.make("llama-gqa")
+  head = theirs.lm_head.weight
   with torch.no_grad():
-    theirs.lm_head.weight[theirs.config.eos_token_id] = 0.4 * theirs.lm_head.weight[10:60].sum(
-      dim=0
-    )
+    head[theirs.config.eos_token_id] = 0.4 * head[10:60].sum(dim=0)
   ours, rng = hf.load_backbone(torch_models.save(theirs, tmp_path)), np.random.default_rng(5)
   many = Pair(theirs, ours, *padded(rng, (6,) * 40, True), *padded(rng, (2,) * 40, False))
   ids, scores = our_beams(many, 4, early_stopping=early_stopping)
@@ -203,11 +189,8 @@ def test_beams_that_end_often(torch, tmp_path, early_stopping):
 @pytest.mark.parametrize("pair", ["t5-v1.0", "llama-gqa"], indirect=True)
 def test_beam_search_of_one_row_without_padding_gives_what_its_batch_gives(pair):
   batch_ids, batch_scores = our_beams(pair, 3)
-  alone = dataclasses.replace(
-    pair,
-    source=pair.source[1:2][pair.source_mask[1:2]][None],
-    source_mask=np.ones((1, pair.source_mask[1].sum()), bool),
-  )
+  source = pair.source[1][pair.source_mask[1]][None]
+  alone = dataclasses.replace(pair, source=source, source_mask=np.ones(source.shape, bool))
   ids, scores = our_beams(alone, 3)
   np.testing.assert_array_equal(ids[0], batch_ids[1])
   np.testing.assert_allclose(scores[0], batch_scores[1], atol=1e-5)
@@ -220,9 +203,11 @@ def test_one_beam_is_greedy_decoding(pair):
 
 def test_weights_that_we_write_load_in_torch(pair, tmp_path):
   rng = np.random.default_rng(1)
-  params = jax.tree.map(
-    lambda x: jnp.asarray(x * rng.uniform(0.5, 1.5, x.shape), x.dtype), pair.ours.params
-  )
+
+  def changed(x):
+    return jnp.asarray(x * rng.uniform(0.5, 1.5, x.shape), x.dtype)
+
+  params = jax.tree.map(changed, pair.ours.params)
   hf.save_backbone(tmp_path, pair.ours.model, pair.ours.raw_config, params)
   theirs = type(pair.theirs).from_pretrained(tmp_path).eval()
   difference = torch_logits(pair, theirs)[0] - our_logits(pair, pair.ours.model, params)
@@ -231,15 +216,12 @@ def test_weights_that_we_write_load_in_torch(pair, tmp_path):
 
 @pytest.mark.parametrize("pair", ["t5-v1.1", "llama-gqa"], indirect=True)
 def test_a_folder_in_shards_holds_the_same_weights(pair, tmp_path):
-  hf.save_backbone(
-    tmp_path, pair.ours.model, pair.ours.raw_config, pair.ours.params, max_shard_bytes=20_000
-  )
+  ours = pair.ours
+  hf.save_backbone(tmp_path, ours.model, ours.raw_config, ours.params, max_shard_bytes=20_000)
   assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
   again = hf.load_backbone(str(tmp_path))
-  assert jax.tree.all(
-    jax.tree.map(lambda x, y: bool(jnp.all(x == y)), again.params, pair.ours.params)
-  )
-  assert again.config == pair.ours.config
+  jax.tree.map(np.testing.assert_array_equal, again.params, ours.params)
+  assert again.config == ours.config
 
 
 def test_configs_of_every_age_say_whether_the_head_is_tied_and_scaled():

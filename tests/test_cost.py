@@ -4,6 +4,7 @@ must do the same work to be compared.
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import time
@@ -81,23 +82,14 @@ def test_seconds_go_to_the_phase_that_ends_and_those_of_compiling_to_none():
 
 def test_later_tasks_of_the_same_shapes_compile_nothing():
   method, mesh, counted = classroom.build("sapt"), sharding.make_mesh(), []
-  model, params = classroom.backbone()
-  trainer = Trainer(
-    hf.Backbone(model, params, Path(), {}),
-    method,
-    config.Fit(batch_size=4),
-    Batcher(False, 0, 4),
-    mesh,
-  )
-  learned = jax.device_put(
-    method.start(jax.random.key(0)), sharding.replicated(mesh)
-  )  # as learner.Learner.start does
+  backbone = hf.Backbone(*classroom.backbone(), Path(), {})
+  trainer = Trainer(backbone, method, config.Fit(batch_size=4), Batcher(False, 0, 4), mesh)
+  # As learner.Learner.start does.
+  learned = jax.device_put(method.start(jax.random.key(0)), sharding.replicated(mesh))
   with Cost() as cost:
     for task, pooled in enumerate(classroom.clusters(3)):
-      inputs, rows = (
-        TaskInputs(pooled, pooled, pooled[:3]),
-        [Row([2 + i, 3, 4 + task], [5, 6 + i], task) for i in range(8)],
-      )
+      inputs = TaskInputs(pooled, pooled, pooled[:3])
+      rows = [Row([2 + i, 3, 4 + task], [5, 6 + i], task) for i in range(8)]
       learned = method.open(learned, jax.random.key(task), inputs)
       cost.take()
       learned = trainer.fit(learned, rows, Plan("task", 2, None, lambda _: None))
@@ -114,15 +106,11 @@ def dot_flops(jaxpr):
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
       contracted = equation.params["dimension_numbers"][0][0]
-      total += (
-        2
-        * equation.outvars[0].aval.size
-        * int(np.prod([equation.invars[0].aval.shape[i] for i in contracted]))
-      )
+      length = math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+      total += 2 * equation.outvars[0].aval.size * length
     times = equation.params["length"] if equation.primitive.name == "scan" else 1
-    total += times * sum(
-      dot_flops(inner) for inner in jax.extend.core.jaxprs_in_params(equation.params)
-    )
+    inner = jax.extend.core.jaxprs_in_params(equation.params)
+    total += times * sum(map(dot_flops, inner))
   return total
 
 
@@ -139,18 +127,15 @@ def test_the_formula_counts_the_products_of_the_real_step():
   import step_cost
 
   s = dataclasses.replace(small(), src=64, d_model=64, rank=1)
-  p = step_cost.prepare(
-    s, tasks=1, memory=1, remat="none"
-  )  # what is recomputed is no work of the step
+  # What is recomputed is no work of the step.
+  p = step_cost.prepare(s, tasks=1, memory=1, remat="none")
   trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=s.batch), p.batcher, p.mesh)
   trainable = p.method.trainable(p.learned)
   state = TrainState(jnp.zeros((), jnp.int32), trainable, trainer.optimizer.init(trainable))
-  counted = 1e-9 * dot_flops(
-    jax.make_jaxpr(trainer.step)(state, p.backbone.params, p.learned, p.batch).jaxpr
-  )
-  assert (
-    s.step_gflops() < counted < 1.05 * s.step_gflops()
-  )  # LoRA of rank 1 and the query projection are the rest
+  program = jax.make_jaxpr(trainer.step)(state, p.backbone.params, p.learned, p.batch)
+  counted = 1e-9 * dot_flops(program.jaxpr)
+  # LoRA of rank 1 and the query projection are the rest.
+  assert s.step_gflops() < counted < 1.05 * s.step_gflops()
 
 
 @pytest.fixture
@@ -162,8 +147,8 @@ def peer(torch):
 
 
 def as_ours(peer, folder):
-  """The peer's model, pool, reflection memory and batch as the library has them, with the public
-  code's gradient.
+  """The peer's model, pool, reflection memory and batch as the library has them,
+  with the public code's gradient.
   """
 
   def arrays(x):
@@ -174,17 +159,15 @@ def as_ours(peer, folder):
   s, table = peer.sizes, backbone.params["embedding"]["table"]
   setting = Setting(config.Pet(rank=s.rank), backbone.config.lora_sites(), table, 4, s.batch)
   method = Sapt(config.Method(reference_quirks=True), setting)
-  pool = [
-    public.block_from(
-      {
-        f"{site[:-1]}lora_{site[-1]}.lora_{name}": arrays(stack[task])
-        for site, pair in peer.factors.items()
-        for name, stack in zip("AB", pair, strict=True)
-      },
-      backbone.config,
-    )
-    for task in range(3)
-  ]
+
+  def block(task):
+    factors = {}
+    for site, (a, b) in peer.factors.items():
+      name = f"{site[:-1]}lora_{site[-1]}"
+      factors |= {f"{name}.lora_A": arrays(a[task]), f"{name}.lora_B": arrays(b[task])}
+    return public.block_from(factors, backbone.config)
+
+  pool = [block(task) for task in range(3)]
   query = public.query_from({name: arrays(x) for name, x in peer.project.state_dict().items()})
   learned = public.make_learned(method, pool, np.stack([arrays(key) for key in peer.keys]), query)
   memory = learned.memory
@@ -192,13 +175,8 @@ def as_ours(peer, folder):
     pooled = table[arrays(tokens)].max(axis=1)
     memory = arm.remember(memory, task, pooled, jnp.pad(jnp.asarray(arrays(target)), (0, 1)))
   source, target = (jnp.asarray(arrays(x), jnp.int32) for x in (peer.source, peer.target))
-  batch = Batch(
-    source,
-    jnp.ones_like(source, bool),
-    target,
-    jnp.ones_like(target, bool),
-    jnp.zeros(len(source), jnp.int32),
-  )
+  there = jnp.ones_like(source, bool), jnp.ones_like(target, bool)
+  batch = Batch(source, there[0], target, there[1], jnp.zeros(len(source), jnp.int32))
   return backbone, method, learned.replace(memory=memory), batch
 
 
@@ -208,9 +186,8 @@ def test_the_torch_peer_does_the_same_work(peer, tmp_path):
   with torch.no_grad():
     peer.model.lm_head.weight[1] = 0.0  # its end token is held back, so ours must not win either
   backbone, method, learned, batch = as_ours(peer, tmp_path)
-  trainer = Trainer(
-    backbone, method, config.Fit(batch_size=3), Batcher(False, 0, 3), sharding.make_mesh()
-  )
+  fit, batcher, mesh = config.Fit(batch_size=3), Batcher(False, 0, 3), sharding.make_mesh()
+  trainer = Trainer(backbone, method, fit, batcher, mesh)
   trainable = method.trainable(learned)
   state = TrainState(jnp.zeros((), jnp.int32), trainable, trainer.optimizer.init(trainable))
   answers = peer.answer(6).numpy()
@@ -218,23 +195,16 @@ def test_the_torch_peer_does_the_same_work(peer, tmp_path):
   loss, reflection = peer.backward()
   assert metrics["cross_entropy"] == pytest.approx(loss, rel=1e-5)
   assert metrics["reflection"] == pytest.approx(reflection, rel=1e-4)
-  norm = np.sqrt(
-    sum(
-      float(x.grad.square().sum()) for group in peer.optimizer.param_groups for x in group["params"]
-    )
-  )
+  trained = [x for group in peer.optimizer.param_groups for x in group["params"]]
+  norm = math.sqrt(sum(float(x.grad.square().sum()) for x in trained))
   assert metrics["gradient_norm"] == pytest.approx(norm, rel=1e-4)
   assert answers.shape == (3, 6)
 
 
 @pytest.mark.parametrize("program", ["step_cost", "decode_cost", "torch_peer"])
 def test_wrong_options_are_one_line(program):
-  done = subprocess.run(
-    [sys.executable, BENCHMARKS / f"{program}.py", "--tasks", "1,x"],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  command = [sys.executable, BENCHMARKS / f"{program}.py", "--tasks", "1,x"]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
   assert done.returncode == 2
   assert done.stderr.count("\n") == 1
   assert "--tasks" in done.stderr
@@ -245,20 +215,16 @@ def test_step_and_decoder_rows_have_what_is_promised(capsys):
   import decode_cost
   import step_cost
 
-  options = "--tasks 3 --json --batch 2 --src 8 --tgt 4 --d-model 16 --d-ff 16 --d-kv 4 --layers 1 --heads 2 --vocab 64 --repeat 3".split()
+  options = (
+    "--tasks 3 --json --batch 2 --src 8 --tgt 4 --d-model 16 --d-ff 16 --d-kv 4 --layers 1 "
+    "--heads 2 --vocab 64 --repeat 3"
+  ).split()
   step_cost.main([*options, "--pairs"])
   decode_cost.main([*options, "--new", "5"])
   step, decode = map(json.loads, capsys.readouterr().out.splitlines())
-  assert {
-    "tasks",
-    "s_per_step",
-    "all_s",
-    "peak_rss_mb",
-    "compile_s",
-    "gemm_gflops",
-    "model_gflops",
-    "reflection_ratio",
-  } == step.keys()
+  assert step.keys() == set(
+    "tasks s_per_step all_s peak_rss_mb compile_s gemm_gflops model_gflops reflection_ratio".split()
+  )
   assert {"tasks", "s", "tokens_per_s", "peak_rss_mb"} <= decode.keys()
   assert (step["tasks"], len(step["all_s"])) == (3, 3)
   assert decode["tokens_per_s"] == pytest.approx(10 / decode["s"])

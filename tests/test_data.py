@@ -23,16 +23,14 @@ def root(tmp_path):
 
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory):
-  folder = tiny.model_folder(tmp_path_factory.mktemp("t5"), tiny.T5)
-  return Codec(
-    load_tokenizer(folder), BENCHMARKS["superni"].frame, max_source=120, max_target=6, eos_id=1
-  )
+  tokenizer = load_tokenizer(tiny.model_folder(tmp_path_factory.mktemp("t5"), tiny.T5))
+  frame = BENCHMARKS["superni"].frame
+  return Codec(tokenizer, frame, max_source=120, max_target=6, eos_id=1)
 
 
 def stream(root, **options):
-  return load_stream(
-    config.Data(benchmark="superni", root=str(root), **options), config.Stream(), seed=0
-  )
+  data = config.Data(benchmark="superni", root=str(root), **options)
+  return load_stream(data, config.Stream(), seed=0)
 
 
 def test_published_protocol_takes_the_files_as_they_are(root):
@@ -119,23 +117,20 @@ def test_long_inputs_are_cut_and_the_frame_survives(codec):
 
 
 def test_short_inputs_are_left_whole(codec):
-  assert codec.tokenizer.decode(
-    codec.source("Do it.", "é 漢"), skip_special_tokens=True
-  ) == codec.prompt("Do it.", "é 漢")
+  ids = codec.source("Do it.", "é 漢")
+  written = codec.tokenizer.decode(ids, skip_special_tokens=True)
+  assert written == codec.prompt("Do it.", "é 漢")
 
 
 def test_a_task_without_a_definition_has_prompts_without_its_line(tmp_path, codec):
   tiny.benchmark_folder(tmp_path, {"task001_bare": ("", [("ja", "yes"), ("nein", "no")])})
   for file in (tmp_path / "SuperNI/task001_bare").glob("*.json"):
-    file.write_text(
-      json.dumps(json.loads(file.read_text()) | {"Definition": []})
-    )  # as Long Sequence's copa
+    content = json.loads(file.read_text()) | {"Definition": []}  # as Long Sequence's copa
+    file.write_text(json.dumps(content))
   [task] = stream(tmp_path, protocol="published")
   assert task.definition == ""
-  assert (
-    codec.prompt(task.definition, "ja")
-    == "Now complete the following example -\nInput: ja\nOutput: "
-  )
+  bare = "Now complete the following example -\nInput: ja\nOutput: "
+  assert codec.prompt(task.definition, "ja") == bare
   long_sequence = Codec(codec.tokenizer, BENCHMARKS["long_sequence"].frame, 120, 6, 1)
   assert long_sequence.prompt("", "ja") == "ja\nOutput: "
 
@@ -155,11 +150,8 @@ ROWS = [Row(list(range(2, 3 + i % 20)), [5, 1], 0) for i in range(37)]
 
 
 def rows_of(batches):
-  return sorted(
-    tuple(ids[mask])
-    for batch in batches
-    for ids, mask in zip(batch.source, batch.source_mask, strict=True)
-  )
+  rows = [row for batch in batches for row in zip(batch.source, batch.source_mask, strict=True)]
+  return sorted(tuple(ids[mask]) for ids, mask in rows)
 
 
 def test_every_row_is_seen_in_every_pass():
@@ -171,21 +163,20 @@ def test_every_row_is_seen_in_every_pass():
 
 def test_a_batch_depends_on_its_step_and_the_seed_alone():
   batcher = Batcher(left=False, pad_id=0, size=8, seed=3)
-  through, resumed = list(batcher.training(ROWS, 0, 12)), list(batcher.training(ROWS, 7, 12))
-  for one, other in zip(through[7:], resumed, strict=True):
-    assert np.array_equal(one.source, other.source)
-  other_seed = list(Batcher(left=False, pad_id=0, size=8, seed=4).training(ROWS, 0, 12))
-  assert any(
-    not np.array_equal(one.source, other.source)
-    for one, other in zip(through, other_seed, strict=True)
-  )
+  other_seed = Batcher(left=False, pad_id=0, size=8, seed=4)
+
+  def sources(batcher, start):
+    return [batch.source for batch in batcher.training(ROWS, start, 12)]
+
+  through = sources(batcher, 0)
+  assert all(map(np.array_equal, through[7:], sources(batcher, 7)))
+  assert not all(map(np.array_equal, through, sources(other_seed, 0)))
 
 
 @pytest.mark.parametrize("left", [False, True])
 def test_padding_stands_on_its_side_and_masks_say_so(left):
-  batch = Batcher(left, pad_id=0, size=2).collate(
-    [Row([7, 8, 9], [5, 1], 0), Row([6], [4, 3, 1], 1)]
-  )
+  rows = [Row([7, 8, 9], [5, 1], 0), Row([6], [4, 3, 1], 1)]
+  batch = Batcher(left, pad_id=0, size=2).collate(rows)
   assert batch.source.shape[1] == bucket(3)
   assert batch.source[1][batch.source_mask[1]].tolist() == [6]
   assert bool(batch.source_mask[1, -1 if left else 0])
@@ -194,18 +185,15 @@ def test_padding_stands_on_its_side_and_masks_say_so(left):
 
 
 def test_joined_rows_have_room_for_source_and_answer_and_keep_them():
-  rows = [
-    Row(list(range(2, 2 + source)), [3] * (answer - 1) + [1], 0)
-    for source, answer in ((40, 1), (1, 40), (30, 12), (400, 300))
-  ]
+  lengths = (40, 1), (1, 40), (30, 12), (400, 300)
+  rows = [Row(list(range(2, 2 + n)), [3] * (answer - 1) + [1], 0) for n, answer in lengths]
   for part in (rows[:1], rows[1:2], rows[:3], rows):
     batch = Batcher(left=True, pad_id=0, size=4).collate(part, joined=True)
     both = max(len(row.source) + len(row.target) - 1 for row in part)
     assert both <= batch.source.shape[1] < both + 16
     assert max(len(row.target) for row in part) <= batch.target.shape[1] <= batch.source.shape[1]
-    for row, source, source_mask, target, target_mask in zip(
-      part, *jax.tree.leaves(batch)[:4], strict=True
-    ):
+    arrays = jax.tree.leaves(batch)[:4]
+    for row, source, source_mask, target, target_mask in zip(part, *arrays, strict=True):
       assert source[source_mask].tolist() == row.source
       assert bool(source_mask[-1])
       assert target[target_mask].tolist() == row.target
@@ -214,10 +202,9 @@ def test_joined_rows_have_room_for_source_and_answer_and_keep_them():
 def test_joined_rows_and_longer_windows_leave_less_padding():
   rng = np.random.default_rng(0)
   rows = [Row([2] * rng.integers(100, 300), [3] * rng.integers(1, 30), 0) for _ in range(512)]
-  counted = [
-    padding(Batcher(left, pad_id=0, size=8, window=window), rows)
-    for left, window in ((False, 8), (True, 8), (True, 32))
-  ]
+  forms = (False, 8), (True, 8), (True, 32)
+  batchers = [Batcher(left, pad_id=0, size=8, window=window) for left, window in forms]
+  counted = [padding(batcher, rows) for batcher in batchers]
   apart, together, sorted_further = (real / places for real, places, _ in counted)
   assert apart < 0.9 < together < sorted_further
   assert sorted_further > 0.95
@@ -235,20 +222,12 @@ def test_answering_goes_over_every_row_once(count):
 
 
 def test_real_benchmark_files_are_read_and_lists_of_references_kept(shared):
-  options = config.Data(
-    benchmark="superni", root=str(shared / "data" / "CL_Benchmark"), protocol="published"
-  )
-  tasks = load_stream(options, config.Stream(), seed=0)
-  published = {
-    task.name: json.loads(
-      (shared / "data/CL_Benchmark/SuperNI" / task.name / "test.json").read_text()
-    )
-    for task in tasks
-  }
+  folder = shared / "data/CL_Benchmark"
+  tasks = stream(folder, protocol="published")
   assert len(tasks) == 15
   for task in tasks:
-    for example, row in zip(task.test, published[task.name]["Instances"], strict=True):
-      assert list(example.references) == (
-        row["output"] if isinstance(row["output"], list) else [row["output"]]
-      )
+    published = json.loads((folder / "SuperNI" / task.name / "test.json").read_text())
+    for example, row in zip(task.test, published["Instances"], strict=True):
+      outputs = row["output"] if isinstance(row["output"], list) else [row["output"]]
+      assert list(example.references) == outputs
   assert sum(len(example.references) > 1 for task in tasks for example in task.test) == 40

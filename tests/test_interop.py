@@ -1,6 +1,4 @@
-"""Pools to and from the public code's files, and out to peft: the same numbers on the other
-side.
-"""
+"""Pools to and from the public code's files, and out to peft: the same numbers on both sides."""
 
 import json
 import pickle
@@ -52,9 +50,8 @@ def random_like(tree, seed, scale=1.0):
 
 def make_method(backbone, pet=PET, **options):
   table = jnp.asarray(np.random.default_rng(9).normal(size=(96, 32)), jnp.float32)
-  return Sapt(
-    config.Method(**options), Setting(pet, backbone.lora_sites(), table, CAPACITY, memory_inputs=2)
-  )
+  setting = Setting(pet, backbone.lora_sites(), table, CAPACITY, memory_inputs=2)
+  return Sapt(config.Method(**options), setting)
 
 
 def make_learned(method, tasks=TASKS):
@@ -63,19 +60,13 @@ def make_learned(method, tasks=TASKS):
   block = method.new_block(jax.random.key(1))
   for task in range(tasks):
     pool = blocks.write(learned.blocks, random_like(block, task, 0.1), task)
-    target = jnp.where(jnp.arange(CAPACITY) <= task, 1 / (task + 1), 0.0) * (
-      1 + 0.1 * jnp.arange(CAPACITY)
-    )
-    learned = learned.replace(
-      blocks=pool, memory=arm.remember(learned.memory, task, jnp.ones((1, 32)), target)
-    )
-  keys = (
-    jnp.asarray(np.random.default_rng(7).normal(size=(CAPACITY, 32)), jnp.float32)
-    * (jnp.arange(CAPACITY) < tasks)[:, None]
-  )
-  return learned.replace(
-    keys=keys, query=random_like(learned.query, 8), count=jnp.asarray(tasks, jnp.int32)
-  )
+    slots = jnp.arange(CAPACITY)
+    target = jnp.where(slots <= task, 1 / (task + 1), 0.0) * (1 + 0.1 * slots)
+    memory = arm.remember(learned.memory, task, jnp.ones((1, 32)), target)
+    learned = learned.replace(blocks=pool, memory=memory)
+  keys = random_like(learned.keys, 7) * (jnp.arange(CAPACITY) < tasks)[:, None]
+  query, count = random_like(learned.query, 8), jnp.asarray(tasks, jnp.int32)
+  return learned.replace(keys=keys, query=query, count=count)
 
 
 @pytest.fixture(scope="module", params=list(RAW))
@@ -95,10 +86,8 @@ def test_a_pool_comes_back_as_it_was(backbone, suffix, tmp_path, request):
   if suffix == ".pt":
     request.getfixturevalue("torch")
   method = make_method(backbone)
-  learned, folders = (
-    make_learned(method),
-    [tmp_path / f"{task + 1}-task/saved_weights" for task in range(TASKS)],
-  )
+  learned = make_learned(method)
+  folders = [tmp_path / f"{task + 1}-task/saved_weights" for task in range(TASKS)]
   public.write_pool(learned, backbone, folders, suffix)
   again = public.read_pool(folders, method, backbone)
   assert_same(
@@ -123,29 +112,22 @@ def test_the_last_folder_alone_holds_the_pool_but_not_the_mean_mixtures(backbone
 
 def test_files_have_the_public_codes_names_shapes_and_order(tmp_path):
   backbone = hf.build_model(RAW["t5"]).config
-  learned, folders = (
-    make_learned(make_method(backbone)),
-    [tmp_path / str(task) for task in range(TASKS)],
-  )
+  learned = make_learned(make_method(backbone))
+  folders = [tmp_path / str(task) for task in range(TASKS)]
   public.write_pool(learned, backbone, folders, ".npz")
   a, b = (files.read_arrays(folders[1], f"lora_weights_{x}") for x in "AB")
-  stacks = [f"encoder.block.{i}.layer.0.SelfAttention" for i in range(2)] + [
-    f"decoder.block.{i}.layer.{place}"
-    for i in range(3)
-    for place in ("0.SelfAttention", "1.EncDecAttention")
+  of_decoder = "0.SelfAttention", "1.EncDecAttention"
+  stacks = [
+    *(f"encoder.block.{i}.layer.0.SelfAttention" for i in range(2)),
+    *(f"decoder.block.{i}.layer.{place}" for i in range(3) for place in of_decoder),
   ]
   owners = ["lora_q", "lora_v", "previous_lora_weights_q.0", "previous_lora_weights_v.0"]
   assert set(a) == {f"{stack}.{owner}.lora_A" for stack in stacks for owner in owners}
   assert set(b) == {f"{stack}.{owner}.lora_B" for stack in stacks for owner in owners}
-  newest, before = (
-    learned.blocks["lora"]["decoder"]["cross"]["v"]["b"][2, slot] for slot in (1, 0)
-  )
-  np.testing.assert_array_equal(
-    b["decoder.block.2.layer.1.EncDecAttention.lora_v.lora_B"], newest.T
-  )
-  np.testing.assert_array_equal(
-    b["decoder.block.2.layer.1.EncDecAttention.previous_lora_weights_v.0.lora_B"], before.T
-  )
+  before, newest, *_ = learned.blocks["lora"]["decoder"]["cross"]["v"]["b"][2]
+  site = "decoder.block.2.layer.1.EncDecAttention"
+  np.testing.assert_array_equal(b[f"{site}.lora_v.lora_B"], newest.T)
+  np.testing.assert_array_equal(b[f"{site}.previous_lora_weights_v.0.lora_B"], before.T)
   keys = files.read_arrays(folders[2], "prompts_keys_till_now")["prompts_keys_till_now"]
   np.testing.assert_array_equal(keys, learned.keys[:3][::-1])
   query = files.read_arrays(folders[2], "trans_input")
@@ -166,13 +148,10 @@ def test_files_that_torch_and_pickle_wrote(torch, backbone, tmp_path):
   public.write_pool(learned, backbone, folders, ".pt")
   for name in ("lora_weights_A", "prompts_keys_till_now"):
     value = torch.load(tmp_path / f"{name}.pt", weights_only=True)
-    as_half = (
-      {k: x.bfloat16() for k, x in value.items()} if isinstance(value, dict) else value.bfloat16()
-    )
+    as_half = jax.tree.map(lambda x: x.bfloat16(), value)
     torch.save(as_half, tmp_path / f"{name}.pt")
-  old = pickle.dumps(np.array([1.0], np.float32), protocol=2).replace(
-    b"numpy._core.multiarray", b"numpy.core.multiarray"
-  )
+  new = pickle.dumps(np.array([1.0], np.float32), protocol=2)
+  old = new.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
   (tmp_path / "attention_weights.pkl").write_bytes(old)
   again = public.read_pool(folders, method, backbone)
   np.testing.assert_allclose(again.keys, learned.keys, rtol=2**-8)
@@ -222,10 +201,9 @@ def test_what_does_not_fit_is_refused(backbone, tmp_path):
     public.read_pool(folders, make_method(other), other)
   with pytest.raises(InputError, match="3 tasks"):
     public.write_pool(learned, backbone, folders[:2], ".npz")
+  centred = learned.replace(centre=sals.Centre(jnp.ones(32), jnp.ones(())))
   with pytest.raises(InputError, match="no centre"):
-    public.write_pool(
-      learned.replace(centre=sals.Centre(jnp.ones(32), jnp.ones(()))), backbone, folders, ".npz"
-    )
+    public.write_pool(centred, backbone, folders, ".npz")
   prompts = make_method(backbone, config.Pet(kind="prompt"))
   with pytest.raises(InputError, match="not soft prompts"):
     public.write_pool(make_learned(prompts), backbone, folders, ".npz")
@@ -236,12 +214,10 @@ def test_what_does_not_fit_is_refused(backbone, tmp_path):
 
 @pytest.fixture(scope="module", params=["t5-v1.1", "llama-gqa"])
 def pair(request, torch, tmp_path_factory):
-  pytest.importorskip(
-    "peft", reason="compares with peft, not installed here: pip install -e '.[torch]'"
-  )
-  folder = torch_models.save(
-    torch_models.make(request.param), tmp_path_factory.mktemp(request.param)
-  )
+  missing = "compares with peft, not installed here: pip install -e '.[torch]'"
+  pytest.importorskip("peft", reason=missing)
+  model = torch_models.make(request.param)
+  folder = torch_models.save(model, tmp_path_factory.mktemp(request.param))
   return folder, hf.load_backbone(folder)
 
 
@@ -254,69 +230,54 @@ def logits_in_peft(folder, adapter_folder):
   import torch
   import transformers
 
-  of_t5 = (
-    "t5"
-    in json.loads((adapter_folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-  )
+  adapter = json.loads((adapter_folder / "adapter_config.json").read_text())
+  of_t5 = "t5" in adapter["base_model_name_or_path"]
   kind = transformers.T5ForConditionalGeneration if of_t5 else transformers.LlamaForCausalLM
   model = their_peft.PeftModel.from_pretrained(kind.from_pretrained(folder), adapter_folder).eval()
   with torch.no_grad():
     if of_t5:
-      return model(
-        input_ids=torch.from_numpy(SOURCE),
-        attention_mask=torch.ones(SOURCE.shape, dtype=torch.long),
-        labels=torch.from_numpy(TARGET),
-      ).logits.numpy()
+      source, target = torch.from_numpy(SOURCE), torch.from_numpy(TARGET)
+      mask = torch.ones_like(source)
+      return model(input_ids=source, attention_mask=mask, labels=target).logits.numpy()
     both = torch.from_numpy(np.concatenate([SOURCE, TARGET], axis=1))
-    return model(input_ids=both, attention_mask=torch.ones_like(both)).logits.numpy()[
-      :, -TARGET.shape[1] - 1 : -1
-    ]
+    logits = model(input_ids=both, attention_mask=torch.ones_like(both)).logits.numpy()
+    return logits[:, -TARGET.shape[1] - 1 : -1]
 
 
-@pytest.mark.filterwarnings(
-  "ignore:.*is_gradient_checkpointing.*:FutureWarning"
-)  # peft and transformers, among themselves
-@pytest.mark.parametrize(
-  "pet",
-  [config.Pet(rank=3, alpha=5), config.Pet(kind="prompt", prompt_length=4)],
-  ids=lambda x: x.kind,
-)
+PETS = [config.Pet(rank=3, alpha=5), config.Pet(kind="prompt", prompt_length=4)]
+
+
+# What peft and transformers warn of is among themselves.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.parametrize("pet", PETS, ids=lambda pet: pet.kind)
 def test_a_block_and_a_fixed_mixture_do_the_same_in_peft(pair, pet, tmp_path):
   folder, ours = pair
   learned = make_learned(make_method(ours.config, pet))
   ones = [np.ones(x.shape, bool) for x in (SOURCE, TARGET)]
 
-  def apply(adapters):
+  @jax.jit
+  def logits(mixture):
+    adapters = blocks.mixed(learned.blocks, jnp.tile(mixture, (3, 1)), pet)
     return ours.model.apply({"params": ours.params}, SOURCE, ones[0], TARGET, ones[1], adapters)
 
-  logits = jax.jit(
-    lambda mixture: apply(blocks.mixed(learned.blocks, jnp.tile(mixture, (3, 1)), pet))
-  )
   mixture = jnp.array([0.5, 0.2, 0.3, 0.0])
   peft.export_block(tmp_path / "block", blocks.read(learned.blocks, 1), pet, ours.config, folder)
   peft.export_mixture(tmp_path / "mixture", learned.blocks, mixture, pet, ours.config, folder)
   for export, weights in (("block", jnp.array([0.0, 1.0, 0.0, 0.0])), ("mixture", mixture)):
-    np.testing.assert_allclose(
-      logits(weights), logits_in_peft(folder, tmp_path / export), atol=1e-5
-    )
+    theirs = logits_in_peft(folder, tmp_path / export)
+    np.testing.assert_allclose(logits(weights), theirs, atol=1e-5)
     assert np.max(np.abs(logits(weights) - logits(0 * weights))) > 0.1  # the blocks do something
 
 
 def test_an_export_names_its_base_and_scale_and_never_overwrites(backbone, tmp_path):
   learned = make_learned(make_method(backbone))
-  peft.export_mixture(
-    tmp_path, learned.blocks, jnp.array([0.5, 0.5, 0.0, 0.0]), PET, backbone, "some/base"
-  )
+  mixture, base = jnp.array([0.5, 0.5, 0.0, 0.0]), "some/base"
+  peft.export_mixture(tmp_path, learned.blocks, mixture, PET, backbone, base)
   written = json.loads((tmp_path / "adapter_config.json").read_text())
-  assert (written["r"], written["lora_alpha"], written["base_model_name_or_path"]) == (
-    8,
-    64,
-    "some/base",
-  )
+  assert (written["r"], written["lora_alpha"]) == (8, 64)
+  assert written["base_model_name_or_path"] == base
   assert "0.5000 of block 2" in (tmp_path / "README.md").read_text()
   with pytest.raises(InputError, match="holds an adapter"):
-    peft.export_block(tmp_path, blocks.read(learned.blocks, 0), PET, backbone, "some/base")
+    peft.export_block(tmp_path, blocks.read(learned.blocks, 0), PET, backbone, base)
   with pytest.raises(InputError, match="nothing to export"):
-    peft.export_mixture(
-      tmp_path / "b", learned.blocks, jnp.zeros(CAPACITY), PET, backbone, "some/base"
-    )
+    peft.export_mixture(tmp_path / "b", learned.blocks, 0 * mixture, PET, backbone, base)

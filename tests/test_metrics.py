@@ -1,5 +1,5 @@
-"""Scores of answers and of runs, against rouge-score itself and the public scorer's forms written
-out by hand.
+"""Scores of answers and of runs, against rouge-score itself
+and the public scorer's forms written out by hand.
 """
 
 import random
@@ -10,7 +10,10 @@ from rouge_score import rouge_scorer, tokenizers
 from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
 from sapt_jax.evaluation.text_metrics import METRICS, MultilingualTokenizer, score
 
-WORDS = "The movie's running-times weren't good; 3.5 stars_ (relations): singing CATS, a1b2 generalization?".split()
+WORDS = (
+  "The movie's running-times weren't good; 3.5 stars_ (relations): singing CATS, a1b2 "
+  "generalization?"
+).split()
 
 
 def sentences(count: int) -> list[str]:
@@ -28,10 +31,8 @@ def test_rouge_l_is_rouge_score_with_its_stemmer_best_over_references():
 
 def test_rouge_l_by_hand():
   # Longest common subsequence "the cat sat": 3 of 4 predicted words, 3 of 6 of the reference.
-  by_hand = 100 * 2 * 0.75 * 0.5 / (0.75 + 0.5)
-  assert score("rouge_l", "the cat sat down", ["the black cat often sat there"]) == pytest.approx(
-    by_hand
-  )
+  by_hand = pytest.approx(100 * 2 * 0.75 * 0.5 / (0.75 + 0.5))
+  assert score("rouge_l", "the cat sat down", ["the black cat often sat there"]) == by_hand
   assert score("rouge_l", "running", ["runs"]) == 100.0
   assert score("rouge_l", "", ["a"]) == 0.0
 
@@ -79,23 +80,19 @@ def test_multilingual_tokens(text, tokens):
 
 
 def test_rouge_l_beyond_latin_script():
-  chinese, reference = (
-    "今天天气很好",
-    "今天的天气好",
-  )  # common subsequence 今天天气好: 5 of 6 and 5 of 6
+  # Common subsequence 今天天气好: 5 of 6 and 5 of 6.
+  chinese, reference = "今天天气很好", "今天的天气好"
   assert score("rouge_l", chinese, [reference]) == 0.0  # what the default tokeniser makes of it
   assert score("rouge_l_multilingual", chinese, [reference]) == pytest.approx(100 * 5 / 6)
-  assert score(
-    "rouge_l_multilingual", "الطقس جميل", ["الطقسُ باردٌ", "الطقس جميل جدا"]
-  ) == pytest.approx(80)
+  arabic = ["الطقسُ باردٌ", "الطقس جميل جدا"]
+  assert score("rouge_l_multilingual", "الطقس جميل", arabic) == pytest.approx(80)
   assert score("rouge_l_multilingual", "答案是 yes", ["答案是 no"]) == pytest.approx(75)
 
 
 def test_exact_match_looks_past_case_ascii_punctuation_and_spaces_alone():
   assert score("exact_match", " The  Answer, is: (A)!\n", ["no", "the answer is a"]) == 100.0
-  assert (
-    score("exact_match", "not entailment", ["not_entailment"]) == 0.0
-  )  # nothing takes the place of "_"
+  # Nothing takes the place of "_".
+  assert score("exact_match", "not entailment", ["not_entailment"]) == 0.0
   assert score("exact_match", "notentailment", ["not_entailment"]) == 100.0
   assert score("exact_match", "the answer is b", ["the answer is a"]) == 0.0
   assert score("exact_match", "好。", ["好"]) == 0.0
@@ -112,15 +109,13 @@ SINGLE = [48.0, 44.0, 61.0]
 
 
 def test_the_paper_form_by_hand():
-  figures = continual_metrics(RUN, SINGLE)
-  assert figures == pytest.approx(
-    {
-      "AP": (30 + 45 + 70) / 3,
-      "F.Ra": ((60 - 30) + (40 - 45)) / 2,
-      "BWT": ((30 - 50) + (45 - 40)) / 2,
-      "FWT": ((50 - 48) + (40 - 44) + (70 - 61)) / 3,
-    }
-  )
+  by_hand = {
+    "AP": (30 + 45 + 70) / 3,
+    "F.Ra": ((60 - 30) + (40 - 45)) / 2,
+    "BWT": ((30 - 50) + (45 - 40)) / 2,
+    "FWT": ((50 - 48) + (40 - 44) + (70 - 61)) / 3,
+  }
+  assert continual_metrics(RUN, SINGLE) == pytest.approx(by_hand)
 
 
 def test_the_public_form_divides_bwt_by_all_tasks_and_has_its_own_baseline():
@@ -131,15 +126,10 @@ def test_the_public_form_divides_bwt_by_all_tasks_and_has_its_own_baseline():
 
 
 def test_what_stands_above_the_diagonal_is_not_read():
-  zeros: list[list[float | None]] = [
-    [x or 0.0 for x in row] for row in RUN
-  ]  # the public scorer's rows
+  zeros = [[x or 0.0 for x in row] for row in RUN]  # the public scorer's rows
   ragged = [row[: i + 1] for i, row in enumerate(RUN)]
-  assert (
-    continual_metrics(zeros, SINGLE)
-    == continual_metrics(RUN, SINGLE)
-    == continual_metrics(ragged, SINGLE)
-  )
+  figures = continual_metrics(RUN, SINGLE)
+  assert continual_metrics(zeros, SINGLE) == figures == continual_metrics(ragged, SINGLE)
 
 
 @pytest.mark.parametrize("form", ["paper", "public"])
@@ -151,28 +141,19 @@ def test_one_task_has_nothing_to_forget(form):
 
 def test_figures_that_need_a_missing_score_are_none():
   assert continual_metrics(RUN)["FWT"] is None
-  unseen: list[list[float | None]] = [
-    [90.0, None, None],
-    [None, 50.0, None],
-    [80.0, 40.0, 70.0],
-  ]  # scored when learned, and at the end
+  # Scored when learned, and at the end.
+  unseen = [[90.0, None, None], [None, 50.0, None], [80.0, 40.0, 70.0]]
   assert continual_metrics(unseen)["F.Ra"] is None
   assert continual_metrics(unseen)["BWT"] == pytest.approx(-10)
-  only_last: list[list[float | None]] = [[None, None], [40.0, 50.0]]
-  assert continual_metrics(only_last, [1.0, 2.0]) == {
-    "AP": 45.0,
-    "F.Ra": None,
-    "BWT": None,
-    "FWT": None,
-  }
+  only_last = continual_metrics([[None, None], [40.0, 50.0]], [1.0, 2.0])
+  assert only_last == {"AP": 45.0, "F.Ra": None, "BWT": None, "FWT": None}
   with pytest.raises(ValueError, match="shorter"):
     continual_metrics(RUN, [1.0])
 
 
 def test_a_run_under_way_takes_the_baseline_of_the_tasks_it_has_seen():
-  assert continual_metrics([row[:2] for row in RUN[:2]], SINGLE)["FWT"] == pytest.approx(
-    ((50 - 48) + (40 - 44)) / 2
-  )
+  figures = continual_metrics([row[:2] for row in RUN[:2]], SINGLE)
+  assert figures["FWT"] == pytest.approx(((50 - 48) + (40 - 44)) / 2)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""The embedded benchmark: its stream, the pretraining mixture that must not know it, and the
-shipped t5-mini.
+"""The embedded benchmark: its stream, the pretraining mixture that must not know it,
+and the shipped t5-mini.
 """
 
 import itertools

@@ -47,12 +47,10 @@ def golden_files(torch, tmp_path_factory):
 
   folder = tmp_path_factory.mktemp("goldens")
   files = {"t5": folder / "t5.npz", "llama": folder / "llama.npz"}
-  torch_sapt.write_golden(
-    files["t5"], torch_models.make("t5-v1.1"), tasks=5, eos=1, pad=0, parts=("pad",)
-  )
-  torch_sapt.write_golden(
-    files["llama"], torch_models.make("llama-gqa"), tasks=3, eos=2, pad=3, parts=("eq", "leftpad")
-  )
+  t5, llama = torch_models.make("t5-v1.1"), torch_models.make("llama-gqa")
+  write = torch_sapt.write_golden
+  write(files["t5"], t5, tasks=5, eos=1, pad=0, parts=("pad",))
+  write(files["llama"], llama, tasks=3, eos=2, pad=3, parts=("eq", "leftpad"))
   return files
 
 
@@ -95,9 +93,8 @@ def test_the_number_of_heads_is_found_from_the_arrays(parity, goldens, golden_fi
 def test_a_difference_beyond_the_tolerance_is_seen(parity, goldens, array, factor, ok):
   golden = goldens["t5"]
   theirs = golden.arrays[array]
-  off = theirs + factor * np.max(np.abs(theirs)) * (
-    np.arange(theirs.size).reshape(theirs.shape) == theirs.size - 1
-  )
+  last = np.arange(theirs.size).reshape(theirs.shape) == theirs.size - 1
+  off = theirs + factor * np.max(np.abs(theirs)) * last
   assert parity.compare(golden, array, off).ok is ok
   assert not parity.compare(golden, array, np.full_like(theirs, np.nan)).ok
   assert not parity.compare(golden, array, theirs[..., None]).ok
@@ -129,17 +126,13 @@ def test_the_program_counts_and_tells_by_its_exit_code(
   assert all(row.split()[-1] == "ok" for row in rows)
   assert last == f"parity: {len(compared)} arrays, worst rel 0.00e+00"
 
-  wrong = {
-    name: x + 1 if name == "pad/out/logits" else x
-    for name, x in golden.arrays.items()
-    if name != "pad/out/loss"
-  }
+  wrong = {name: x for name, x in golden.arrays.items() if name != "pad/out/loss"}
+  wrong["pad/out/logits"] = wrong["pad/out/logits"] + 1
   monkeypatch.setattr(parity, "computed", lambda golden, name, forward_only: wrong)
   assert parity.main([file]) == 1
   out = capsys.readouterr().out
-  assert (
-    sum(" FAIL" in line for line in out.splitlines()) == 2
-  )  # the one that is off, and the one that nothing is known of
+  # The one that is off, and the one that nothing is known of.
+  assert sum(" FAIL" in line for line in out.splitlines()) == 2
 
   (tmp_path / "x.npz").write_bytes(b"nothing")
   for path in (tmp_path / "absent.npz", tmp_path / "x.npz"):

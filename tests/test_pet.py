@@ -1,5 +1,5 @@
-"""PET blocks: the mixed product against the sum it stands for, and what must hold of pools of
-either kind.
+"""PET blocks: the mixed product against the sum it stands for,
+and what must hold of pools of either kind.
 """
 
 import dataclasses
@@ -30,9 +30,8 @@ def normal(seed, *shape):
 def random_block(pet, seed):
   block = blocks.init_block(jax.random.key(0), pet, SITES, normal(0, 20, 12))
   leaves, structure = jax.tree.flatten(block)
-  return jax.tree.unflatten(
-    structure, [normal(100 * seed + i, *x.shape) for i, x in enumerate(leaves)]
-  )
+  drawn = [normal(100 * seed + i, *x.shape) for i, x in enumerate(leaves)]
+  return jax.tree.unflatten(structure, drawn)
 
 
 def random_pool(pet, taken=T):
@@ -58,47 +57,32 @@ def naive_product(x, factors, gates):
 
 def test_the_mixed_product_is_the_sum_over_blocks():
   x, factors, gates = normal(3, 4, 7, 12), product_site(), normal(5, 4, T)
-  np.testing.assert_allclose(
-    lora.mixed_product(x, factors, gates), naive_product(x, factors, gates), rtol=1e-4, atol=1e-4
-  )
+  found, expected = lora.mixed_product(x, factors, gates), naive_product(x, factors, gates)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_mixed_product_keeps_the_type_of_its_input_and_never_widens_over_tasks():
-  x, factors, gates = (
-    normal(3, 4, 7, 12).astype(jnp.bfloat16),
-    product_site(d_out=50),
-    normal(5, 4, T),
-  )
+  x = normal(3, 4, 7, 12).astype(jnp.bfloat16)
+  factors, gates = product_site(d_out=50), normal(5, 4, T)
   assert lora.mixed_product(x, factors, gates).dtype == jnp.bfloat16
-  shapes = [
-    out.aval.shape
-    for equation in jax.make_jaxpr(lora.mixed_product)(x, factors, gates).eqns
-    for out in equation.outvars
-  ]
-  assert (
-    max(math.prod(shape) for shape in shapes) <= 4 * 7 * 50
-  )  # a task axis beside a full width would be T times that
+  equations = jax.make_jaxpr(lora.mixed_product)(x, factors, gates).eqns
+  sizes = [math.prod(out.aval.shape) for equation in equations for out in equation.outvars]
+  assert max(sizes) <= 4 * 7 * 50  # a task axis beside a full width would be T times that
 
 
 def test_detached_blocks_pass_their_value_and_no_gradient_to_the_input():
-  x, factors, gates, weight = (
-    normal(3, 2, 4, 12),
-    product_site(),
-    normal(5, 2, T),
-    normal(6, 2, 4, 10),
-  )
+  x, factors, gates = normal(3, 2, 4, 12), product_site(), normal(5, 2, T)
+  weight = normal(6, 2, 4, 10)
   detached = jnp.arange(T) != 2
 
   def total(x, factors, gates, detached=None):
     return jnp.sum(weight * lora.mixed_product(x, factors, gates, detached))
 
-  np.testing.assert_array_equal(
-    lora.mixed_product(x, factors, gates, detached), lora.mixed_product(x, factors, gates)
-  )
+  values = [lora.mixed_product(x, factors, gates, d) for d in (detached, None)]
+  np.testing.assert_array_equal(*values)
   alone = jax.grad(total)(x, factors, gates * (jnp.arange(T) == 2))
-  np.testing.assert_allclose(
-    jax.grad(total)(x, factors, gates, detached), alone, rtol=1e-4, atol=1e-4
-  )
+  through = jax.grad(total)(x, factors, gates, detached)
+  np.testing.assert_allclose(through, alone, rtol=1e-4, atol=1e-4)
   through_gates = [jax.grad(total, argnums=2)(x, factors, gates, d) for d in (detached, None)]
   np.testing.assert_allclose(*through_gates, rtol=1e-6)
   own = [jax.grad(total, argnums=1)(x, factors, gates, d)["a"][:, 2] for d in (detached, None)]
@@ -114,12 +98,10 @@ def test_a_fresh_lora_block_adds_nothing_and_is_drawn_as_kaiming_uniform():
 
 
 def test_a_fresh_prompt_is_made_of_token_embeddings():
-  table = normal(0, 20, 12)
-  prompt = blocks.init_block(jax.random.key(0), KINDS[1], SITES, table.astype(jnp.bfloat16))[
-    "prompt"
-  ]
+  table = normal(0, 20, 12).astype(jnp.bfloat16)
+  prompt = blocks.init_block(jax.random.key(0), KINDS[1], SITES, table)["prompt"]
   assert prompt.dtype == jnp.float32
-  rows = np.asarray(table.astype(jnp.bfloat16), np.float32)
+  rows = np.asarray(table, np.float32)
   assert all(np.any(np.all(rows == row, axis=1)) for row in np.asarray(prompt))
 
 
@@ -128,11 +110,8 @@ def test_a_block_written_is_read_back_and_the_others_stay(pet):
   pool, block = random_pool(pet), random_block(pet, 9)
   changed = blocks.write(pool, block, 3)
   for slot in range(T):
-    jax.tree.map(
-      np.testing.assert_array_equal,
-      blocks.read(changed, slot),
-      block if slot == 3 else blocks.read(pool, slot),
-    )
+    expected = block if slot == 3 else blocks.read(pool, slot)
+    jax.tree.map(np.testing.assert_array_equal, blocks.read(changed, slot), expected)
 
 
 @EACH
@@ -140,18 +119,14 @@ def test_gradients_reach_the_written_slot_and_no_other(pet):
   pool, block = random_pool(pet), random_block(pet, 9)
 
   def loss(pool, block):
-    return sum(
-      jnp.sum(leaf**2) for leaf in jax.tree.leaves(blocks.write(pool, block, jnp.asarray(1)))
-    )
+    written = blocks.write(pool, block, jnp.asarray(1))
+    return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(written))
 
   pool_gradient, block_gradient = jax.grad(loss, argnums=(0, 1))(pool, block)
   jax.tree.map(lambda g, x: np.testing.assert_allclose(g, 2 * x), block_gradient, block)
   for slot in range(T):
-    jax.tree.map(
-      lambda g, x, s=slot: np.testing.assert_allclose(g, 0 * x if s == 1 else 2 * x),
-      blocks.read(pool_gradient, slot),
-      blocks.read(pool, slot),
-    )
+    expected = jax.tree.map(lambda x, s=slot: 0 * x if s == 1 else 2 * x, blocks.read(pool, slot))
+    jax.tree.map(np.testing.assert_allclose, blocks.read(pool_gradient, slot), expected)
 
 
 @EACH
@@ -161,9 +136,8 @@ def test_a_pool_grows_without_changing_what_it_holds(pet):
   assert (blocks.capacity(pool), blocks.capacity(grown)) == (T, 8)
   for slot in range(T):
     jax.tree.map(np.testing.assert_array_equal, blocks.read(grown, slot), blocks.read(pool, slot))
-  assert all(
-    not np.any(leaf) for slot in range(T, 8) for leaf in jax.tree.leaves(blocks.read(grown, slot))
-  )
+  for slot in range(T, 8):
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(blocks.read(grown, slot)))
 
 
 @EACH
@@ -179,9 +153,8 @@ def effect(pool, mixture, pet):
   if pet.kind == "prompt":
     return adapters.prompts
   factors = jax.tree.map(lambda x: x[1], adapters.lora["encoder"]["self"]["q"])
-  return lora.mixed_product(
-    normal(11, mixture.shape[0], 6, 12), factors, adapters.gates, adapters.detached
-  )
+  x = normal(11, mixture.shape[0], 6, 12)
+  return lora.mixed_product(x, factors, adapters.gates, adapters.detached)
 
 
 @EACH
@@ -190,9 +163,8 @@ def test_the_order_of_the_slots_does_not_matter(pet):
   shuffled = jax.tree_util.tree_map_with_path(
     lambda path, x: jnp.take(x, order, blocks.task_axis(path)), pool
   )
-  np.testing.assert_allclose(
-    effect(shuffled, mixture[:, order], pet), effect(pool, mixture, pet), rtol=1e-4, atol=1e-4
-  )
+  found, expected = effect(shuffled, mixture[:, order], pet), effect(pool, mixture, pet)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @EACH
@@ -211,11 +183,8 @@ def test_one_block_alone_is_a_mixture_with_all_weight_on_it(pet):
 
 
 def test_lora_is_scaled_by_alpha_over_rank():
-  np.testing.assert_allclose(
-    blocks.mixed(random_pool(KINDS[0]), random_mixture(), KINDS[0]).gates,
-    random_mixture() * 12 / 3,
-    rtol=1e-6,
-  )
+  gates = blocks.mixed(random_pool(KINDS[0]), random_mixture(), KINDS[0]).gates
+  np.testing.assert_allclose(gates, random_mixture() * 12 / 3, rtol=1e-6)
 
 
 @EACH
@@ -225,16 +194,14 @@ def test_a_fixed_mixture_is_one_block(pet):
   if pet.kind == "lora":
     assert merged["lora"]["encoder"]["self"]["q"]["a"].shape == (2, 12, T * pet.rank)
   one = effect(blocks.stack(merged), jnp.ones((4, 1)), pet)
-  np.testing.assert_allclose(
-    one, effect(pool, jnp.tile(mixture, (4, 1)), pet), rtol=1e-4, atol=1e-4
-  )
+  pooled = effect(pool, jnp.tile(mixture, (4, 1)), pet)
+  np.testing.assert_allclose(one, pooled, rtol=1e-4, atol=1e-4)
 
 
 def test_merged_blocks_are_the_best_of_their_rank():
   generator = np.random.default_rng(3)
-  a, b = (
-    jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in ((2, 6, 3, 2), (2, 3, 2, 5))
-  )
+  shapes = (2, 6, 3, 2), (2, 3, 2, 5)
+  a, b = (jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes)
   weights = jnp.array([0.5, 0.0, 0.5])
   whole = np.einsum("t,ldtr,ltro->ldo", weights, a, b)
   errors = []
@@ -249,28 +216,18 @@ def test_merged_blocks_are_the_best_of_their_rank():
   assert errors[2] < 1e-4  # two blocks of rank two
 
 
-def total_of(weight, **options):
-  return lambda x, factors, gates: jnp.sum(
-    weight * lora.mixed_product(x, factors, gates, **options)
-  )
-
-
 @pytest.mark.parametrize("chosen", [None, jnp.array([[2, 0], [1, 2], [2, 1]])])
 @pytest.mark.parametrize("detached", [None, jnp.array([True, True, False])])
 def test_the_newest_blocks_gradient_is_the_true_one_and_the_others_get_none(chosen, detached):
-  x, factors, gates = (
-    normal(1, 3, 5, 8),
-    {"a": normal(2, 8, 3, 2), "b": normal(3, 3, 2, 6)},
-    normal(4, 3, 3 if chosen is None else 2),
-  )
-  weight, newest = normal(5, 3, 5, 6), jnp.array(2)
+  x, factors = normal(1, 3, 5, 8), {"a": normal(2, 8, 3, 2), "b": normal(3, 3, 2, 6)}
+  gates, weight = normal(4, 3, 3 if chosen is None else 2), normal(5, 3, 5, 6)
 
-  def of(**more):
-    return jax.grad(total_of(weight, detached=detached, chosen=chosen, **more), (0, 1, 2))(
-      x, factors, gates
-    )
+  def total(x, factors, gates, newest):
+    return jnp.sum(weight * lora.mixed_product(x, factors, gates, detached, chosen, newest))
 
-  (dx, d_factors, d_gates), (dx_all, d_all, d_gates_all) = of(newest=newest), of()
+  gradient = jax.grad(total, (0, 1, 2))
+  dx, d_factors, d_gates = gradient(x, factors, gates, jnp.array(2))
+  dx_all, d_all, d_gates_all = gradient(x, factors, gates, None)
   np.testing.assert_allclose(dx, dx_all, atol=1e-5)
   np.testing.assert_allclose(d_gates, d_gates_all, atol=1e-5)
   np.testing.assert_allclose(d_factors["a"][:, 2], d_all["a"][:, 2], atol=1e-5)
@@ -280,7 +237,7 @@ def test_the_newest_blocks_gradient_is_the_true_one_and_the_others_get_none(chos
   assert np.all(np.abs(d_all["b"]).sum((1, 2)) > 0)
 
 
-def test_choosing_blocks_is_exact_where_the_choice_covers_the_pool_and_near_where_the_rest_weighs_little():
+def test_choosing_blocks_is_exact_where_all_are_chosen_and_near_where_the_rest_weighs_little():
   pool = random_pool(KINDS[0])
   taken = pool["lora"]["a"].shape[2] if "a" in pool["lora"] else blocks.capacity(pool)
   mixture = jax.nn.softmax(8 * normal(6, 4, taken))
@@ -292,9 +249,8 @@ def test_choosing_blocks_is_exact_where_the_choice_covers_the_pool_and_near_wher
     factors = {name: site[name][0] for name in ("a", "b")}
     return lora.mixed_product(x, factors, adapters.gates, chosen=adapters.chosen), adapters.chosen
 
-  (whole, everything), (covered, _), (two, chosen), (one, _) = (
-    product(k) for k in (0, taken, 2, 1)
-  )
+  (whole, everything), (covered, _) = product(0), product(taken)
+  (two, chosen), (one, _) = product(2), product(1)
   assert everything is None
   np.testing.assert_allclose(covered, whole, atol=1e-5)
   np.testing.assert_array_equal(np.sort(chosen), np.sort(np.argsort(mixture)[:, -2:]))

@@ -45,6 +45,11 @@ def loss(backbone, adapters=None):
   return jnp.mean(token_losses(logits, target, mask))
 
 
+def codes_of(backbone):
+  flat = traverse_util.flatten_dict(backbone.params)
+  return [x for path, x in flat.items() if path[-1] == "codes"]
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_no_weight_is_further_off_than_the_levels_allow(bits, dtype):
@@ -52,51 +57,38 @@ def test_no_weight_is_further_off_than_the_levels_allow(bits, dtype):
   kernel[64:128] = 0.0
   kernel[128, 0] = -9.0 * np.abs(kernel[128:192, 0]).max()
   codes, scales = quantize.quantize(kernel, bits, dtype)
-  assert (codes.dtype, codes.shape, scales.dtype, scales.shape) == (
-    quantize.CODES[bits],
-    (512, 24),
-    dtype,
-    (8, 24),
-  )
+  assert (codes.dtype, codes.shape) == (quantize.CODES[bits], (512, 24))
+  assert (scales.dtype, scales.shape) == (dtype, (8, 24))
   again = np.asarray(quantize.dequantize(jnp.asarray(codes), jnp.asarray(scales)), np.float32)
   groups, errors = kernel.reshape(8, 64, 24), np.abs(again - kernel).reshape(8, 64, 24)
   largest = np.abs(groups).max(axis=1, keepdims=True)
-  step = {8: 1 / 128, 4: 1 - 7 * (128 + 49) / 1536}[
-    bits
-  ]  # the widest, between the two lowest codes
+  # The widest step is that between the two lowest codes.
+  step = {8: 1 / 128, 4: 1 - 7 * (128 + 49) / 1536}[bits]
   rounding = float(jnp.finfo(dtype).eps) * largest
   assert np.all(errors <= step * largest + rounding)
-  near = (
-    np.sign(groups)
-    * np.sign(np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], axis=1))
-    >= 0
-  )
+  places = np.abs(groups).argmax(axis=1)[:, None]
+  near = np.sign(groups) * np.sign(np.take_along_axis(groups, places, axis=1)) >= 0
   assert np.all(errors[near] <= (step / 2 * largest + rounding + 0 * groups)[near])
   assert np.all(again[64:128] == 0)
 
 
 def test_a_part_of_a_kernel_is_quantised_as_the_whole_is():
-  kernel = (
-    np.random.default_rng(0).normal(size=(1024, 4)).astype(np.float32)
-  )  # its quarters alone would have smaller groups
+  # Its quarters alone would have smaller groups.
+  kernel = np.random.default_rng(0).normal(size=(1024, 4)).astype(np.float32)
   group = quantize.group_of(1024)
   parts = [quantize.quantize(part, 4, np.float32, group) for part in np.split(kernel, 4)]
-  for whole, of_parts in zip(
-    quantize.quantize(kernel, 4, np.float32), zip(*parts, strict=True), strict=True
-  ):
-    assert np.array_equal(whole, np.concatenate(of_parts))
+  codes, scales = map(np.concatenate, zip(*parts, strict=True))
+  whole_codes, whole_scales = quantize.quantize(kernel, 4, np.float32)
+  assert np.array_equal(whole_codes, codes)
+  assert np.array_equal(whole_scales, scales)
 
 
 def test_errors_on_normal_weights_are_those_of_the_docstring():
   kernel = np.random.default_rng(1).normal(size=(512, 512)).astype(np.float32)
 
   def error(bits):
-    return np.std(
-      np.asarray(
-        quantize.dequantize(*map(jnp.asarray, quantize.quantize(kernel, bits, np.float32)))
-      )
-      - kernel
-    )
+    found = map(jnp.asarray, quantize.quantize(kernel, bits, np.float32))
+    return np.std(np.asarray(quantize.dequantize(*found)) - kernel)
 
   assert error(4) == pytest.approx(0.087, rel=0.02)
   assert error(8) < 0.007
@@ -105,23 +97,16 @@ def test_errors_on_normal_weights_are_those_of_the_docstring():
 @pytest.mark.parametrize("bits", BITS)
 def test_weights_that_are_levels_stay_as_they_are(bits):
   levels = quantize.level(np.arange(-(2 ** (bits - 1)), 2 ** (bits - 1), dtype=np.float32), bits)
-  kernel = np.concatenate(
-    [np.concatenate([[-1], part]) for part in np.resize(levels, (8, 63))]
-  ).astype(np.float32)[:, None]
+  groups = np.pad(np.resize(levels, (8, 63)), ((0, 0), (1, 0)), constant_values=-1)
+  kernel = groups.astype(np.float32).reshape(-1, 1)
   found = quantize.quantize(kernel, bits, np.float32)
   np.testing.assert_allclose(quantize.dequantize(*map(jnp.asarray, found)), kernel, atol=1e-6)
   assert np.unique(found[0].astype(np.int8)).size == 2**bits
 
 
 def test_groups_can_be_shared_by_eight_devices_wherever_the_width_allows():
-  assert [quantize.group_of(width) for width in (4096, 5120, 13824, 11008, 48, 6)] == [
-    64,
-    64,
-    64,
-    32,
-    16,
-    2,
-  ]
+  groups = {4096: 64, 5120: 64, 13824: 64, 11008: 32, 48: 16, 6: 2}
+  assert {width: quantize.group_of(width) for width in groups} == groups
   assert 11008 // 32 % 8 == 0
 
 
@@ -156,11 +141,7 @@ def test_gradients_reach_lora_and_no_kernel_is_kept_for_them(folder):
     assert float(jnp.linalg.norm(found)) > 0
     assert float(jnp.linalg.norm(found - expected)) < 0.1 * float(jnp.linalg.norm(expected))
   kept = jax.tree.leaves(jax.vjp(own(small), factors)[1])
-  kernels = {
-    codes.shape
-    for path, codes in traverse_util.flatten_dict(small.params).items()
-    if path[-1] == "codes"
-  }
+  kernels = {codes.shape for codes in codes_of(small)}
   assert not [x.shape for x in kept if x.shape in kernels and jnp.issubdtype(x.dtype, jnp.floating)]
 
 
@@ -168,15 +149,9 @@ def test_gradients_reach_lora_and_no_kernel_is_kept_for_them(folder):
 def test_devices_hold_their_shares_and_compute_what_one_computes(folder, shape):
   alone, mesh = hf.load_backbone(str(folder), bits=4), sharding.make_mesh(**shape)
   spread = hf.load_backbone(str(folder), mesh=mesh, bits=4)
-  for one, several in zip(
-    jax.tree.leaves(alone.params), jax.tree.leaves(spread.params), strict=True
-  ):
-    np.testing.assert_array_equal(one, several)
-  codes = [
-    x for path, x in traverse_util.flatten_dict(spread.params).items() if path[-1] == "codes"
-  ]
+  jax.tree.map(np.testing.assert_array_equal, alone.params, spread.params)
   shares = mesh.shape["fsdp"] * mesh.shape["tensor"]
-  assert all(x.addressable_shards[0].data.size * shares == x.size for x in codes)
+  assert all(x.addressable_shards[0].data.size * shares == x.size for x in codes_of(spread))
   with jax.set_mesh(mesh):
     together = float(loss(spread))
   assert together == pytest.approx(float(loss(alone)), rel=1e-5)
@@ -193,7 +168,8 @@ def test_what_cannot_be_done_is_refused(folder, tmp_path):
 PEAK = """
 import resource, sys, jax
 from sapt_jax.backbones import hf
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 hf.load_backbone(sys.argv[1], "bfloat16")
 before = peak()
 backbone = hf.load_backbone(sys.argv[2], "bfloat16")
@@ -208,13 +184,10 @@ def test_loading_takes_little_more_memory_than_the_weights(tmp_path):
   for folder, layers in zip(folders, (1, 24), strict=True):
     folder.mkdir()
     load_cost.write_folder(folder, load_cost.config_of(layers, 512), 20_000_000)
-  done = subprocess.run(
-    [sys.executable, "-c", PEAK, *map(str, folders)], capture_output=True, text=True, check=True
-  )
+  command = [sys.executable, "-c", PEAK, *map(str, folders)]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
   grown, loaded = map(int, done.stdout.split())
   assert loaded > 140e6
   assert grown < 1.2 * loaded
-  assert (
-    json.loads((folders[1] / "model.safetensors.index.json").read_text())["metadata"]["total_size"]
-    == loaded
-  )
+  index = json.loads((folders[1] / "model.safetensors.index.json").read_text())
+  assert index["metadata"]["total_size"] == loaded

@@ -1,5 +1,5 @@
-"""Shared attention: what must hold of the mixture whatever the pool, and the formulas against plain
-numpy.
+"""Shared attention: what must hold of the mixture whatever the pool,
+and the formulas against plain numpy.
 """
 
 import math
@@ -21,18 +21,14 @@ def draw(seed=0):
   def normal(*shape):
     return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-  projection = sals.QueryProjection(
-    normal(D, sals.BOTTLENECK) / 5, normal(sals.BOTTLENECK, D) / 5, 1 + normal(D) / 3, normal(D) / 3
-  )
+  down, up = normal(D, sals.BOTTLENECK) / 5, normal(sals.BOTTLENECK, D) / 5
+  projection = sals.QueryProjection(down, up, 1 + normal(D) / 3, normal(D) / 3)
   return projection, normal(T, D), normal(5, D)
 
 
 def mixture(projection, keys, count, pooled, centre=None, **options):
-  return jnp.exp(
-    sals.log_mixture(
-      projection, keys, jnp.asarray(count), pooled, centre or sals.no_centre(D), **options
-    )
-  )
+  given = keys, jnp.asarray(count), pooled, centre or sals.no_centre(D)
+  return jnp.exp(sals.log_mixture(projection, *given, **options))
 
 
 @pytest.mark.parametrize("count", range(1, T + 1))
@@ -64,11 +60,8 @@ def test_the_mixture_is_the_papers_formula(between):
 def test_the_order_of_the_slots_does_not_matter():
   projection, keys, pooled = draw()
   order = jnp.array([3, 0, 4, 1, 2, 5])  # the last slot is empty
-  np.testing.assert_allclose(
-    mixture(projection, keys[order], 5, pooled),
-    mixture(projection, keys, 5, pooled)[:, order],
-    rtol=1e-6,
-  )
+  shuffled, plain = (mixture(projection, given, 5, pooled) for given in (keys[order], keys))
+  np.testing.assert_allclose(shuffled, plain[:, order], rtol=1e-6)
 
 
 def test_what_an_empty_slot_holds_does_not_matter():
@@ -94,9 +87,8 @@ def test_the_gradient_is_finite_and_reaches_taken_keys_alone():
   projection, keys, pooled = draw()
 
   def log_own(projection, keys):
-    return jnp.mean(
-      sals.log_mixture(projection, keys, jnp.asarray(3), pooled, sals.no_centre(D))[:, 2]
-    )
+    given = keys, jnp.asarray(3), pooled, sals.no_centre(D)
+    return jnp.mean(sals.log_mixture(projection, *given)[:, 2])
 
   query_gradient, key_gradient = jax.grad(log_own, argnums=(0, 1))(projection, keys)
   assert all(np.all(np.isfinite(leaf)) and np.any(leaf) for leaf in jax.tree.leaves(query_gradient))
@@ -107,14 +99,10 @@ def test_the_gradient_is_finite_and_reaches_taken_keys_alone():
 def test_the_centre_is_taken_off_before_the_projection():
   projection, keys, pooled = draw()
   centre = sals.Centre(jnp.mean(pooled, axis=0), jnp.asarray(2.5))
-  np.testing.assert_allclose(
-    mixture(projection, keys, 4, pooled, centre),
-    mixture(projection, keys, 4, (pooled - centre.mean) / 2.5),
-    rtol=1e-5,
-  )
-  assert not np.allclose(
-    mixture(projection, keys, 4, pooled, centre), mixture(projection, keys, 4, pooled), atol=1e-3
-  )
+  centred = mixture(projection, keys, 4, pooled, centre)
+  by_hand = mixture(projection, keys, 4, (pooled - centre.mean) / 2.5)
+  np.testing.assert_allclose(centred, by_hand, rtol=1e-5)
+  assert not np.allclose(centred, mixture(projection, keys, 4, pooled), atol=1e-3)
 
 
 def test_pooling_takes_the_largest_value_over_real_tokens_in_any_order():
@@ -126,12 +114,8 @@ def test_pooling_takes_the_largest_value_over_real_tokens_in_any_order():
   exact = np.asarray(jnp.asarray(embedded, jnp.bfloat16), np.float32)
   np.testing.assert_array_equal(pooled, [exact[row][mask[row]].max(0) for row in range(3)])
   order = rng.permutation(8)
-  np.testing.assert_array_equal(
-    pooled,
-    sals.pool_embeddings(
-      jnp.asarray(embedded[:, order], jnp.bfloat16), jnp.asarray(mask[:, order])
-    ),
-  )
+  shuffled = jnp.asarray(embedded[:, order], jnp.bfloat16), jnp.asarray(mask[:, order])
+  np.testing.assert_array_equal(pooled, sals.pool_embeddings(*shuffled))
 
 
 def test_a_fresh_projection_and_key_are_drawn_as_a_linear_layer_is():

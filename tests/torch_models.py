@@ -1,5 +1,5 @@
-"""Small random T5 and LLaMA models of Hugging Face's torch modules, in the forms that differ from
-each other.
+"""Small random T5 and LLaMA models of Hugging Face's torch modules,
+in the forms that differ from each other.
 """
 
 from __future__ import annotations
@@ -11,6 +11,15 @@ from typing import Any
 T5: dict[str, dict[str, Any]] = {
   "t5-v1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True, "d_kv": 8},
   "t5-v1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 12},
+}
+T5_SIZES: dict[str, Any] = {
+  "vocab_size": 96,
+  "d_model": 32,
+  "d_ff": 64,
+  "num_layers": 2,
+  "num_decoder_layers": 3,
+  "num_heads": 4,
+  "decoder_start_token_id": 0,
 }
 LLAMA3_ROPE = {
   "rope_type": "llama3",
@@ -29,47 +38,35 @@ LLAMA: dict[str, dict[str, Any]] = {
     "rope_parameters": LLAMA3_ROPE,
   },
 }
+LLAMA_SIZES: dict[str, Any] = {
+  "vocab_size": 96,
+  "hidden_size": 32,
+  "intermediate_size": 64,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "pad_token_id": 3,
+  "bos_token_id": 1,
+  "eos_token_id": 2,
+  "max_position_embeddings": 256,
+}
 NAMES = [*T5, *LLAMA]
 
 
 def make(name: str, seed: int = 0) -> Any:
-  """A torch model in evaluation mode, float32, with weights large enough that its answers
-  differ.
-  """
+  """A torch model in evaluation mode, float32, its weights large enough that its answers differ."""
   import torch
   import transformers
 
   torch.manual_seed(seed)
   if name in T5:
-    sizes: dict[str, Any] = {
-      "vocab_size": 96,
-      "d_model": 32,
-      "d_ff": 64,
-      "num_layers": 2,
-      "num_decoder_layers": 3,
-      "num_heads": 4,
-      "decoder_start_token_id": 0,
-    }
-    model: Any = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **T5[name]))
+    config: Any = transformers.T5Config(**T5_SIZES, **T5[name])
+    model: Any = transformers.T5ForConditionalGeneration(config)
     if not T5[name]["tie_word_embeddings"]:  # transformers 5 ties every T5's head when it is made
       model.lm_head.weight = torch.nn.Parameter(0.3 * torch.randn(96, 32))
     scale = 1.0
   else:
-    model = transformers.LlamaForCausalLM(
-      transformers.LlamaConfig(
-        vocab_size=96,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        pad_token_id=3,
-        bos_token_id=1,
-        eos_token_id=2,
-        max_position_embeddings=256,
-        **LLAMA[name],
-      )
-    )
-    scale = 8.0  # LLaMA's initial weights have std 0.02
+    config = transformers.LlamaConfig(**LLAMA_SIZES, **LLAMA[name])
+    model, scale = transformers.LlamaForCausalLM(config), 8.0  # its initial weights have std 0.02
   with torch.no_grad():
     for path, parameter in model.named_parameters():
       if parameter.ndim == 1:

@@ -24,9 +24,8 @@ class Attention(torch.nn.Module):
     super().__init__()
     self.prompt_key = torch.nn.Parameter(torch.rand(1, width) * 2 - 1)
     if tasks > 1:
-      self.previous_prompts_keys = torch.nn.Parameter(
-        torch.rand(tasks - 1, width) * 2 - 1, requires_grad=False
-      )
+      earlier = torch.rand(tasks - 1, width) * 2 - 1
+      self.previous_prompts_keys = torch.nn.Parameter(earlier, requires_grad=False)
     self.trans_input = torch.nn.Sequential(
       torch.nn.Linear(width, 100, bias=False),
       torch.nn.Linear(100, width, bias=False),
@@ -38,13 +37,9 @@ class Attention(torch.nn.Module):
 
   def forward(self, embedded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeddings (B, L, D), pads included -> query (B, D), scores (B, T)."""
-    query = self.trans_input(embedded.max(dim=1).values)
-    keys = torch.cat(
-      [
-        self.prompt_key,
-        *([self.previous_prompts_keys] if hasattr(self, "previous_prompts_keys") else []),
-      ]
-    )
+    query, keys = self.trans_input(embedded.max(dim=1).values), self.prompt_key
+    if hasattr(self, "previous_prompts_keys"):
+      keys = torch.cat([keys, self.previous_prompts_keys])
     return query, query @ keys.T / math.sqrt(keys.shape[1])
 
 
@@ -56,15 +51,11 @@ class Mixed(torch.nn.Module):
   def __init__(self, linear: torch.nn.Linear, tasks: int, rank: int, sapt: Sapt):
     super().__init__()
     self.linear, self.sapt = linear, [sapt]  # in a list, so that it is not registered as a part
-    self.a = torch.nn.ParameterList(
-      [
-        torch.nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features))
-        for _ in range(tasks)
-      ]
-    )
-    self.b = torch.nn.ParameterList(
-      [torch.nn.Parameter(0.05 * torch.randn(linear.out_features, rank)) for _ in range(tasks)]
-    )
+    d_in, d_out = linear.in_features, linear.out_features
+    a = [torch.randn(rank, d_in) / math.sqrt(d_in) for _ in range(tasks)]
+    b = [0.05 * torch.randn(d_out, rank) for _ in range(tasks)]
+    self.a = torch.nn.ParameterList(map(torch.nn.Parameter, a))
+    self.b = torch.nn.ParameterList(map(torch.nn.Parameter, b))
 
   def forward(self, x: torch.Tensor) -> torch.Tensor:
     y, mixture = self.linear(x), self.sapt[0].mixture
@@ -99,63 +90,43 @@ class Sapt:
     }
     for path, mixed in self.mixed.items():
       for age in range(self.tasks):
-        module = (
-          path.format("lora") if age == 0 else f"{path.format('previous_lora_weights')}.{age - 1}"
-        )
+        earlier = f"{path.format('previous_lora_weights')}.{age - 1}"
+        module = earlier if age else path.format("lora")
         found |= {f"{module}.lora_A": mixed.a[age], f"{module}.lora_B": mixed.b[age]}
     return found | {f"{self.prefix}.{path}": p for path, p in self.attention.named_parameters()}
 
   def trainable(self) -> dict[str, torch.nn.Parameter]:
-    return {
-      name: p for name, p in self.parameters().items() if p.requires_grad and "previous" not in name
-    }
+    found = {name: p for name, p in self.parameters().items() if p.requires_grad}
+    return {name: p for name, p in found.items() if "previous" not in name}
 
   def logits(self, given: dict[str, torch.Tensor]) -> Any:
     """The model's output on a batch, with the mixture of its prompts."""
     prompts = given["input_ids_wo_label" if self.only else "input_ids"]
     query, scores = self.attention(self.model.get_input_embeddings()(prompts))
     self.mixture = torch.softmax(scores, dim=1)
-    self.seen = {
-      "query": query,
-      "key_attention_scores": scores,
-      "key_attention_weights": self.mixture,
-    }
-    if not self.only:
-      return self.model(
-        input_ids=prompts,
-        attention_mask=given["attention_mask"],
-        decoder_input_ids=given["decoder_input_ids"],
-        output_hidden_states=True,
-      )
-    return self.model(
-      input_ids=given["input_ids"],
-      attention_mask=given["attention_mask"],
-      output_hidden_states=True,
-    )
+    self.seen = {"query": query, "key_attention_scores": scores}
+    self.seen["key_attention_weights"] = self.mixture
+    names = ["input_ids", "attention_mask", *([] if self.only else ["decoder_input_ids"])]
+    return self.model(**{name: given[name] for name in names}, output_hidden_states=True)
 
   def gradient(self, loss: torch.Tensor, part: str) -> dict[str, np.ndarray]:
     trainable = self.trainable()
     values = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
-    return {
-      f"{part}/grad/{name}": x.numpy()
-      for name, x in zip(trainable, values, strict=True)
-      if x is not None
-    }
+    named = zip(trainable, values, strict=True)
+    return {f"{part}/grad/{name}": x.numpy() for name, x in named if x is not None}
 
 
 def outputs(sapt: Sapt, part: str, given: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
   """A golden's arrays of one batch, but for decoding."""
   out = sapt.logits(given)
-  logits, labels = (
-    (out.logits[:, :-1], given["labels"][:, 1:]) if sapt.only else (out.logits, given["labels"])
-  )
-  loss = torch.nn.functional.cross_entropy(
-    logits.flatten(0, 1), labels.flatten(), ignore_index=-100
-  )
+  logits, labels = out.logits, given["labels"]
+  stacks = ["encoder_hidden_states", "decoder_hidden_states"]
+  if sapt.only:
+    logits, labels, stacks = logits[:, :-1], labels[:, 1:], ["hidden_states"]
+  cross_entropy = torch.nn.functional.cross_entropy
+  loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
   found = sapt.seen | {"loss": loss, "logits": out.logits}
-  for stack in (
-    ("hidden_states",) if sapt.only else ("encoder_hidden_states", "decoder_hidden_states")
-  ):
+  for stack in stacks:
     found |= {f"{stack}/{i}": x for i, x in enumerate(out[stack])}
   arrays = {f"{part}/out/{name}": x.detach().numpy() for name, x in found.items()}
   return arrays | sapt.gradient(loss, part)
@@ -168,11 +139,8 @@ def decoded(
   """Greedily decoded ids and their margins, by running the whole sequence anew for each token."""
   rows = len(given["labels"])
   ids = given["input_ids_wo_label"] if sapt.only else torch.zeros((rows, 1), dtype=torch.long)
-  mask, ended, margins = (
-    given.get("attention_mask_wo_label"),
-    torch.zeros(rows, dtype=torch.bool),
-    [],
-  )
+  mask, ended = given.get("attention_mask_wo_label"), torch.zeros(rows, dtype=torch.bool)
+  margins = []
   for _ in range(max_new):
     longer = {"input_ids": ids, "attention_mask": mask} if sapt.only else {"decoder_input_ids": ids}
     best = sapt.logits(given | longer).logits[:, -1].topk(2)
@@ -191,12 +159,11 @@ def replayed(
 ) -> dict[str, np.ndarray]:
   """A golden's arrays of one earlier task's pseudo inputs."""
 
-  def divergence(ids):
-    return torch.nn.functional.kl_div(
-      torch.log_softmax(sapt.attention(sapt.model.get_input_embeddings()(ids))[1], dim=1),
-      labels.expand(len(ids), -1),
-      reduction="batchmean",
-    )
+  def divergence(ids: torch.Tensor) -> torch.Tensor:
+    scores = sapt.attention(sapt.model.get_input_embeddings()(ids))[1]
+    target = labels.expand(len(ids), -1)
+    log_mixture = torch.log_softmax(scores, dim=1)
+    return torch.nn.functional.kl_div(log_mixture, target, reduction="batchmean")
 
   kl = divergence(tokens)
   arrays = {
@@ -216,17 +183,16 @@ def batch(sapt: Sapt, rng: np.random.Generator, padded: bool, pad: int) -> dict[
   """Three random examples, with or without padding."""
   sources, targets = ([9, 4, 14], [5, 2, 3]) if padded else ([10] * 3, [6] * 3)
 
-  def draw(n):
+  def draw(n: int) -> np.ndarray:
     return rng.integers(4, sapt.model.config.vocab_size, n)
 
   rows = [(draw(n), draw(m)) for n, m in zip(sources, targets, strict=True)]
 
   def pad_rows(parts: list[np.ndarray], fill: int) -> torch.Tensor:
-    width = max(map(len, parts))
-    shape = (lambda n: (width - n, 0)) if sapt.only else (lambda n: (0, width - n))
-    return torch.from_numpy(
-      np.stack([np.pad(p, shape(len(p)), constant_values=fill) for p in parts])
-    )
+    padded = np.full((len(parts), max(map(len, parts))), fill)
+    for row, part in zip(padded, parts, strict=True):
+      row[slice(-len(part), None) if sapt.only else slice(len(part))] = part
+    return torch.from_numpy(padded)
 
   ones = np.ones_like
   if not sapt.only:
@@ -251,15 +217,14 @@ def batch(sapt: Sapt, rng: np.random.Generator, padded: bool, pad: int) -> dict[
 def write_golden(
   path: pathlib.Path, model: Any, tasks: int, eos: int, pad: int, parts: tuple[str, ...]
 ) -> None:
-  """Writes a golden of a torch model with a random pool of `tasks` blocks; batches but for "eq" are
-  padded.
+  """Writes a golden of a torch model with a random pool of `tasks` blocks;
+  batches but for "eq" are padded.
   """
   torch.manual_seed(0)
   rng, sapt = np.random.default_rng(0), Sapt(model, tasks)
   tied = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
-  arrays = {
-    f"param/{name}": p.detach().numpy() for name, p in sapt.parameters().items() if name not in tied
-  }
+  named = {name: p for name, p in sapt.parameters().items() if name not in tied}
+  arrays = {f"param/{name}": p.detach().numpy() for name, p in named.items()}
   for part in parts:
     given = batch(sapt, rng, part != "eq", pad)
     arrays |= {f"{part}/in/{name}": x.numpy() for name, x in given.items()}
@@ -267,7 +232,6 @@ def write_golden(
   for i in range(tasks - 1):
     given = batch(sapt, rng, i % 2 == 0, pad)
     labels = torch.nn.functional.pad(torch.softmax(torch.randn(i + 1), dim=0), (tasks - 1 - i, 0))
-    arrays |= replayed(
-      sapt, f"replay/{i}", given["input_ids"], labels, given.get("input_ids_wo_label")
-    )
+    tokens, prompts = given["input_ids"], given.get("input_ids_wo_label")
+    arrays |= replayed(sapt, f"replay/{i}", tokens, labels, prompts)
   np.savez(path, **arrays)

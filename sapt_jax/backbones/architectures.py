@@ -97,8 +97,8 @@ def llama_weights(c: LlamaConfig) -> list[Weight]:
 
 
 def t5_config(raw: dict[str, Any]) -> T5Config:
-  """config.json of a T5 -> T5Config; keys that may be absent take the defaults that Hugging Face
-  documents.
+  """config.json of a T5 -> T5Config;
+  keys that may be absent take the defaults that Hugging Face documents.
   """
   projection = raw.get("feed_forward_proj", "relu")
   gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")

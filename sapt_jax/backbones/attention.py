@@ -25,8 +25,8 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 def attend(
   q: jax.Array, k: jax.Array, v: jax.Array, *biases: jax.Array, scale: float = 1.0
 ) -> jax.Array:
-  """softmax(scale * q k^T + biases) v with float32 scores and softmax; key heads may be fewer than
-  query heads.
+  """softmax(scale * q k^T + biases) v with float32 scores and softmax;
+  key heads may be fewer than query heads.
 
   Args:
     q: (B, H, L, K).
@@ -54,8 +54,8 @@ def _core(
 
 
 def _by_key_head(x: jax.Array, groups: int) -> jax.Array:
-  """(B, H, L, ...) -> (B, G, H / G * L, ...): the queries that share a key head, one behind the
-  other.
+  """(B, H, L, ...) -> (B, G, H / G * L, ...): the queries that share a key head,
+  one behind the other.
   """
   return x.reshape(x.shape[0], groups, -1, x.shape[-1])
 
@@ -110,8 +110,8 @@ def causal_mask(length: int) -> jax.Array:
 
 
 def write_cache(cache: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
-  """Writes new (..., B, G, 1, K) into a cache (..., B, G, S, K), of one layer or of all, at
-  position index.
+  """Writes new (..., B, G, 1, K) into a cache (..., B, G, S, K),
+  of one layer or of all, at position index.
 
   While one token goes through the layers, the stacked cache is only read: a layer writes its keys
   and values into its own slice, which the loop over layers cuts out anyway, and those of all layers

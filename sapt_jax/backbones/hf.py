@@ -1,5 +1,5 @@
-"""Hugging Face folder <-> backbone: config.json and safetensors (one file, or shards with an
-index).
+"""Hugging Face folder <-> backbone:
+config.json and safetensors (one file, or shards with an index).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Backbone:
 
 
 def find_folder(path: str) -> pathlib.Path:
-  """The local folder of a model: `path` itself, or the hub's snapshot when path is an id such as
-  google/t5-v1_1-large.
+  """The local folder of a model:
+  `path` itself, or the hub's snapshot when path is an id such as google/t5-v1_1-large.
 
   Raises:
     InputError: there is no such folder and the hub does not give one.
@@ -192,8 +192,8 @@ def read_params(files: WeightFiles, table: list[Weight], abstract: Any) -> Any:
 def torch_tensors(
   model: Model, raw: dict[str, Any], params: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """(Hugging Face name, array in Hugging Face's layout) of every parameter of a model that is not
-  quantised.
+  """(Hugging Face name, array in Hugging Face's layout) of every parameter
+  of a model that is not quantised.
   """
   flat = traverse_util.flatten_dict(params, sep="/")
   for weight in ARCHITECTURES[raw["model_type"]].weights(model.config):

@@ -101,8 +101,8 @@ def rotary_frequencies(config: LlamaConfig) -> jax.Array:
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-  """x (B, heads, L, K) turned by angles (B, L, K/2) float32; the two halves of K are the two
-  coordinates.
+  """x (B, heads, L, K) turned by angles (B, L, K/2) float32;
+  the two halves of K are the two coordinates.
   """
   cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -159,8 +159,8 @@ class LlamaLayer(nn.Module):
     room: jax.Array | None,
     adapters: Adapters | None,
   ) -> tuple[jax.Array, KeysValues]:
-    """A source; its keys and values are returned with room (B, G, N, K) for those of N tokens
-    behind them.
+    """A source; its keys and values are returned with room (B, G, N, K) for those
+    of N tokens behind them.
     """
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
@@ -190,8 +190,8 @@ class LlamaLayer(nn.Module):
 
 
 class Llama(nn.Module):
-  """The frozen backbone. Apply it with `model.apply({"params": params}, ..., method="hidden")` and
-  the like.
+  """The frozen backbone.
+  Apply it with `model.apply({"params": params}, ..., method="hidden")` and the like.
   """
 
   config: LlamaConfig
@@ -220,8 +220,8 @@ class Llama(nn.Module):
     return layers.put_prompts_before(self.embedding(tokens), mask, adapters)
 
   def angles_and_bias(self, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(B, L, K/2) radians and (B, 1, L, L) of tokens that see those before them; both float32, mask
-    (B, L) bool.
+    """(B, L, K/2) radians and (B, 1, L, L) of tokens that see those before them;
+    both float32, mask (B, L) bool.
     """
     angles = (jnp.cumsum(mask, axis=1) - 1)[:, :, None] * rotary_frequencies(self.config)
     seen = attention.causal_mask(mask.shape[1]) & mask[:, None, None, :]
@@ -293,8 +293,8 @@ class Llama(nn.Module):
   def start(
     self, source: jax.Array, source_mask: jax.Array, max_new: int, adapters: Adapters | None = None
   ) -> tuple[jax.Array, LlamaCache]:
-    """Reads the source; returns logits (B, V) of the first answer token and a cache with room for
-    max_new tokens.
+    """Reads the source; returns logits (B, V) of the first answer token and a cache
+    with room for max_new tokens.
     """
     c = self.config
     x, mask = self.with_prompt(source, source_mask, adapters)
@@ -309,8 +309,8 @@ class Llama(nn.Module):
   def extend(
     self, tokens: jax.Array, cache: LlamaCache, adapters: Adapters | None = None
   ) -> tuple[jax.Array, LlamaCache]:
-    """Feeds one token per row (B,) int32; returns logits (B, V) of the next one and the longer
-    cache.
+    """Feeds one token per row (B,) int32;
+    returns logits (B, V) of the next one and the longer cache.
     """
     filled = cache.filled | (jnp.arange(cache.filled.shape[1]) == cache.index)
     angles = cache.position[:, None, None] * rotary_frequencies(self.config)

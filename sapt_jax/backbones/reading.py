@@ -63,8 +63,8 @@ class WeightFiles:
 
 
 def check_names(files: WeightFiles, table: list[Weight], ignored: tuple[str, ...]) -> None:
-  """Every name of the table is in the files and the other way round, but for names that say nothing
-  new.
+  """Every name of the table is in the files and the other way round,
+  but for names that say nothing new.
   """
   wanted = {name for weight in table for name in weight.names()}
   missing = sorted(wanted - files.where.keys())
@@ -83,8 +83,8 @@ def _listed(names: list[str]) -> str:
 def read_layers(
   files: WeightFiles, weight: Weight, shape: tuple[int, ...], index: tuple[slice, ...]
 ) -> Iterator[np.ndarray]:
-  """The part `index` of one of our parameters of this shape, layer by layer; at once where there is
-  no layer axis.
+  """The part `index` of one of our parameters of this shape, layer by layer;
+  at once where there is no layer axis.
   """
   names = weight.names() if weight.layers is None else weight.names()[index[0]]
   if weight.layers is not None:
@@ -127,8 +127,8 @@ def read_quantized(
   scales: jax.ShapeDtypeStruct,
   index: tuple[slice, ...],
 ) -> list[np.ndarray]:
-  """The part `index` of the codes of a kernel, and the scales that go with it; one layer's kernel
-  is there at a time.
+  """The part `index` of the codes of a kernel, and the scales that go with it;
+  one layer's kernel is there at a time.
   """
   places, group = _places(codes.shape, index), quantize.group_of(codes.shape[-2])
   assert places[-2].start % group == places[-2].stop % group == 0
@@ -144,8 +144,8 @@ def read_quantized(
 def place_arrays(
   leaves: list[jax.ShapeDtypeStruct], read: Callable[[tuple[slice, ...]], list[np.ndarray]]
 ) -> list[jax.Array]:
-  """Arrays that stand together on the mesh, split alike: `read` gives the parts of all of them at
-  an index of the first.
+  """Arrays that stand together on the mesh, split alike:
+  `read` gives the parts of all of them at an index of the first.
 
   A part is read once for all the devices that get it, and gone before the next one is read.
   """

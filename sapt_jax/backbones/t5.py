@@ -27,8 +27,8 @@ from sapt_jax.sharding import constrain
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-  """Sizes of a T5 and how it is computed. `heads * head_width` may differ from `width` (T5-3B and
-  11B).
+  """Sizes of a T5 and how it is computed.
+  `heads * head_width` may differ from `width` (T5-3B and 11B).
   """
 
   vocab_size: int
@@ -165,8 +165,8 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-  """Causal self-attention, attention over the encoder's states, feed-forward; `step` is the same
-  with a cache.
+  """Causal self-attention, attention over the encoder's states, feed-forward;
+  `step` is the same with a cache.
   """
 
   config: T5Config
@@ -244,8 +244,8 @@ def lora_of(adapters: Adapters | None, stack: str) -> Any:
 
 
 class T5(nn.Module):
-  """The frozen backbone. Apply it with `model.apply({"params": params}, ..., method="hidden")` and
-  the like.
+  """The frozen backbone.
+  Apply it with `model.apply({"params": params}, ..., method="hidden")` and the like.
   """
 
   config: T5Config
@@ -301,8 +301,8 @@ class T5(nn.Module):
     target_mask: jax.Array,
     adapters: Adapters | None = None,
   ) -> jax.Array:
-    """Final decoder states (B, M, D) that predict each token of target (B, M): position m has seen
-    target[:, :m].
+    """Final decoder states (B, M, D) that predict each token of target (B, M):
+    position m has seen target[:, :m].
     """
     del target_mask  # padding stands right of all real tokens, where the causal mask hides it
     encoded, source_bias = self.encode(source, source_mask, adapters)
@@ -335,8 +335,8 @@ class T5(nn.Module):
   def start(
     self, source: jax.Array, source_mask: jax.Array, max_new: int, adapters: Adapters | None = None
   ) -> tuple[jax.Array, T5Cache]:
-    """Runs the encoder once; returns logits (B, V) of the first answer token and a cache with room
-    for max_new tokens.
+    """Runs the encoder once; returns logits (B, V) of the first answer token and a cache
+    with room for max_new tokens.
     """
     c = self.config
     encoded, source_bias = self.encode(source, source_mask, adapters)
@@ -349,8 +349,8 @@ class T5(nn.Module):
   def extend(
     self, tokens: jax.Array, cache: T5Cache, adapters: Adapters | None = None
   ) -> tuple[jax.Array, T5Cache]:
-    """Feeds one token per row (B,) int32; returns logits (B, V) of the next one and the longer
-    cache.
+    """Feeds one token per row (B,) int32;
+    returns logits (B, V) of the next one and the longer cache.
     """
     positions = jnp.arange(cache.self_k.shape[3])
     future = attention.mask_bias(positions <= cache.index)[None, None, None]

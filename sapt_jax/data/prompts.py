@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sapt_jax.errors import InputError
@@ -18,9 +19,8 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
   Raises:
     InputError: the folder has none that transformers can read.
   """
-  os.environ.setdefault(
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
-  )  # that PyTorch is not there is as it should be
+  # That PyTorch is not there is as it should be.
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   from transformers import AutoTokenizer  # here: it takes seconds to import
 
   try:
@@ -56,15 +56,14 @@ class Codec:
     return before.replace("{d}", definition) + text + after
 
   def source(self, definition: str, text: str) -> list[int]:
-    """Token ids of the prompt, at most max_source; where it is longer, the end of the input is cut
-    and the frame stays.
+    """Token ids of the prompt, at most max_source;
+    where it is longer, the end of the input is cut and the frame stays.
 
     Raises:
       InputError: the frame alone is longer than max_source.
     """
-    return cut_to_fit(
-      self.tokenizer, text, lambda part: self.prompt(definition, part), self.max_source
-    )
+    frame = partial(self.prompt, definition)
+    return cut_to_fit(self.tokenizer, text, frame, self.max_source)
 
   def has_room(self, definition: str) -> bool:
     """Whether the frame with this definition leaves room for an input."""
@@ -85,13 +84,13 @@ def cut_to_fit(tokenizer: Any, text: str, frame: Callable[[str], str], limit: in
   """Token ids of frame(text), with as much of text's beginning as keeps them within limit."""
   ids = tokenizer(frame(text))["input_ids"]
   while len(ids) > limit:
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-      "offset_mapping"
-    ]
+    plain = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    offsets = plain["offset_mapping"]
     kept = len(offsets) - (len(ids) - limit)
     if not text or kept < 0:
       raise InputError(
-        f"data.max_source_length {limit}: the frame alone takes {len(ids) - len(offsets)} tokens; raise it"
+        f"data.max_source_length {limit}: the frame alone takes {len(ids) - len(offsets)} tokens; "
+        "raise it"
       )
     # Cutting can merge tokens differently at the seam, so that one more round is needed; dropping
     # at least one character ends the loop.

@@ -2,8 +2,8 @@
 TASK/{train,dev,test}.json in SuperNI's layout.
 
 A file is JSON with "Definition" (str or list of str, which may be empty) and "Instances", a list of
-{"input": str, "output": str or list of str}. Wrong data is an InputError that names file, line or
-row, and field.
+{"input": str, "output": str or list of str}.
+Wrong data is an InputError that names file, line or row, and field.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
 from sapt_jax.mini.tasks import mini_stream
 
-CLEAN_DEV = 100  # rows of train that the clean protocol sets aside for dev, or a tenth of train where that is less
+# Rows of train that the clean protocol sets aside for dev, or a tenth of train where that is less.
+CLEAN_DEV = 100
 
 
 def read_json(file: pathlib.Path) -> Any:
@@ -80,18 +81,16 @@ def read_split(file: pathlib.Path) -> tuple[str, list[Example]]:
     definition = definition[0] if definition else ""  # Long Sequence has a task without any, copa
   if not isinstance(definition, str):
     raise InputError(f"{file}: field 'Definition' must be text or a list of texts")
-  return definition.strip(), [
-    read_example(row, f"{file}: Instances[{number}]")
-    for number, row in enumerate(content["Instances"])
-  ]
+  rows = enumerate(content["Instances"])
+  examples = [read_example(row, f"{file}: Instances[{number}]") for number, row in rows]
+  return definition.strip(), examples
 
 
 def read_task(folder: pathlib.Path) -> Task:
   """One task as published: three files, three splits."""
-  splits = {split: read_split(folder / f"{split}.json") for split in ("train", "dev", "test")}
-  return Task(
-    folder.name, splits["train"][0], *(tuple(examples) for _, examples in splits.values())
-  )
+  train, dev, test = (read_split(folder / f"{split}.json") for split in ("train", "dev", "test"))
+  definition, examples = train
+  return Task(folder.name, definition, tuple(examples), tuple(dev[1]), tuple(test[1]))
 
 
 def clean_split(task: Task, seed: int) -> Task:
@@ -101,7 +100,8 @@ def clean_split(task: Task, seed: int) -> Task:
   size = max(1, min(CLEAN_DEV, len(task.train) // 10))
   if len(task.train) <= size:
     raise InputError(
-      f"task {task.name}: {len(task.train)} training row(s) are too few to carve dev out of; use --data.protocol published"
+      f"task {task.name}: {len(task.train)} training row(s) are too few to carve dev out of; "
+      "use --data.protocol published"
     )
   order = np.random.default_rng(seed).permutation(len(task.train))
   dev, train = np.sort(order[:size]), np.sort(order[size:])
@@ -111,19 +111,17 @@ def clean_split(task: Task, seed: int) -> Task:
 
 
 def choose(available: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
-  """The full names of the wanted tasks, in the wanted order; a name may be cut short where that is
-  unambiguous.
+  """The full names of the wanted tasks, in the wanted order;
+  a name may be cut short where that is unambiguous.
   """
   chosen = []
   for name in wanted:
     fits = [name] if name in available else [full for full in available if full.startswith(name)]
-    if len(fits) != 1:
-      reason = (
-        f"is ambiguous: {', '.join(fits)}"
-        if fits
-        else f"is not in {where}, which has {', '.join(available)}"
-      )
-      raise InputError(f"stream.tasks {name!r} {reason}")
+    if not fits:
+      there = ", ".join(available)
+      raise InputError(f"stream.tasks {name!r} is not in {where}, which has {there}")
+    if len(fits) > 1:
+      raise InputError(f"stream.tasks {name!r} is ambiguous: {', '.join(fits)}")
     if fits[0] in chosen:
       raise InputError(f"stream.tasks {name!r} is {fits[0]}, which is in the stream already")
     chosen.append(fits[0])
@@ -138,27 +136,18 @@ def load_stream(options: config.Data, stream: config.Stream, seed: int) -> list[
   """
   if options.benchmark == "mini":
     generated = {task.name: task for task in mini_stream(seed)}
-    tasks = [
-      generated[name]
-      for name in choose(list(generated), stream.tasks or list(generated), "the mini stream")
-    ]
+    names = choose(list(generated), stream.tasks or list(generated), "the mini stream")
+    tasks = [generated[name] for name in names]
   else:
     folder = pathlib.Path(options.root).expanduser() / BENCHMARKS[options.benchmark].folder
     if not folder.is_dir():
       raise InputError(f"data.root {options.root!r}: {folder} is not a folder")
     available = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    tasks = [
-      read_task(folder / name) for name in choose(available, stream.tasks or available, str(folder))
-    ]
+    names = choose(available, stream.tasks or available, str(folder))
+    tasks = [read_task(folder / name) for name in names]
     if options.protocol == "clean":
       tasks = [clean_split(task, seed) for task in tasks]
-
-  def first(rows, most):
-    return rows[:most] if most else rows
-
+  train, test = options.max_train or None, options.max_test or None
   return [
-    dataclasses.replace(
-      task, train=first(task.train, options.max_train), test=first(task.test, options.max_test)
-    )
-    for task in tasks
+    dataclasses.replace(task, train=task.train[:train], test=task.test[:test]) for task in tasks
   ]

@@ -18,8 +18,8 @@ from sapt_jax.pet.adapters import Adapters
 
 ABSENT = -1e9  # the score of an answer that is not there
 
-# What differs between the beams of a row: keys and values of answer tokens, (layers, B * K, heads,
-# length, head width).
+# What differs between the beams of a row: keys and values of answer tokens,
+# (layers, B * K, heads, length, head width).
 PER_BEAM = ("self_k", "self_v", "k", "v")
 
 
@@ -49,13 +49,11 @@ class Search:
 
 
 def nothing_yet(rows: int, beams: int, max_new: int, pad_id: int) -> Search:
-  """A search before its first token. Only the first beam counts: all would go on from the same
-  place.
+  """A search before its first token. Only the first beam counts:
+  all would go on from the same place.
   """
-  empty, absent = (
-    jnp.full((rows, beams, max_new), pad_id, jnp.int32),
-    jnp.full((rows, beams), ABSENT),
-  )
+  empty = jnp.full((rows, beams, max_new), pad_id, jnp.int32)
+  absent = jnp.full((rows, beams), ABSENT)
   return Search(
     running=empty,
     done=empty,
@@ -69,8 +67,8 @@ def nothing_yet(rows: int, beams: int, max_new: int, pad_id: int) -> Search:
 
 
 def best(scores: jax.Array, count: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-  """The `count` largest of scores (B, C), best first, and the same entries of the arrays
-  (B, C, ...).
+  """The `count` largest of scores (B, C), best first,
+  and the same entries of the arrays (B, C, ...).
   """
   values, places = jax.lax.top_k(scores, count)
   rows = jnp.arange(scores.shape[0])[:, None]
@@ -86,9 +84,8 @@ def choose(
   end are finished answers if they are among the best K of all.
   """
   (rows, beams, max_new), vocabulary = s.running.shape, logits.shape[-1]
-  every = s.running_scores[:, :, None] + jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(
-    rows, beams, vocabulary
-  )
+  steps = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(rows, beams, vocabulary)
+  every = s.running_scores[:, :, None] + steps
   scores, places = jax.lax.top_k(every.reshape(rows, -1), 2 * beams)
   parents, tokens = places // vocabulary, places % vocabulary
   answers = s.running[jnp.arange(rows)[:, None], parents].at[:, :, s.count].set(tokens)
@@ -99,40 +96,40 @@ def choose(
   accepted = ends & (jnp.arange(2 * beams) < beams) & s.open[:, None]
   if early_stopping:
     accepted &= ~jnp.all(s.finished, axis=1, keepdims=True)
-
-  def join(old, new):
-    return jnp.concatenate([old, new], axis=1)
-
-  done_scores, done, finished = best(
-    join(s.done_scores, jnp.where(accepted, scores / length, ABSENT)),
-    beams,
-    join(s.done, answers),
-    join(s.finished, accepted),
-  )
-  hopeful = running_scores[:, 0] / length > jnp.min(
-    jnp.where(finished, done_scores, ABSENT), axis=1
-  )
+  join = partial(jnp.concatenate, axis=1)
+  every_score = join([s.done_scores, jnp.where(accepted, scores / length, ABSENT)])
+  every_answer, is_answer = join([s.done, answers]), join([s.finished, accepted])
+  done_scores, done, finished = best(every_score, beams, every_answer, is_answer)
+  worst = jnp.min(jnp.where(finished, done_scores, ABSENT), axis=1)
   return Search(
-    running, done, running_scores, done_scores, finished, parents, s.open & hopeful, s.count + 1
+    running=running,
+    done=done,
+    running_scores=running_scores,
+    done_scores=done_scores,
+    finished=finished,
+    parents=parents,
+    open=s.open & (running_scores[:, 0] / length > worst),
+    count=s.count + 1,
   )
 
 
 def repeat_rows(tree: Any, beams: int) -> Any:
-  """Every row `beams` times: on axis 1 of keys and values, which are stacked over layers, on axis 0
-  of the rest.
+  """Every row `beams` times: on axis 1 of keys and values, which are stacked over layers,
+  on axis 0 of the rest.
   """
-  return jax.tree.map(
-    lambda x: x if x.ndim == 0 else jnp.repeat(x, beams, axis=1 if x.ndim == 5 else 0), tree
-  )
+
+  def repeated(x: jax.Array) -> jax.Array:
+    return x if x.ndim == 0 else jnp.repeat(x, beams, axis=1 if x.ndim == 5 else 0)
+
+  return jax.tree.map(repeated, tree)
 
 
 def follow(cache: Any, parents: jax.Array) -> Any:
   """The cache of each beam's parent (B, K)."""
   rows, beams = parents.shape
   places = (jnp.arange(rows)[:, None] * beams + parents).reshape(-1)
-  return cache.replace(
-    **{name: getattr(cache, name)[:, places] for name in PER_BEAM if hasattr(cache, name)}
-  )
+  there = [name for name in PER_BEAM if hasattr(cache, name)]
+  return cache.replace(**{name: getattr(cache, name)[:, places] for name in there})
 
 
 def beam_search(
@@ -166,14 +163,12 @@ def beam_search(
   advance = partial(
     choose, eos_id=config.eos_id, length_penalty=length_penalty, early_stopping=early_stopping
   )
-  logits, cache = model.apply(
-    variables, source, source_mask, max_new, adapters, method="start"
-  )  # each source once
+  # Each source is read once.
+  logits, cache = model.apply(variables, source, source_mask, max_new, adapters, method="start")
   if adapters is not None:
     of_rows = ("gates", "chosen", "prompts", "prompts_mask")
-    adapters = adapters.replace(
-      **{name: repeat_rows(getattr(adapters, name), beams) for name in of_rows}
-    )
+    repeated = {name: repeat_rows(getattr(adapters, name), beams) for name in of_rows}
+    adapters = adapters.replace(**repeated)
 
   def unfinished(carry: tuple[Search, Any]) -> jax.Array:
     s = carry[0]
@@ -183,9 +178,8 @@ def beam_search(
   def body(carry: tuple[Search, Any]) -> tuple[Search, Any]:
     s, cache = carry
     last = s.running[:, :, s.count - 1].reshape(-1)
-    logits, cache = model.apply(
-      variables, last, follow(cache, s.parents), adapters, method="extend"
-    )
+    cache = follow(cache, s.parents)
+    logits, cache = model.apply(variables, last, cache, adapters, method="extend")
     return advance(s, logits), cache
 
   first = nothing_yet(source.shape[0], beams, max_new, config.pad_id)

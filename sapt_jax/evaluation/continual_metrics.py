@@ -8,8 +8,7 @@ from typing import Literal
 
 Scores = Sequence[float | None]
 
-# The public scorer takes this constant, whatever the run, for the mean score of tasks learned
-# alone.
+# What the public scorer takes, whatever the run, for the mean score of tasks learned alone.
 PUBLIC_SINGLE = 50.94
 
 
@@ -17,6 +16,12 @@ def mean_difference(first: Scores, second: Scores) -> float | None:
   """mean_j (first[j] - second[j]); None of nothing, or where a score is not known."""
   known = [a - b for a, b in zip(first, second, strict=True) if a is not None and b is not None]
   return sum(known) / len(known) if known and len(known) == len(first) else None
+
+
+def highest(column: Scores) -> float | None:
+  """The largest score; None where one is not known."""
+  known = [score for score in column if score is not None]
+  return max(known) if known and len(known) == len(column) else None
 
 
 def continual_metrics(
@@ -46,11 +51,8 @@ def continual_metrics(
   """
   tasks = len(scores)
   last, own = scores[-1][:tasks], [scores[j][j] for j in range(tasks)]
-  columns = [[scores[i][j] for i in range(j, tasks - 1)] for j in range(tasks - 1)]
-  best = [
-    max((a for a in column if a is not None), default=None) if None not in column else None
-    for column in columns
-  ]
+  earlier = [[scores[i][j] for i in range(j, tasks - 1)] for j in range(tasks - 1)]
+  best = [highest(column) for column in earlier]
   backward = mean_difference(last[:-1], own[:-1])
   if form == "public":
     backward = None if backward is None else backward * (tasks - 1) / tasks

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from sapt_jax.backbones.hf import Model
 from sapt_jax.pet.adapters import Adapters
 
-# (logits (B, V) float32, tokens so far (B, N) int32, how many of them are there, random key) ->
-# next tokens (B,) int32
+# (logits (B, V) float32, tokens so far (B, N) int32, how many of them are there, random key)
+# -> next tokens (B,) int32
 Choose = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -38,12 +38,10 @@ def sampler(top_k: int, repetition_penalty: float, temperature: float) -> Choose
     places = jnp.where(jnp.arange(written.shape[1]) < count, written, logits.shape[1])
     seen = jnp.zeros(logits.shape, bool).at[rows, places].set(True, mode="drop")
     penalised = jnp.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
-    values, tokens = jax.lax.top_k(
-      jnp.where(seen, penalised, logits) / temperature, min(top_k, logits.shape[1])
-    )
-    return jnp.take_along_axis(tokens, jax.random.categorical(rng, values)[:, None], axis=1)[
-      :, 0
-    ].astype(jnp.int32)
+    scores = jnp.where(seen, penalised, logits) / temperature
+    values, tokens = jax.lax.top_k(scores, min(top_k, logits.shape[1]))
+    drawn = jax.random.categorical(rng, values)[:, None]
+    return jnp.take_along_axis(tokens, drawn, axis=1)[:, 0].astype(jnp.int32)
 
   return choose
 
@@ -68,10 +66,8 @@ def generate(
   Returns:
     (B, max_new) int32; after a row's end token stands the pad id.
   """
-  config = model.config
-  logits, cache = model.apply(
-    {"params": params}, source, source_mask, max_new, adapters, method="start"
-  )
+  config, variables = model.config, {"params": params}
+  logits, cache = model.apply(variables, source, source_mask, max_new, adapters, method="start")
   key = jax.random.key(0) if rng is None else rng
 
   def write(
@@ -83,13 +79,12 @@ def generate(
 
   def body(carry: tuple) -> tuple:
     written, ended, tokens, cache, count = carry
-    logits, cache = model.apply({"params": params}, tokens, cache, adapters, method="extend")
+    logits, cache = model.apply(variables, tokens, cache, adapters, method="extend")
     written, ended, tokens = write(written, ended, logits, count)
     return written, ended, tokens, cache, count + 1
 
   nothing = jnp.full((source.shape[0], max_new), config.pad_id, jnp.int32)
-  written, ended, tokens = write(
-    nothing, jnp.zeros(source.shape[0], bool), logits, jnp.zeros((), jnp.int32)
-  )
+  none_ended, first = jnp.zeros(source.shape[0], bool), jnp.zeros((), jnp.int32)
+  written, ended, tokens = write(nothing, none_ended, logits, first)
   carry = (written, ended, tokens, cache, jnp.ones((), jnp.int32))
   return jax.lax.while_loop(lambda c: (c[4] < max_new) & ~jnp.all(c[1]), body, carry)[0]

@@ -11,22 +11,15 @@ from typing import Any
 
 from rouge_score import rouge_scorer, tokenizers
 
-# Scripts that put no spaces between words, as the Unicode names of their characters begin: every
-# character is a token.
-UNSPACED = (
-  "CJK ",
-  "IDEOGRAPHIC ",
-  "HIRAGANA ",
-  "KATAKANA",
-  "THAI ",
-  "LAO ",
-  "KHMER ",
-  "MYANMAR ",
-  "TIBETAN ",
+# Scripts that put no spaces between words, so that every character is a token, as the Unicode names
+# of their characters begin.
+UNSPACED = tuple(
+  "CJK |IDEOGRAPHIC |HIRAGANA |KATAKANA|THAI |LAO |KHMER |MYANMAR |TIBETAN ".split("|")
 )
 # Marks that writers of Arabic and Hebrew may leave out, and Arabic's stretching stroke.
 OPTIONAL_MARKS = re.compile(
-  "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed]"
+  "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7"
+  "\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed]"
 )
 
 
@@ -46,8 +39,8 @@ def kind(character: str) -> str:
 
 
 class MultilingualTokenizer:
-  """Words of any script, for rouge-score, whose own tokeniser keeps only a-z and 0-9 and so scores
-  Chinese answers 0.
+  """Words of any script, for rouge-score, whose own tokeniser keeps only a-z and 0-9
+  and so scores Chinese answers 0.
 
   Text is compatibility-composed (NFKC) and case-folded; Arabic and Hebrew lose the marks that are
   optional in writing. Letters and digits with their combining marks form words, everything else
@@ -77,18 +70,20 @@ class MultilingualTokenizer:
 
 
 def rouge_l(tokenizer: Any = None) -> Callable[[str, str], float]:
-  """(prediction, reference) -> f-measure of their longest common subsequence, 0-100; None:
-  rouge-score's tokens.
+  """(prediction, reference) -> f-measure of their longest common subsequence, 0-100;
+  None: rouge-score's tokens.
   """
   scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True, tokenizer=tokenizer)
-  return lambda prediction, reference: (
-    100 * scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure
-  )
+
+  def metric(prediction: str, reference: str) -> float:
+    return 100 * scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure
+
+  return metric
 
 
 def normalised(text: str) -> str:
-  """Lower case, without ASCII punctuation, single spaces: the form in which the public scorer
-  compares answers.
+  """Lower case, without ASCII punctuation, single spaces:
+  the form in which the public scorer compares answers.
   """
   return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
 

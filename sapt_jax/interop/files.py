@@ -1,5 +1,5 @@
-"""Named arrays in the files of other programs: safetensors, npz, PyTorch state dicts, pickled numpy
-arrays.
+"""Named arrays in the files of other programs: safetensors, npz,
+PyTorch state dicts, pickled numpy arrays.
 """
 
 from __future__ import annotations
@@ -16,18 +16,9 @@ import safetensors.numpy
 from sapt_jax.errors import InputError
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".bin", ".pkl")
-# What a pickled numpy array is put together from (package.name), whichever the module inside the
-# package.
-PICKLED = frozenset(
-  {
-    "numpy._reconstruct",
-    "numpy.ndarray",
-    "numpy.dtype",
-    "numpy.scalar",
-    "numpy._frombuffer",
-    "_codecs.encode",
-  }
-)
+# What a pickled numpy array is put together from: package.name, whichever module of the package.
+_OF_NUMPY = ("_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer")
+PICKLED = frozenset({"_codecs.encode", *(f"numpy.{name}" for name in _OF_NUMPY)})
 UNREADABLE = (
   OSError,
   EOFError,
@@ -71,13 +62,14 @@ def read_file(path: Path) -> Any:
     with path.open("rb") as file:
       return ArrayUnpickler(file).load()
   value = import_torch(path).load(path, map_location="cpu", weights_only=True)
+  if not isinstance(value, dict):
+    return from_torch(value)
+  return {name: from_torch(tensor) for name, tensor in value.items()}
 
-  def as_array(tensor):
-    return tensor.detach().float().numpy()
 
-  return (
-    {name: as_array(x) for name, x in value.items()} if isinstance(value, dict) else as_array(value)
-  )
+def from_torch(tensor: Any) -> np.ndarray:
+  """A PyTorch tensor of any float type as a float32 array."""
+  return tensor.detach().float().numpy()
 
 
 def read_arrays(folder: Path, stem: str, optional: bool = False) -> dict[str, np.ndarray]:
@@ -99,11 +91,8 @@ def read_arrays(folder: Path, stem: str, optional: bool = False) -> dict[str, np
   except UNREADABLE as error:
     reason = str(error).partition("\n")[0]
     raise InputError(f"{found[0]}: cannot be read ({type(error).__name__}: {reason})") from error
-  return (
-    {name: np.asarray(x) for name, x in value.items()}
-    if isinstance(value, dict)
-    else {stem: np.asarray(value)}
-  )
+  named = value if isinstance(value, dict) else {stem: value}
+  return {name: np.asarray(x) for name, x in named.items()}
 
 
 def write_arrays(

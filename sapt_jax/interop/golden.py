@@ -1,7 +1,8 @@
 """Goldens: what the authors' PyTorch code computes on a small random model, in one .npz file.
 
     param/NAME                         every parameter, by its name in that code
-    {eq,pad,leftpad}/in/..., out/...   batches and what comes out of them; grad/NAME: the gradient of the loss
+    {eq,pad,leftpad}/in/..., out/...   batches and what comes out of them; grad/NAME: the gradient
+                                       of the loss
     replay/{i}/in/..., out/kl, grad/   pseudo inputs of earlier task i, their KL and its gradient
 
 Pools are newest first there, oldest first here. Sizes are read off the arrays; what these do not
@@ -33,9 +34,8 @@ from sapt_jax.methods.sapt import Sapt, SaptOptions
 Arrays = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(
-  frozen=True, eq=False
-)  # itself alone, so that compiled functions can tell it from others
+# Equal to itself alone, so that compiled functions can tell it from others.
+@dataclasses.dataclass(frozen=True, eq=False)
 class Golden:
   """A golden file and the library's side of it.
 
@@ -61,9 +61,8 @@ class Golden:
 
   def oldest_first(self, x: np.ndarray) -> np.ndarray:
     """(..., T) in the order of goldens -> (..., capacity) in that of the pool."""
-    return np.pad(
-      x[..., ::-1], [(0, 0)] * (x.ndim - 1) + [(0, self.method.setting.capacity - self.tasks)]
-    )
+    empty = self.method.setting.capacity - self.tasks
+    return np.pad(x[..., ::-1], [(0, 0)] * (x.ndim - 1) + [(0, empty)])
 
 
 def read_arrays(path: Path) -> Arrays:
@@ -90,9 +89,8 @@ def index_entry(path: Path) -> dict[str, Any]:
 def layer_count(arrays: Arrays, stack: str) -> int:
   """1 + the largest layer number of the parameters param/{stack}.{number}..."""
   start = f"param/{stack}."
-  return 1 + max(
-    int(name.removeprefix(start).split(".")[0]) for name in arrays if name.startswith(start)
-  )
+  inside = [name.removeprefix(start) for name in arrays if name.startswith(start)]
+  return 1 + max(int(name.split(".")[0]) for name in inside)
 
 
 def t5_config(arrays: Arrays) -> dict[str, Any]:
@@ -133,18 +131,16 @@ def llama_config(arrays: Arrays) -> dict[str, Any]:
 
 def padding_id(arrays: Arrays, default: int) -> int:
   """The id that stands at masked places of a golden's batches, the default if they have none."""
-  batches = [f"{name}/in/" for name in batch_names(arrays)]
-  masked = np.concatenate(
-    [arrays[f"{x}input_ids"][arrays[f"{x}attention_mask"] == 0] for x in batches]
-  )
-  return int(masked[0]) if masked.size else default
+  batches = [f"{name}/in" for name in batch_names(arrays)]
+  masked = [arrays[f"{x}/input_ids"][arrays[f"{x}/attention_mask"] == 0] for x in batches]
+  ids = np.concatenate(masked)
+  return int(ids[0]) if ids.size else default
 
 
 def with_heads(raw: dict[str, Any], arrays: Arrays, heads: int) -> dict[str, Any]:
   """A LLaMA's config.json with this number of heads, and what follows from it."""
-  width, key_width = (
-    arrays[f"param/model.layers.0.self_attn.{x}_proj.weight"].shape[0] for x in "qk"
-  )
+  attention = "param/model.layers.0.self_attn"
+  width, key_width = (arrays[f"{attention}.{x}_proj.weight"].shape[0] for x in "qk")
   if width % (2 * heads) or key_width % (width // heads):
     raise InputError(f"{heads} heads do not fit q_proj and k_proj of {width} and {key_width} rows")
   head_width = width // heads
@@ -166,11 +162,8 @@ def all_heads(raw: dict[str, Any], arrays: Arrays) -> Iterator[dict[str, Any]]:
 
 def make_golden(arrays: Arrays, raw: dict[str, Any], alpha: float, quirks: bool) -> Golden:
   """The model, pool and method that a golden's parameters make up."""
-  given = {
-    name.removeprefix("param/"): value
-    for name, value in arrays.items()
-    if name.startswith("param/")
-  }
+  start = "param/"
+  given = {name.removeprefix(start): x for name, x in arrays.items() if name.startswith(start)}
   model = hf.build_model(raw)
   params = {}
   for weight in ARCHITECTURES[raw["model_type"]].weights(model.config):
@@ -182,17 +175,14 @@ def make_golden(arrays: Arrays, raw: dict[str, Any], alpha: float, quirks: bool)
     keys = np.concatenate([keys, given[f"{prefix}.previous_prompts_keys"]])
   tasks = len(keys)
   pool = [public.block_from(given, model.config, age) for age in public.ages(tasks)]
-  pet = config.Pet(
-    rank=min(given[name].shape[0] for name in given if name.endswith("lora_A")), alpha=alpha
-  )
+  rank = min(given[name].shape[0] for name in given if name.endswith("lora_A"))
+  pet = config.Pet(rank=rank, alpha=alpha)
   setting = Setting(pet, model.config.lora_sites(), params["embedding/table"], tasks + 1, 0)
   method = Sapt(SaptOptions(reference_quirks=quirks), setting)
-  learned = public.make_learned(
-    method, pool, keys[::-1], public.query_from(given, f"{prefix}.trans_input.")
-  )
-  return Golden(
-    arrays, tasks, prefix, model, traverse_util.unflatten_dict(params, sep="/"), method, learned
-  )
+  query = public.query_from(given, f"{prefix}.trans_input.")
+  learned = public.make_learned(method, pool, keys[::-1], query)
+  params = traverse_util.unflatten_dict(params, sep="/")
+  return Golden(arrays, tasks, prefix, model, params, method, learned)
 
 
 def batch_names(arrays: Arrays) -> list[str]:
@@ -212,7 +202,8 @@ def candidates(path: Path, heads: int | None = None, quirks: bool = True) -> Ite
   arrays, entry = read_arrays(path), index_entry(path)
   if entry.get("attn_temperature", 1) != 1:
     raise InputError(
-      f"{path}: attn_temperature {entry['attn_temperature']}: only 1, scores / sqrt(d_model), is known"
+      f"{path}: attn_temperature {entry['attn_temperature']}: only 1, scores / sqrt(d_model), "
+      "is known"
     )
   known, alpha = entry.get("config", {}), entry.get("lora_alpha", 32)
   try:

@@ -1,5 +1,5 @@
-"""Blocks as peft adapters: a folder with adapter_config.json, adapter_model.safetensors and
-README.md.
+"""Blocks as peft adapters: a folder with adapter_config.json,
+adapter_model.safetensors and README.md.
 
 peft has no mixture per input, so that a pool goes out as one of its blocks, or as the mixture fixed
 once for all inputs, for instance a task's mean mixture. A fixed mixture of LoRA blocks is one LoRA
@@ -28,7 +28,8 @@ README = """---
 base_model: {base}
 library_name: peft
 ---
-A PET block of sapt_jax for {base}: {what}. Load it with `peft.PeftModel.from_pretrained(model, folder)`.
+A PET block of sapt_jax for {base}: {what}. \
+Load it with `peft.PeftModel.from_pretrained(model, folder)`.
 """
 
 
@@ -65,10 +66,38 @@ def lora_arrays(block: blocks.Block, backbone: ModelConfig) -> dict[str, np.ndar
     for layer in range(site.layers):
       prefix = f"base_model.model.{site.module.format(layer)}.{site.linear}"
       for ours, theirs in (("a", "lora_A"), ("b", "lora_B")):
-        arrays[f"{prefix}.{theirs}.weight"] = np.ascontiguousarray(
-          np.asarray(factors[ours][layer], np.float32).T
-        )
+        factor = np.asarray(factors[ours][layer], np.float32)
+        arrays[f"{prefix}.{theirs}.weight"] = np.ascontiguousarray(factor.T)
   return arrays
+
+
+def lora_config(
+  arrays: dict[str, np.ndarray], pet: config.Pet, backbone: ModelConfig
+) -> dict[str, Any]:
+  """What adapter_config.json says of a LoRA block with these arrays."""
+  rank = next(x.shape[0] for name, x in arrays.items() if "lora_A" in name)
+  alpha = pet.alpha * rank / pet.rank  # peft scales by lora_alpha / r
+  return {
+    "peft_type": "LORA",
+    "r": rank,
+    "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "target_modules": sorted({site.linear for site in sites(backbone)}),
+  }
+
+
+def prompt_config(prompt: np.ndarray) -> dict[str, Any]:
+  """What adapter_config.json says of a soft prompt (P, D)."""
+  return {
+    "peft_type": "PROMPT_TUNING",
+    "num_virtual_tokens": prompt.shape[0],
+    "token_dim": prompt.shape[1],
+    # One prompt, before the encoder's input: by default encoder-decoders get one more before the
+    # decoder's.
+    "num_transformer_submodules": 1,
+    "prompt_tuning_init": "RANDOM",
+  }
 
 
 def export_block(
@@ -99,35 +128,16 @@ def export_block(
   }
   if "prompt" in block:
     arrays = {"prompt_embeddings": np.asarray(block["prompt"], np.float32)}
-    # One prompt, before the encoder's input: peft's default for encoder-decoders is one more before
-    # the decoder's.
-    written |= {
-      "peft_type": "PROMPT_TUNING",
-      "num_virtual_tokens": arrays["prompt_embeddings"].shape[0],
-      "token_dim": arrays["prompt_embeddings"].shape[1],
-      "num_transformer_submodules": 1,
-      "prompt_tuning_init": "RANDOM",
-    }
+    written |= prompt_config(arrays["prompt_embeddings"])
   else:
     arrays = lora_arrays(block, backbone)
-    rank = next(x.shape[0] for name, x in arrays.items() if "lora_A" in name)
-    alpha = pet.alpha * rank / pet.rank  # peft scales by lora_alpha / r
-    written |= {
-      "peft_type": "LORA",
-      "r": rank,
-      "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-      "lora_dropout": 0.0,
-      "bias": "none",
-      "target_modules": sorted({site.linear for site in sites(backbone)}),
-    }
+    written |= lora_config(arrays, pet, backbone)
   folder.mkdir(parents=True, exist_ok=True)
-  safetensors.numpy.save_file(
-    arrays, folder / "adapter_model.safetensors", metadata={"format": "pt"}
-  )
+  weights = folder / "adapter_model.safetensors"
+  safetensors.numpy.save_file(arrays, weights, metadata={"format": "pt"})
   (folder / "README.md").write_text(README.format(base=base, what=what), encoding="utf-8")
-  (folder / "adapter_config.json").write_text(
-    json.dumps(written, indent=2) + "\n", encoding="utf-8"
-  )
+  text = json.dumps(written, indent=2) + "\n"
+  (folder / "adapter_config.json").write_text(text, encoding="utf-8")
 
 
 def export_mixture(
@@ -138,8 +148,8 @@ def export_mixture(
   backbone: ModelConfig,
   base: str,
 ) -> None:
-  """Writes a pool under one mixture (T,) for all inputs as a peft adapter folder; blocks of weight
-  0 are left out.
+  """Writes a pool under one mixture (T,) for all inputs as a peft adapter folder;
+  blocks of weight 0 are left out.
 
   Raises:
     InputError: every weight is 0; the folder holds another adapter.
@@ -147,9 +157,10 @@ def export_mixture(
   used = [slot for slot, weight in enumerate(np.asarray(mixture)) if weight != 0]
   if not used:
     raise InputError("every weight of the mixture is 0: there is nothing to export")
+  slots = jnp.array(used)
   chosen = jax.tree_util.tree_map_with_path(
-    lambda path, x: jnp.take(x, jnp.array(used), blocks.task_axis(path)), pool
+    lambda path, x: jnp.take(x, slots, blocks.task_axis(path)), pool
   )
   weights = ", ".join(f"{float(mixture[slot]):.4f} of block {slot + 1}" for slot in used)
-  block = fixed_mixture(chosen, jnp.asarray(mixture)[jnp.array(used)])
+  block = fixed_mixture(chosen, jnp.asarray(mixture)[slots])
   export_block(folder, block, pet, backbone, base, f"a fixed mixture, {weights}")

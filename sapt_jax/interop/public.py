@@ -3,14 +3,17 @@
 That code leaves a folder per task, `outputs/{1, 2, ...}-{task}/saved_weights/`, with these files:
 
     lora_weights_A.pt, lora_weights_B.pt
-        state dicts: `{attention}.lora_{q,v}.lora_A` (R, D_in) and `.lora_B` (D_out, R) of this task's block, and
-        `{attention}.previous_lora_weights_{q,v}.{i}.lora_A` and `.lora_B` of all earlier ones
+        state dicts: `{attention}.lora_{q,v}.lora_A` (R, D_in) and `.lora_B` (D_out, R) of this
+        task's block, and `{attention}.previous_lora_weights_{q,v}.{i}.lora_A` and `.lora_B` of all
+        earlier ones
     prompts_keys_till_now.pt
         (T, D), one key per task so far
     trans_input.pt
-        state dict of the query projection: `0.weight` (100, D), `1.weight` (D, 100), `3.weight` (D,), `3.bias` (D,)
+        state dict of the query projection: `0.weight` (100, D), `1.weight` (D, 100), `3.weight`
+        (D,), `3.bias` (D,)
     attention_weights.pkl
-        (T,), the mean mixture on held-out inputs, a pickled numpy array; only there once answers have been given
+        (T,), the mean mixture on held-out inputs, a pickled numpy array; only there once answers
+        have been given
 
 {attention} is named as in Hugging Face's modules. Everything stands in order of age, newest task
 first; pools here hold the oldest first. `X.safetensors` and `X.npz` are read and written in place
@@ -43,12 +46,11 @@ QUERY = {"down": "0.weight", "up": "1.weight", "scale": "3.weight", "bias": "3.b
 
 
 def factor_names(site: Site, factor: str, age: int | None) -> list[str]:
-  """What factor "a" or "b" of a site is called in each layer; age None: the newest block, 0: the
-  one before, ...
+  """What factor "a" or "b" of a site is called in each layer; age None:
+  the newest block, 0: the one before, ...
   """
-  module = (
-    f"lora_{site.path[-1]}" if age is None else f"previous_lora_weights_{site.path[-1]}.{age}"
-  )
+  linear = site.path[-1]
+  module = f"lora_{linear}" if age is None else f"previous_lora_weights_{linear}.{age}"
   return [f"{site.module.format(layer)}.{module}.{FACTORS[factor]}" for layer in range(site.layers)]
 
 
@@ -141,9 +143,8 @@ def make_learned(
       f"keys have shape {keys.shape}; those of {count} blocks have {count, setting.width}"
     )
   for slot, block in enumerate(pool):
-    found, wanted = (
-      jax.tree.map(jnp.shape, tree) for tree in (block, blocks.read(learned.blocks, slot))
-    )
+    found = jax.tree.map(jnp.shape, block)
+    wanted = jax.tree.map(jnp.shape, blocks.read(learned.blocks, slot))
     if found != wanted:
       raise InputError(
         f"block {slot + 1} has shapes {found}; the backbone and pet.rank ask for {wanted}"
@@ -152,9 +153,8 @@ def make_learned(
   memory, nothing = learned.memory, jnp.zeros((0, setting.width))
   for task, target in enumerate(targets):
     if target is not None:
-      memory = arm.remember(
-        memory, task, nothing, jnp.pad(jnp.asarray(target), (0, setting.capacity - len(target)))
-      )
+      padded = jnp.pad(jnp.asarray(target), (0, setting.capacity - len(target)))
+      memory = arm.remember(memory, task, nothing, padded)
   return replace(
     learned,
     count=jnp.asarray(count, jnp.int32),
@@ -184,21 +184,20 @@ def read_pool(folders: Sequence[Path], method: Sapt, config: ModelConfig) -> Sap
   query = query_from(read_arrays(folders[-1], "trans_input"))
   if len(folders) not in (1, len(keys)):
     raise InputError(
-      f"{folders[-1]} has {len(keys)} tasks, {len(folders)} folders were named: name all, or the last"
+      f"{folders[-1]} has {len(keys)} tasks, {len(folders)} folders were named: "
+      "name all, or the last"
     )
   states = [
     read_arrays(folder, "lora_weights_A") | read_arrays(folder, "lora_weights_B")
     for folder in folders
   ]
   if len(folders) < len(keys):
-    return make_learned(
-      method, [block_from(states[0], config, age) for age in ages(len(keys))], keys[::-1], query
-    )
+    pool = [block_from(states[0], config, age) for age in ages(len(keys))]
+    return make_learned(method, pool, keys[::-1], query)
   targets = [lone_array(folder, "attention_weights") for folder in folders]
   oldest_first = [None if x is None else x.reshape(-1)[::-1] for x in targets]
-  return make_learned(
-    method, [block_from(state, config) for state in states], keys[::-1], query, oldest_first
-  )
+  pool = [block_from(state, config) for state in states]
+  return make_learned(method, pool, keys[::-1], query, oldest_first)
 
 
 def lone_array(folder: Path, stem: str) -> np.ndarray | None:
@@ -209,8 +208,8 @@ def lone_array(folder: Path, stem: str) -> np.ndarray | None:
 def write_pool(
   learned: SaptLearned, config: ModelConfig, folders: Sequence[Path], suffix: str = ".pt"
 ) -> None:
-  """Writes a pool as the public code would have: a folder per task, with what was known when the
-  task had been learned.
+  """Writes a pool as the public code would have: a folder per task,
+  with what was known when the task had been learned.
 
   Of the query projection only the newest form is kept, so that it stands in every folder.
 
@@ -228,7 +227,8 @@ def write_pool(
     )
   if np.any(np.asarray(learned.centre.mean)) or float(learned.centre.scale) != 1.0:
     raise InputError(
-      "the public code has no centre of pooled embeddings: it takes method.attention published alone"
+      "the public code has no centre of pooled embeddings: "
+      "it takes method.attention published alone"
     )
   for task, folder in enumerate(folders):
     folder.mkdir(parents=True, exist_ok=True)
@@ -236,12 +236,8 @@ def write_pool(
     for slot, age in enumerate(ages(task + 1)):
       arrays |= block_arrays(blocks.read(learned.blocks, slot), config, age)
     for name in FACTORS.values():
-      write_arrays(
-        folder,
-        f"lora_weights_{name[-1]}",
-        {x: y for x, y in arrays.items() if x.endswith(name)},
-        suffix,
-      )
+      of_factor = {x: y for x, y in arrays.items() if x.endswith(name)}
+      write_arrays(folder, f"lora_weights_{name[-1]}", of_factor, suffix)
     write_arrays(folder, "trans_input", query_arrays(learned.query), suffix)
     write_arrays(folder, "prompts_keys_till_now", np.asarray(learned.keys)[task::-1], suffix)
     target = np.asarray(learned.memory.target)[task, task::-1]

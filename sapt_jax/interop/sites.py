@@ -1,5 +1,5 @@
-"""Where each LoRA site of a backbone stands in the Hugging Face module tree, which other programs
-name it after.
+"""Where each LoRA site of a backbone stands in the Hugging Face module tree,
+which other programs name it after.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""The instruction families of the pretraining mixture: small tasks whose instructions are composed
-at random.
+"""The instruction families of the pretraining mixture:
+small tasks whose instructions are composed at random.
 
 What the backbone should learn here is not a task but the trade: read an instruction, attend to what
 it points at, copy, reorder, and turn a kind of word into a label that the instruction names.

@@ -1,5 +1,5 @@
-"""The small language of the `mini` benchmark: words by kind, and the few helpers that
-draw from them.
+"""The small language of the `mini` benchmark:
+words by kind, and the few helpers that draw from them.
 
 Both the stream (`tasks.py`) and the pretraining mixture (`pretraining.py`) speak it. They share
 words, never instructions or inputs: the backbone knows what a word is, and a task is what it still
@@ -126,8 +126,7 @@ EVERYDAY = _words("""
   asks tell tells know knows think thinks seem divide waits told recalls a need With Film someone
   headline customer s
 """)
-# Words that answer: labels of the stream stand among many others, so none of them is new to the
-# backbone.
+# Words that answer: the stream's labels are among many others, so none is new to the backbone.
 LABELS = _words("""
   yes no true false good bad left right up down alpha beta gamma delta thrilled bored amused annoyed
   accept reject again never maybe always pass fail keep return north south east west pitch counter

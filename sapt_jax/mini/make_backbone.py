@@ -86,8 +86,8 @@ class Batch:
 
 
 def build_model(dtype: Any = jnp.float32) -> T5:
-  """The Flax module of CONFIG, its layers unrolled: a loop over so few costs a CPU more than it
-  saves.
+  """The Flax module of CONFIG, its layers unrolled:
+  a loop over so few costs a CPU more than it saves.
   """
   unrolled = dataclasses.replace(t5_config(CONFIG), unroll=CONFIG["num_layers"])
   return T5(dataclasses.replace(unrolled, dtype=jnp.dtype(dtype)))
@@ -135,8 +135,8 @@ def batches(
 def loss_and_hits(
   model: T5, params: Any, source: jax.Array, target: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Mean cross-entropy of the target's real tokens in nats, and (B,) bool: every token of the row
-  is the most likely one.
+  """Mean cross-entropy of the target's real tokens in nats, and (B,) bool:
+  every token of the row is the most likely one.
   """
   real = target > 0
   logits = model.apply({"params": params}, source, source > 0, target, real).astype(jnp.float32)
@@ -167,16 +167,15 @@ def hits(model: T5, params: Any, source: jax.Array, target: jax.Array) -> jax.Ar
 
 
 def rate_group(path: tuple[Any, ...]) -> str:
-  """The learning-rate group of a parameter: queries learn slower than kernels, what has unit scale
-  learns faster.
+  """The learning-rate group of a parameter: queries learn slower than kernels,
+  what has unit scale learns faster.
   """
   name = "/".join(str(part.key) for part in path)
   marks = {"/q/": "query", "_bias/": "bias", "scale": "unit", "embedding/": "unit"}
   return next((group for mark, group in marks.items() if mark in name), "kernel")
 
 
-# (stack, head) -> distance of the key that the head looks at when training starts, by a bias of so
-# many nats.
+# (stack, head) -> distance of the key that the head looks at when training starts, by BIAS nats.
 LOOKS_AT = {
   ("encoder", 0): -1,
   ("encoder", 1): 1,
@@ -220,8 +219,8 @@ def fresh_params(model: T5, seed: int) -> Any:
 def accuracy(
   model: T5, params: Any, tokenizer: Tokenizer, seed: int, rows: int
 ) -> dict[str, float]:
-  """Exact match in % of greedy answers to fresh instruction rows, per family of the mixture, and
-  their mean as "all".
+  """Exact match in % of greedy answers to fresh instruction rows, per family of the mixture,
+  and their mean as "all".
   """
   rng = np.random.default_rng((seed, 1))
   result = {}
@@ -239,8 +238,8 @@ def accuracy(
 
 
 def train(settings: Settings, tokenizer: Tokenizer, log: pathlib.Path) -> tuple[Any, float]:
-  """Trains in float32 from random weights; writes step, loss, minutes to `log`. Returns parameters
-  and the last mean loss.
+  """Trains in float32 from random weights; writes step, loss, minutes to `log`.
+  Returns parameters and the last mean loss.
   """
   model = build_model()
   params = fresh_params(model, settings.seed)
@@ -297,8 +296,8 @@ def write_folder(
   minutes: float,
   loss: float,
 ) -> None:
-  """Writes config.json, model.safetensors (bfloat16), the tokenizer's files and README.md; scores
-  what was written.
+  """Writes config.json, model.safetensors (bfloat16), the tokenizer's files and README.md;
+  scores what was written.
   """
   stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   hf.save_backbone(output, build_model(jnp.bfloat16), CONFIG, stored)

@@ -1,5 +1,5 @@
-"""The pretraining mixture of `t5-mini`: instructions, drills, span corruption and the generation of
-whole prompts.
+"""The pretraining mixture of `t5-mini`: instructions, drills,
+span corruption and the generation of whole prompts.
 
 No definition and no input of the `mini` stream is in it (tests/test_mini.py holds that on a large
 sample).
@@ -34,8 +34,8 @@ def _framed(rng: Rng, row: Row) -> Pair:
 
 
 def _span_corruption(rng: Rng) -> Pair:
-  """T5's objective on one to three sentences: about 15 % of the words, in spans of one to three,
-  become sentinels.
+  """T5's objective on one to three sentences: about 15 % of the words,
+  in spans of one to three, become sentinels.
   """
   words = ". ".join(sentence(rng) for _ in range(int(rng.integers(1, 4)))).split()
   source, target, at, used = [], [], 0, 0
@@ -53,15 +53,14 @@ def _span_corruption(rng: Rng) -> Pair:
 
 
 def _generation(rng: Rng) -> Pair:
-  """A marker alone asks for a whole prompt: definition, bar, input. Teaches the decoder to write
-  long texts.
+  """A marker alone asks for a whole prompt: definition, bar, input.
+  Teaches the decoder to write long texts.
   """
   definition, text, _ = instruction_row(rng)
   return Pair(pick(rng, GENERATE_MARKERS), f"{definition} | {text}")
 
 
-# Drills: many answers to one input, so that attention learns to copy and to look up from dense
-# signals.
+# Drills: many answers to one input, dense signals from which attention learns to copy and look up.
 
 
 def _copy_drill(rng: Rng) -> Row:

@@ -1,5 +1,5 @@
-"""The tokenizer of `t5-mini`: a unigram model with T5's conventions, counted from the pretraining
-mixture.
+"""The tokenizer of `t5-mini`: a unigram model with T5's conventions,
+counted from the pretraining mixture.
 
 Ids: 0 <pad>, 1 </s>, 2 <unk>; the sentinels <extra_id_0>, <extra_id_1>, ... end the vocabulary in
 falling order, as in T5. White space of any kind counts as one space, so that text comes back from
@@ -79,8 +79,8 @@ def build_tokenizer(texts: Iterable[str], words: Iterable[str], sentinels: int) 
 
 
 def _pieces(forms: dict[str, int], size: int, wanted: set[str]) -> list[tuple[str, float]]:
-  """The `size` pieces with their log-probabilities: characters, whole forms by frequency, fragments
-  of them.
+  """The `size` pieces with their log-probabilities:
+  characters, whole forms by frequency, fragments of them.
   """
   total = sum(forms.values())
   characters = ["▁", *CHARACTERS]

@@ -9,8 +9,8 @@ import jax
 
 
 class Adapters(flax.struct.PyTreeNode):
-  """PET blocks as a backbone applies them to one batch; None in a field means that there are none
-  of that kind.
+  """PET blocks as a backbone applies them to one batch;
+  None in a field means that there are none of that kind.
 
   Attributes:
     lora: nested like the backbone's sites, {"a": (layers, D_in, T, R), "b": (layers, T, R, D_out)}

@@ -8,6 +8,8 @@ step; empty slots hold zeros.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,8 +31,8 @@ def task_axis(path: tuple) -> int:
 
 
 def init_block(rng: jax.Array, pet: Pet, sites: lora.Sites, embedding_table: jax.Array) -> Block:
-  """A fresh block: LoRA starts by adding nothing; a soft prompt starts at token embeddings (V, D)
-  drawn at random.
+  """A fresh block: LoRA starts by adding nothing;
+  a soft prompt starts at token embeddings (V, D) drawn at random.
   """
   if pet.kind == "lora":
     return {"lora": lora.init_block(rng, sites, pet.rank)}
@@ -47,12 +49,12 @@ def stack(block: Block) -> Blocks:
 
 def empty_pool(block: Block, capacity: int) -> Blocks:
   """Zeros with room for `capacity` blocks of this one's shape."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: jnp.zeros(
-      (*x.shape[: task_axis(path)], capacity, *x.shape[task_axis(path) :]), x.dtype
-    ),
-    block,
-  )
+
+  def empty(path: tuple, x: jax.Array) -> jax.Array:
+    axis = task_axis(path)
+    return jnp.zeros((*x.shape[:axis], capacity, *x.shape[axis:]), x.dtype)
+
+  return jax.tree_util.tree_map_with_path(empty, block)
 
 
 def write(pool: Blocks, block: Block, slot: jax.Array | int) -> Blocks:
@@ -102,26 +104,19 @@ def merged(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
   """
   if "prompt" in pool:
     return {"prompt": jnp.einsum("t,tpd->pd", weights, pool["prompt"])}
-  return {
-    "lora": jax.tree.map(
-      lambda site: lora.best_of_rank(site, weights, pet.rank),
-      pool["lora"],
-      is_leaf=lambda x: "a" in x,
-    )
-  }
+  return {"lora": at_sites(partial(lora.best_of_rank, weights=weights, rank=pet.rank), pool)}
 
 
 def reading_alike(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
-  """A block of LoRA that adds nothing yet and reads what the pool mixed by weights (T,) reads
-  (lora.main_directions).
+  """A block of LoRA that adds nothing yet and reads what the pool mixed
+  by weights (T,) reads (lora.main_directions).
   """
-  return {
-    "lora": jax.tree.map(
-      lambda site: lora.main_directions(site, weights, pet.rank),
-      pool["lora"],
-      is_leaf=lambda x: "a" in x,
-    )
-  }
+  return {"lora": at_sites(partial(lora.main_directions, weights=weights, rank=pet.rank), pool)}
+
+
+def at_sites(function: Callable[[Any], Any], pool: Blocks) -> Any:
+  """What a function gives of the factors {"a": ..., "b": ...} of each site, nested as the sites."""
+  return jax.tree.map(function, pool["lora"], is_leaf=lambda x: "a" in x)
 
 
 def mixed(
@@ -131,8 +126,8 @@ def mixed(
   detached: jax.Array | None = None,
   newest: jax.Array | None = None,
 ) -> Adapters:
-  """The pool as a backbone applies it, each example with its own mixture (B, T) float32 (SAPT
-  Eq. 4).
+  """The pool as a backbone applies it,
+  each example with its own mixture (B, T) float32 (SAPT Eq. 4).
 
   LoRA: sum_i a_i (alpha / r) B_i A_i x at every site, over the pet.top_k blocks with the largest
   weights if that is set. Soft prompts: sum_i a_i P_i before the input embeddings.
@@ -145,10 +140,5 @@ def mixed(
   chosen = None
   if 0 < pet.top_k < mixture.shape[1]:
     mixture, chosen = jax.lax.top_k(mixture, pet.top_k)
-  return Adapters(
-    lora=pool["lora"],
-    gates=mixture * (pet.alpha / pet.rank),
-    chosen=chosen,
-    newest=newest,
-    detached=detached,
-  )
+  gates = mixture * (pet.alpha / pet.rank)
+  return Adapters(pool["lora"], gates, chosen=chosen, newest=newest, detached=detached)

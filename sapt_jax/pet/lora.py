@@ -8,6 +8,7 @@ with both a task axis and a full width per token.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -35,10 +36,8 @@ def init_block(rng: jax.Array, sites: Sites, rank: int) -> Any:
       "b": jnp.zeros((layers, rank, d_out)),
     }
 
-  return jax.tree.unflatten(
-    structure,
-    [one(key, site) for key, site in zip(jax.random.split(rng, len(leaves)), leaves, strict=True)],
-  )
+  keys = jax.random.split(rng, len(leaves))
+  return jax.tree.unflatten(structure, map(one, keys, leaves))
 
 
 def mixed_product(
@@ -65,13 +64,12 @@ def mixed_product(
   Returns:
     (B, L, D_out) in x's dtype.
   """
-  slots = jnp.arange(factors["a"].shape[1])[None] if chosen is None else chosen
+  a, b = factors["a"], factors["b"]
+  slots = jnp.arange(a.shape[1])[None] if chosen is None else chosen
   stopped = None if detached is None else detached[slots]
   if newest is None:
-    return _product(x, factors["a"], factors["b"], gates, stopped, chosen)[0]
-  return _product_newest(
-    x, factors["a"], factors["b"], gates, stopped, chosen, slots == newest, newest
-  )
+    return _product(x, a, b, gates, stopped, chosen)[0]
+  return _product_newest(x, a, b, gates, stopped, chosen, slots == newest, newest)
 
 
 def _matrices(
@@ -145,13 +143,14 @@ def _backward(saved: tuple, dy: jax.Array) -> tuple:
   through = du if stopped is None else jnp.where(stopped[:, None, :, None], 0, du)
   dx = through.reshape(*x.shape[:2], -1) @ jnp.swapaxes(a_matrix, -1, -2)
 
-  def of_newest(per_block):
-    return jnp.einsum(
-      "bltr,bt->blr", per_block, jnp.broadcast_to(is_newest, gates.shape).astype(x.dtype)
-    )
+  def of_newest(per_block: jax.Array) -> jax.Array:
+    """(B, L, T, R) -> (B, L, R)."""
+    only = jnp.broadcast_to(is_newest, gates.shape).astype(x.dtype)
+    return jnp.einsum("bltr,bt->blr", per_block, only)
 
-  da = jnp.einsum("bld,blr->dr", x, of_newest(du), preferred_element_type=jnp.float32)
-  db = jnp.einsum("blr,blo->ro", of_newest(u * gate), dy, preferred_element_type=jnp.float32)
+  product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+  da = product("bld,blr->dr", x, of_newest(du))
+  db = product("blr,blo->ro", of_newest(u * gate), dy)
   da = jnp.zeros_like(a).at[:, newest].set(da.astype(a.dtype))
   db = jnp.zeros_like(b).at[newest].set(db.astype(b.dtype))
   return dx, da, db, d_gates, None, None, None, None
@@ -204,8 +203,5 @@ def _singular(
   # triangular parts.
   (a_basis, a_rest), (b_basis, b_rest) = jnp.linalg.qr(a), jnp.linalg.qr(jnp.swapaxes(b, 1, 2))
   left, values, right = jnp.linalg.svd(a_rest @ jnp.swapaxes(b_rest, 1, 2))
-  return (
-    a_basis @ left[:, :, :rank],
-    values[:, :rank],
-    right[:, :rank] @ jnp.swapaxes(b_basis, 1, 2),
-  )
+  left, right = left[:, :, :rank], right[:, :rank]
+  return a_basis @ left, values[:, :rank], right @ jnp.swapaxes(b_basis, 1, 2)

@@ -1,3 +1,1 @@
-"""What a run would need on hardware that is not here: `python -m sapt_jax.plan` (see
-__main__.py).
-"""
+"""What a run would need on hardware that is not here: `python -m sapt_jax.plan`."""

@@ -1,14 +1,15 @@
-"""Compiles a run's training step and decoder for hardware that is not here, and says what they need
-of it.
+r"""Compiles a run's training step and decoder for hardware that is not here,
+and says what they need of it.
 
     python -m sapt_jax.plan --config configs/mini.py --target h100:8 --mesh data=1,fsdp=8,tensor=1
-    python -m sapt_jax.plan --model t5-xxl --target v5e:2x4 --backbone.dtype bfloat16 --backbone.remat full --json
+    python -m sapt_jax.plan --model t5-xxl --target v5e:2x4 --backbone.dtype bfloat16 \
+      --backbone.remat full --json
 
 No device and no weights are needed, only the compiler: pip install 'sapt-jax[plan-gpu]' or
 'sapt-jax[plan-tpu]'; `cpu:N` simulates N devices, and overstates temporaries in bfloat16, as a CPU
-multiplies in float32. --mesh data=D,fsdp=F,tensor=T is short for --mesh.data D
---mesh.fsdp F --mesh.tensor T; without a mesh all devices stand on fsdp. The generator
-of pseudo inputs is not planned (docs/scale.md). With --json the report is one JSON object.
+multiplies in float32. --mesh data=D,fsdp=F,tensor=T is short for --mesh.data D --mesh.fsdp F
+--mesh.tensor T; without a mesh all devices stand on fsdp. The generator of pseudo inputs is not
+planned (docs/scale.md). With --json the report is one JSON object.
 """
 
 from __future__ import annotations
@@ -55,8 +56,8 @@ class PlanOptions(Config):
 
 
 def spread_mesh(arguments: Sequence[str]) -> list[str]:
-  """The arguments with `--mesh data=1,fsdp=8,tensor=1` written as --mesh.data 1 --mesh.fsdp 8
-  --mesh.tensor 1.
+  """The arguments with `--mesh data=1,fsdp=8,tensor=1` written
+  as --mesh.data 1 --mesh.fsdp 8 --mesh.tensor 1.
 
   Raises:
     InputError: an axis that there is not, or a size that is no number.
@@ -81,9 +82,8 @@ def spread_mesh(arguments: Sequence[str]) -> list[str]:
 
 def options(arguments: Sequence[str]) -> PlanOptions:
   """All options, those of the file that --config names as defaults."""
-  return run_options.parse_over_config(
-    PlanOptions, spread_mesh(arguments), "sapt_jax.plan", __doc__ or "", mini_config
-  )
+  written, about = spread_mesh(arguments), __doc__ or ""
+  return run_options.parse_over_config(PlanOptions, written, "sapt_jax.plan", about, mini_config)
 
 
 def placed_on(config: Config, target: hardware.Target) -> Config:
@@ -97,7 +97,8 @@ def placed_on(config: Config, target: hardware.Target) -> Config:
     return dataclasses.replace(config, mesh=Mesh(fsdp=target.count))
   if size != target.count:
     raise InputError(
-      f"mesh of {size} devices ({dataclasses.asdict(config.mesh)}): --target {target.text} has {target.count}; give as many"
+      f"mesh of {size} devices ({dataclasses.asdict(config.mesh)}): "
+      f"--target {target.text} has {target.count}; give as many"
     )
   return config
 
@@ -112,18 +113,16 @@ def backbone_sizes(config: Config, model: str) -> dict[str, Any]:
   if model:
     if model not in SIZES:
       raise InputError(
-        f"--model {model}: no such size; give one of {', '.join(SIZES)}, or a folder as --backbone.path"
+        f"--model {model}: no such size; give one of {', '.join(SIZES)}, "
+        "or a folder as --backbone.path"
       )
     return SIZES[model]
-  folder = (
-    T5_MINI
-    if config.backbone.path == "t5-mini"
-    else pathlib.Path(config.backbone.path).expanduser()
-  )
+  path = config.backbone.path
+  folder = T5_MINI if path == "t5-mini" else pathlib.Path(path).expanduser()
   if not folder.is_dir():
     raise InputError(
-      f"backbone.path {config.backbone.path!r}: no such folder; give one with a config.json, or --model NAME "
-      f"({', '.join(SIZES)})"
+      f"backbone.path {path!r}: no such folder; give one with a config.json, "
+      f"or --model NAME ({', '.join(SIZES)})"
     )
   from sapt_jax.backbones import hf
 
@@ -153,25 +152,26 @@ def plan(
   config = placed_on(config, target)
   mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=hardware.devices(target))
   programs = Programs(config, mesh, raw, blocks, examples)
-  report: dict[str, Any] = {
+  built, new = programs.built, config.data.max_target_length
+
+  def told(program: str, lowered: jax.stages.Lowered, rows: int, longest: int) -> dict[str, Any]:
+    figures = measure(lowered, target, config, longest)
+    return {"rows": rows, **figures, "advice": advice(figures, config, target, program)}
+
+  return {
     "target": target.text,
     "mesh": dataclasses.asdict(config.mesh),
     "model": name,
     "dtype": config.backbone.dtype,
-    "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(programs.built.backbone.params)),
-    "method": programs.built.method.label,
+    "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(built.backbone.params)),
+    "method": built.method.label,
     "blocks": blocks,
-    "capacity": programs.built.setting.capacity,
+    "capacity": built.setting.capacity,
     "usable": target.usable,
-    "lengths": programs.lengths | {"new": config.data.max_target_length},
+    "lengths": programs.lengths | {"new": new},
+    "step": told("step", programs.step(), config.fit.batch_size, 1),
+    "decode": told("decode", programs.decode(), config.evaluation.batch_size, new - 1),
   }
-  for program, lower, rows, longest in (
-    ("step", programs.step, config.fit.batch_size, 1),
-    ("decode", programs.decode, config.evaluation.batch_size, config.data.max_target_length - 1),
-  ):
-    figures = measure(lower(), target, config, longest)
-    report[program] = {"rows": rows, **figures, "advice": advice(figures, config, target, program)}
-  return report
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -182,10 +182,8 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError(f"--blocks {chosen.blocks}, --examples {chosen.examples}: must be at least 1")
   placed_on(config, target)  # wrong meshes are told before JAX starts
   hardware.prepare(target)
-  raw = backbone_sizes(config, chosen.model)
-  report = plan(
-    config, target, raw, chosen.model or config.backbone.path, chosen.blocks, chosen.examples
-  )
+  raw, name = backbone_sizes(config, chosen.model), chosen.model or config.backbone.path
+  report = plan(config, target, raw, name, chosen.blocks, chosen.examples)
   from sapt_jax.plan.figures import table
 
   print(json.dumps(report) if chosen.json else table(report))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,6 +12,11 @@ import jax
 from sapt_jax.config import Config
 from sapt_jax.plan.hardware import GIB, Target
 from sapt_jax.plan.hlo import Module, Work
+
+# What is not known of a program that its compiler gave up on.
+UNKNOWN = (
+  "arguments temporaries outputs donated flops kernels loops traffic collectives floor_s".split()
+)
 
 
 def measure(
@@ -35,36 +41,16 @@ def measure(
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     used = re.search(r"Used ([\d.]+)([MG]) of", str(error))
-    unknown = dict.fromkeys(
-      (
-        "arguments",
-        "temporaries",
-        "outputs",
-        "donated",
-        "flops",
-        "kernels",
-        "loops",
-        "traffic",
-        "collectives",
-        "floor_s",
-      )
-    )
     peak = int(float(used[1]) * {"M": 2**20, "G": GIB}[used[2]]) if used else None
+    unknown = dict.fromkeys(UNKNOWN)
     return {**unknown, "peak": peak, "fits": False, "compile_s": round(time.monotonic() - began, 1)}
   seconds = round(time.monotonic() - began, 1)
-  memory: Any = compiled.memory_analysis()
   module = Module(compiled.as_text() or "", target.count, longest)
   work = module.work()
-  arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-  outputs, donated = memory.output_size_in_bytes, memory.alias_size_in_bytes
-  peak = arguments + temporaries + outputs - donated
+  memory = memory_of(compiled)
   return {
-    "arguments": arguments,
-    "temporaries": temporaries,
-    "outputs": outputs,
-    "donated": donated,
-    "peak": peak,
-    "fits": peak <= target.usable,
+    **memory,
+    "fits": memory["peak"] <= target.usable,
     "flops": int(work.flops),
     "kernels": int(work.kernels),
     "loops": module.loops(),
@@ -78,9 +64,23 @@ def measure(
   }
 
 
+def memory_of(compiled: jax.stages.Compiled) -> dict[str, int]:
+  """What a program takes of one device's memory, in bytes."""
+  memory: Any = compiled.memory_analysis()
+  arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  outputs, donated = memory.output_size_in_bytes, memory.alias_size_in_bytes
+  return {
+    "arguments": arguments,
+    "temporaries": temporaries,
+    "outputs": outputs,
+    "donated": donated,
+    "peak": arguments + temporaries + outputs - donated,
+  }
+
+
 def floor(work: Work, target: Target, dtype: str) -> dict[str, float] | None:
-  """Seconds that the work takes at least, by each of the device's limits; the program takes no less
-  than the largest.
+  """Seconds that the work takes at least, by each of the device's limits;
+  the program takes no less than the largest.
   """
   device = target.device
   if device is None:
@@ -107,26 +107,20 @@ def advice(figures: dict[str, Any], config: Config, target: Target, program: str
     return f"the arguments alone do not fit: at least --mesh.fsdp {more}"
   if program == "step" and config.backbone.remat != "full":
     return "--backbone.remat full"
-  rows = (
-    config.fit.batch_size // config.fit.accumulation
-    if program == "step"
-    else config.evaluation.batch_size
-  )
+  rows = config.evaluation.batch_size
+  if program == "step":
+    rows = config.fit.batch_size // config.fit.accumulation
   # Temporaries follow the rows that one device works on at once.
   half = rows // 2
   if half and half % devices == 0:
-    if figures["temporaries"] is not None:
-      while (
-        half % 2 == 0
-        and half // 2 % devices == 0
-        and figures["arguments"] + figures["temporaries"] * half / rows > usable
-      ):
-        half //= 2
-    return (
-      f"--fit.accumulation {config.fit.batch_size // half}"
-      if program == "step"
-      else f"--evaluation.batch-size {half}"
-    )
+    arguments, temporaries = figures["arguments"], figures["temporaries"]
+    while half % 2 == 0 and half // 2 % devices == 0:
+      if temporaries is None or arguments + temporaries * half / rows <= usable:
+        break
+      half //= 2
+    if program == "step":
+      return f"--fit.accumulation {config.fit.batch_size // half}"
+    return f"--evaluation.batch-size {half}"
   return "more devices on --mesh.fsdp, or shorter --data.max-source-length"
 
 
@@ -134,49 +128,43 @@ def table(report: dict[str, Any]) -> str:
   """The report for a reader."""
   mesh = " ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
   lengths = report["lengths"]
-  lines = [
-    f"{report['model']}: {report['parameters'] / 1e9:.3g} B parameters, {report['dtype']}; {report['method']}, "
-    f"{report['blocks']} blocks of {report['capacity']}",
+  head = [
+    f"{report['model']}: {report['parameters'] / 1e9:.3g} B parameters, {report['dtype']}; "
+    f"{report['method']}, {report['blocks']} blocks of {report['capacity']}",
     f"source {lengths['source']}, target {lengths['target']}, new tokens {lengths['new']}",
     f"{report['target']}, mesh {mesh}; {report['usable'] / GIB:.1f} GiB usable per device",
     "",
     f"{'per device':<24}{'step':>14}{'decode':>14}",
   ]
-  both = [report["step"], report["decode"]]
+  rows = [
+    f"{name:<24}" + "".join(f"{value:>14}" for value in values)
+    for name, values in table_rows([report["step"], report["decode"]])
+  ]
+  tail = [
+    f"{name} does not fit: {report[name]['advice']}"
+    for name in ("step", "decode")
+    if report[name]["advice"]
+  ]
+  return "\n".join([*head, *rows, *tail])
 
-  def row(name, values):
-    return lines.append(f"{name:<24}" + "".join(f"{value:>14}" for value in values))
 
-  row("rows", [figures["rows"] for figures in both])
+def table_rows(both: list[dict[str, Any]]) -> Iterator[tuple[str, list[Any]]]:
+  """The rows of the table: their names, and what they say of the step and of the decoder."""
+
+  def digits(value: float | None, unit: float) -> str:
+    return "-" if value is None else f"{value / unit:.3g}"
+
+  yield "rows", [figures["rows"] for figures in both]
   for name in ("arguments", "temporaries", "outputs", "peak"):
-    row(
-      f"{name}, GiB",
-      ["-" if figures[name] is None else f"{figures[name] / GIB:.3g}" for figures in both],
-    )
-  row("fits", ["yes" if figures["fits"] else "NO" for figures in both])
-  row(
-    "products, TFLOP",
-    ["-" if figures["flops"] is None else f"{figures['flops'] / 1e12:.3g}" for figures in both],
-  )
-  row("kernels", ["-" if figures["kernels"] is None else figures["kernels"] for figures in both])
+    yield f"{name}, GiB", [digits(figures[name], GIB) for figures in both]
+  yield "fits", ["yes" if figures["fits"] else "NO" for figures in both]
+  yield "products, TFLOP", [digits(figures["flops"], 1e12) for figures in both]
+  yield "kernels", ["-" if figures["kernels"] is None else figures["kernels"] for figures in both]
   for kind in sorted({kind for figures in both for kind in figures["collectives"] or {}}):
     cells = [(figures["collectives"] or {}).get(kind, {"count": 0, "bytes": 0}) for figures in both]
-    row(f"{kind}, GiB", [f"{cell['count']}x {cell['bytes'] / GIB:.3g}" for cell in cells])
-  for limit in ("flops", "memory", "links"):
-    if report["step"]["floor_s"]:
-      row(
-        f"floor by {limit}, s",
-        [
-          "-" if figures["floor_s"] is None else f"{figures['floor_s'][limit]:.3g}"
-          for figures in both
-        ],
-      )
-  row("compiled in, s", [figures["compile_s"] for figures in both])
-  return "\n".join(
-    lines
-    + [
-      f"{name} does not fit: {report[name]['advice']}"
-      for name in ("step", "decode")
-      if report[name]["advice"]
-    ]
-  )
+    yield f"{kind}, GiB", [f"{cell['count']}x {cell['bytes'] / GIB:.3g}" for cell in cells]
+  if both[0]["floor_s"]:
+    for limit in ("flops", "memory", "links"):
+      floors = [figures["floor_s"] for figures in both]
+      yield f"floor by {limit}, s", [digits(known and known[limit], 1) for known in floors]
+  yield "compiled in, s", [figures["compile_s"] for figures in both]

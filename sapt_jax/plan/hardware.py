@@ -41,12 +41,14 @@ class Gpu:
       gpu_device_info {{
         cuda_compute_capability {{ major: {self.capability[0]} minor: {self.capability[1]} }}
         core_count: {self.cores}  fpus_per_core: {self.lanes}  clock_rate_ghz: {self.clock_ghz}
-        threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: {self.threads_per_core}
+        threads_per_block_limit: 1024  threads_per_warp: 32
+        threads_per_core_limit: {self.threads_per_core}
         shared_memory_per_block: 49152  shared_memory_per_block_optin: {self.shared_per_block}
         shared_memory_per_core: {self.shared_per_core}
         registers_per_core_limit: 65536  registers_per_block_limit: 65536
         block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
-        memory_bandwidth: {device.bandwidth:.0f}  l2_cache_size: {self.l2}  device_memory_size: {device.memory}
+        memory_bandwidth: {device.bandwidth:.0f}  l2_cache_size: {self.l2}
+        device_memory_size: {device.memory}
       }}
       platform_name: "CUDA"
       dnn_version_info {{ major: 9 minor: 10 }}
@@ -79,6 +81,8 @@ class Device:
 
 
 _AMPERE = Gpu((8, 0), 108, 64, 1.41, 2048, 166912, 167936, 40 * 2**20)
+_HOPPER = Gpu((9, 0), 132, 128, 1.98, 2048, 232448, 233472, 50 * 2**20)
+_ADA = Gpu((8, 9), 128, 128, 2.52, 1536, 101376, 102400, 72 * 2**20)
 
 # NVIDIA: the data sheets of A100 (40 and 80 GB SXM) and H100 SXM, dense figures; RTX 4090: Ada
 # architecture whitepaper, appendix A. NVLink is sold as the sum of both directions, so half of it
@@ -88,24 +92,8 @@ _AMPERE = Gpu((8, 0), 108, 64, 1.41, 2048, 166912, 167936, 40 * 2**20)
 DEVICES: dict[str, Device] = {
   "a100-40": Device("NVIDIA A100-SXM4-40GB", 40 * GIB, 312e12, 156e12, 1.555e12, 300e9, _AMPERE),
   "a100-80": Device("NVIDIA A100-SXM4-80GB", 80 * GIB, 312e12, 156e12, 2.039e12, 300e9, _AMPERE),
-  "h100": Device(
-    "NVIDIA H100 80GB HBM3",
-    80 * GIB,
-    989e12,
-    494e12,
-    3.35e12,
-    450e9,
-    Gpu((9, 0), 132, 128, 1.98, 2048, 232448, 233472, 50 * 2**20),
-  ),
-  "rtx4090": Device(
-    "NVIDIA GeForce RTX 4090",
-    24 * GIB,
-    165e12,
-    82.6e12,
-    1.008e12,
-    32e9,
-    Gpu((8, 9), 128, 128, 2.52, 1536, 101376, 102400, 72 * 2**20),
-  ),
+  "h100": Device("NVIDIA H100 80GB HBM3", 80 * GIB, 989e12, 494e12, 3.35e12, 450e9, _HOPPER),
+  "rtx4090": Device("NVIDIA GeForce RTX 4090", 24 * GIB, 165e12, 82.6e12, 1.008e12, 32e9, _ADA),
   "v4": Device("TPU v4", 32 * GIB, 275e12, 275e12, 1.2e12, 300e9),
   "v5e": Device("TPU v5e", 16 * GIB, 197e12, 197e12, 0.81e12, 200e9),
   "v5p": Device("TPU v5p", 95 * GIB, 459e12, 459e12, 2.765e12, 600e9),
@@ -138,9 +126,7 @@ class Target:
 
   @property
   def usable(self) -> int:
-    """Bytes that a program may take on one device; simulated devices share this machine's
-    memory.
-    """
+    """Bytes that a program may take on a device; simulated devices share this machine's memory."""
     if self.device is None:
       return int(USABLE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / self.count)
     return int(USABLE * self.device.memory)
@@ -153,30 +139,34 @@ def parse_target(text: str) -> Target:
     InputError: no such device, or no such number or shape.
   """
   kind, _, size = text.partition(":")
-  kinds = (
-    " ".join(f"{name}:{'N' if device.gpu else 'SHAPE'}" for name, device in DEVICES.items())
-    + " cpu:N"
-  )
   if kind != "cpu" and kind not in DEVICES:
-    raise InputError(f"--target {text}: no device {kind!r}; give one of {kinds}")
+    known = [f"{name}:{'N' if device.gpu else 'SHAPE'}" for name, device in DEVICES.items()]
+    raise InputError(f"--target {text}: no device {kind!r}; give one of {' '.join(known)} cpu:N")
   target = Target(text, kind, 0)
-  if not re.fullmatch(
-    r"[1-9]\d*x[1-9]\d*(x[1-9]\d*)?" if target.platform == "tpu" else r"[1-9]\d*", size
-  ):
-    raise InputError(
-      f"--target {text}: "
-      + (
-        f"give the slice's shape in chips, as in {kind}:2x4 or v5p:2x2x1"
-        if target.platform == "tpu"
-        else f"give the number of devices, as in {kind}:8"
-      )
-    )
+  form, wanted = r"[1-9]\d*", f"give the number of devices, as in {kind}:8"
+  if target.platform == "tpu":
+    form = r"[1-9]\d*x[1-9]\d*(x[1-9]\d*)?"
+    wanted = f"give the slice's shape in chips, as in {kind}:2x4 or v5p:2x2x1"
+  if not re.fullmatch(form, size):
+    raise InputError(f"--target {text}: {wanted}")
   count = math.prod(int(part) for part in size.split("x"))
-  if target.platform == "cuda" and count > DEVICES[kind].host and count % DEVICES[kind].host:
+  if target.platform == "cuda" and count > (host := DEVICES[kind].host) and count % host:
     raise InputError(
-      f"--target {text}: machines have {DEVICES[kind].host} of them, so give up to {DEVICES[kind].host} or a multiple of it"
+      f"--target {text}: machines have {host} of them, so give up to {host} or a multiple of it"
     )
   return dataclasses.replace(target, count=count)
+
+
+# A TPU is not to be looked for on this machine; its logs would go to a folder in /tmp; and as none
+# is touched, others may use or plan for one at the same time, which libtpu's lock file forbids
+# otherwise.
+TPU_DEFAULTS = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_LOG_DIR": "disabled",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def prepare(target: Target) -> None:
@@ -192,31 +182,17 @@ def prepare(target: Target) -> None:
   elif target.platform == "cuda":
     need("jax_cuda13_plugin", "jax_cuda12_plugin", target=target, extra="plan-gpu")
     # There is no device to try kernels on, and Triton's products are chosen by trying.
-    os.environ["XLA_FLAGS"] = (
-      f"{flags} --xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
-    )
+    untried = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+    os.environ["XLA_FLAGS"] = f"{flags} {untried}"
     tools = importlib.util.find_spec("nvidia")  # ptxas of a wheel, for machines without CUDA
-    found = [
-      str(path)
-      for place in (tools.submodule_search_locations or () if tools else ())
-      for path in pathlib.Path(place).glob("*/bin")
-    ]
+    places = (tools.submodule_search_locations if tools else None) or ()
+    found = [str(path) for place in places for path in pathlib.Path(place).glob("*/bin")]
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", ""), *found])
   elif target.platform == "tpu":
     place = need("libtpu", target=target, extra="plan-tpu")
-    # Not to be looked for on this machine; its logs would go to a folder in /tmp; and as no TPU is
-    # touched, others may use or plan for one at the same time, which libtpu's lock file forbids
-    # otherwise.
-    defaults = {
-      "TPU_SKIP_MDS_QUERY": "1",
-      "TPU_LIBRARY_PATH": str(place / "libtpu.so"),
-      "TPU_LOG_DIR": "disabled",
-      "TPU_MIN_LOG_LEVEL": "3",
-      "TPU_STDERR_LOG_LEVEL": "3",
-      "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
-    for name, value in defaults.items():
+    for name, value in TPU_DEFAULTS.items():
       os.environ.setdefault(name, value)
+    os.environ.setdefault("TPU_LIBRARY_PATH", str(place / "libtpu.so"))
 
 
 def need(*packages: str, target: Target, extra: str) -> pathlib.Path:
@@ -253,13 +229,14 @@ def devices(target: Target) -> list[Any]:
   try:
     if target.platform == "tpu":
       return topologies.get_topology_desc(platform="tpu", topology_name=target.text).devices
-    assert target.device is not None
-    assert target.device.gpu is not None
-    hosts = max(1, target.count // target.device.host)
+    device = target.device
+    assert device is not None
+    assert device.gpu is not None
+    hosts = max(1, target.count // device.host)
     return topologies.get_topology_desc(
       platform="cuda",
       topology=f"1x{hosts}x{target.count // hosts}",
-      target_config=target.device.gpu.target_config(target.device),
+      target_config=device.gpu.target_config(device),
     ).devices
   except jax.errors.JaxRuntimeError as error:
     raise InputError(

@@ -18,139 +18,25 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from functools import cached_property
 
 import numpy as np
 
-BYTES = {
-  "pred": 1,
-  "s4": 0.5,
-  "u4": 0.5,
-  "s8": 1,
-  "u8": 1,
-  "bf16": 2,
-  "f16": 2,
-  "s16": 2,
-  "u16": 2,
-  "f32": 4,
-  "s32": 4,
-  "u32": 4,
-  "f64": 8,
-  "s64": 8,
-  "u64": 8,
-  "c64": 8,
-  "c128": 16,
-}
+from sapt_jax.plan.instructions import Instruction, array_bytes, array_shapes, parse_instruction
 
-# Bytes that a device sends in a ring of G devices, per byte of its operand.
-SENT = {
-  "all-gather": lambda g: g - 1,
-  "reduce-scatter": lambda g: (g - 1) / g,
-  "all-reduce": lambda g: 2 * (g - 1) / g,
-  "all-to-all": lambda g: (g - 1) / g,
-  "ragged-all-to-all": lambda g: (g - 1) / g,
-  "collective-permute": lambda g: 1,
-  "collective-broadcast": lambda g: 1,
-}
-
-# Instructions that start nothing on the device: they name values, or steer what does.
-NO_KERNEL = {
-  "parameter",
-  "constant",
-  "tuple",
-  "get-tuple-element",
-  "bitcast",
-  "while",
-  "call",
-  "conditional",
-  "after-all",
-  "opt-barrier",
-  "partition-id",
-  "replica-id",
-  "async-update",
-}
+COLLECTIVES = frozenset(
+  "all-gather reduce-scatter all-reduce all-to-all ragged-all-to-all collective-permute "
+  "collective-broadcast".split()
+)
 
 
-def array_shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
-  """(dtype, dimensions) of each array in a type: "(f32[2,3]{1,0}, s32[])" -> [("f32", (2, 3)),
-  ("s32", ())].
-  """
-  found = re.findall(r"\b([a-z]+[0-9]*\w*)\[([0-9,]*)\]", text)
-  return [(dtype, tuple(int(size) for size in sizes.split(",") if size)) for dtype, sizes in found]
-
-
-def array_bytes(text: str) -> float:
-  """Bytes of all arrays in a type; a float8 of any kind is one."""
-  return sum(BYTES.get(dtype, 1) * math.prod(dims) for dtype, dims in array_shapes(text))
-
-
-def closing(text: str, start: int) -> int:
-  """Where the bracket that opens at `start` closes."""
-  depth = 0
-  for place in range(start, len(text)):
-    depth += {"(": 1, ")": -1}.get(text[place], 0)
-    if depth == 0:
-      return place
-  return len(text)
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-  """One line of HLO: name = type opcode(operands), attributes."""
-
-  name: str
-  type: str
-  opcode: str
-  inside: str
-  attributes: str
-  root: bool
-
-  @cached_property
-  def operands(self) -> list[str]:
-    return re.findall(r"%([\w.\-]+)", self.inside)
-
-  @property
-  def dims(self) -> tuple[int, ...]:
-    """Of the (first) array."""
-    return array_shapes(self.type)[0][1]
-
-  @property
-  def starts_kernel(self) -> bool:
-    """Not what names values or steers, what waits for what was started, or a TPU's sum of two
-    counters.
-    """
-    return (
-      self.opcode not in NO_KERNEL
-      and not self.opcode.endswith("-done")
-      and (self.opcode == "fusion" or bool(self.dims))
-    )
-
-  def called(self, attribute: str) -> list[str]:
-    """Computations that an attribute names: body=%a, or branch_computations={%a, %b}."""
-    match = re.search(rf"\b{attribute}=(?:%([\w.\-]+)|{{([^}}]*)}})", self.attributes)
-    return [] if match is None else [match[1]] if match[1] else re.findall(r"%([\w.\-]+)", match[2])
-
-
-def parse_instruction(line: str) -> Instruction | None:
-  """An instruction, or None where a line holds none."""
-  match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
-  if match is None:
-    return None
-  start = match.end()
-  stop = closing(line, start) + 1 if line[start] == "(" else line.index(" ", start)
-  opcode = re.match(r"\s*([\w\-]+)\(", line[stop:])
-  if opcode is None:
-    return None
-  first = stop + opcode.end() - 1
-  last = closing(line, first)
-  return Instruction(
-    match[2],
-    line[start:stop],
-    opcode[1],
-    line[first + 1 : last],
-    line[last + 1 :],
-    match[1] is not None,
-  )
+def sent_share(kind: str, devices: int) -> float:
+  """Bytes that a device sends in a ring of so many, per byte of its operand."""
+  if kind == "all-gather":
+    return devices - 1
+  if kind in ("collective-permute", "collective-broadcast"):
+    return 1
+  share = (devices - 1) / devices
+  return 2 * share if kind == "all-reduce" else share
 
 
 @dataclasses.dataclass
@@ -214,25 +100,22 @@ class Module:
       work, seen = Work(), set[str]()
       for where, instruction in self.fused(name):
         self.count(work, where, instruction, seen)
-      work.kernels += sum(
-        instruction.starts_kernel for instruction in self.computations[name].values()
-      )
+      here = self.computations[name].values()
+      work.kernels += sum(instruction.starts_kernel for instruction in here)
       self.done[name] = work
     return self.done[name]
 
   def loops(self) -> list[dict[str, int]]:
-    """Of every loop: how often it runs (trips), and the kernels of one run, those of loops inside
-    it included.
+    """Of every loop: how often it runs (trips), and the kernels of one run,
+    those of loops inside it included.
     """
-    return [
-      {
-        "trips": self.trips(where, instruction),
-        "kernels": int(self.work_of(instruction.called("body")[0]).kernels),
-      }
-      for where, computation in self.computations.items()
-      for instruction in computation.values()
-      if instruction.opcode == "while"
-    ]
+    found = []
+    for where, computation in self.computations.items():
+      for loop in computation.values():
+        if loop.opcode == "while":
+          kernels = int(self.work_of(loop.called("body")[0]).kernels)
+          found.append({"trips": self.trips(where, loop), "kernels": kernels})
+    return found
 
   def fused(self, name: str) -> Iterator[tuple[str, Instruction]]:
     """(computation, instruction) for a computation and the fusions in it."""
@@ -252,23 +135,18 @@ class Module:
     elif opcode == "call":
       work.add(self.work_of(instruction.called("to_apply")[0]))
     elif opcode == "conditional":
-      branches = [
-        name
-        for key in ("branch_computations", "true_computation", "false_computation")
-        for name in instruction.called(key)
-      ]
-      work.add(max((self.work_of(name) for name in branches), key=lambda branch: branch.flops))
-    elif kind in SENT:
+      keys = ("branch_computations", "true_computation", "false_computation")
+      branches = [self.work_of(name) for key in keys for name in instruction.called(key)]
+      work.add(max(branches, key=lambda branch: branch.flops))
+    elif kind in COLLECTIVES:
       channel = re.search(r"channel_id=(\d+)", instruction.attributes)
       if channel is None or channel[1] not in seen:
         size = sum(array_bytes(self.type_of(where, name)) for name in instruction.operands)
-        work.send(kind, 1, size * SENT[kind](self.group_size(instruction)))
+        work.send(kind, 1, size * sent_share(kind, self.group_size(instruction)))
       seen |= {channel[1]} if channel else set()
     elif flops := self.flops(where, instruction):
       work.flops += flops
-      types = [
-        array for operand in instruction.operands[:2] for array in [self.type_of(where, operand)]
-      ]
+      types = [self.type_of(where, operand) for operand in instruction.operands[:2]]
       work.traffic += sum(map(array_bytes, types)) + array_bytes(self.result_type(instruction))
 
   def type_of(self, where: str, operand: str) -> str:
@@ -277,11 +155,9 @@ class Module:
   @staticmethod
   def result_type(instruction: Instruction) -> str:
     """A product's result, without the workspace that cuBLAS is given."""
-    return (
-      instruction.type
-      if instruction.opcode != "custom-call"
-      else re.split(r"\bs8\[", instruction.type)[0]
-    )
+    if instruction.opcode != "custom-call":
+      return instruction.type
+    return re.split(r"\bs8\[", instruction.type)[0]
 
   def flops(self, where: str, instruction: Instruction) -> float:
     """Of a product; 0 for what is none."""
@@ -296,49 +172,35 @@ class Module:
     else:
       return 0.0
     left = array_shapes(self.type_of(where, instruction.operands[0]))[0][1]
-    return (
-      2.0 * math.prod(instruction.dims) * math.prod(left[int(place)] for place in places if place)
-    )
+    length = math.prod(left[int(place)] for place in places if place)
+    return 2.0 * math.prod(instruction.dims) * length
 
   def convolution_flops(self, where: str, instruction: Instruction) -> float:
-    """2 * batch * features out * features in * pairs of an output and a kernel place that meet a
-    real entry.
+    """2 * batch * features out * features in * pairs of an output and a kernel place
+    that meet a real entry.
 
     A TPU writes batched products as convolutions whose window walks over holes; those pairs cost
     nothing and are left out.
     """
     match = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     assert match is not None
-    left, right = (
-      array_shapes(self.type_of(where, name))[0][1] for name in instruction.operands[:2]
-    )
-    sizes = [
+    operands = (array_shapes(self.type_of(where, name)) for name in instruction.operands[:2])
+    left, right = (arrays[0][1] for arrays in operands)
+    size, kernel, out = (
       dict(zip(labels, dims, strict=True))
       for labels, dims in zip(match.groups(), (left, right, instruction.dims), strict=True)
-    ]
-    window = dict(
-      part.split("=")
-      for part in re.findall(
-        r"(\w+=[\dx_\-]+)",
-        (re.search(r"window={([^}]*)}", instruction.attributes) or [""])[0].removeprefix("window="),
-      )
     )
+    window = re.search(r"window={([^}]*)}", instruction.attributes)
+    options = dict(re.findall(r"(\w+)=([\dx_\-]+)", window[1] if window else ""))
     pairs = 1
-    for place, axis in enumerate(sorted(label for label in sizes[2] if label.isdigit())):
-
-      def option(name, default, place=place):
-        return window[name].split("x")[place] if name in window else default
-
-      pairs *= real_pairs(
-        sizes[0][axis],
-        sizes[1][axis],
-        sizes[2][axis],
-        int(option("stride", 1)),
-        int(str(option("pad", "0_0")).split("_")[0]),
-        int(option("lhs_dilate", 1)),
-        int(option("rhs_dilate", 1)),
+    for place, axis in enumerate(sorted(label for label in out if label.isdigit())):
+      stride, pad, dilation, kernel_dilation = (
+        int(options[name].split("x")[place].split("_")[0]) if name in options else default
+        for name, default in (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
       )
-    return 2.0 * sizes[2]["b"] * sizes[2]["f"] * sizes[1]["i"] * pairs
+      sizes = size[axis], kernel[axis], out[axis]
+      pairs *= real_pairs(*sizes, stride, pad, dilation, kernel_dilation)
+    return 2.0 * out["b"] * out["f"] * kernel["i"] * pairs
 
   def trips(self, where: str, loop: Instruction) -> int:
     """How often a while loop runs."""
@@ -367,11 +229,8 @@ class Module:
       value = instructions.get(value.operands[0])
     if value is None or value.opcode != "add":
       return 1
-    added = [
-      instructions[name].inside
-      for name in value.operands
-      if name in instructions and instructions[name].opcode == "constant"
-    ]
+    operands = [instructions[name] for name in value.operands if name in instructions]
+    added = [operand.inside for operand in operands if operand.opcode == "constant"]
     return int(added[0]) if len(added) == 1 and added[0].isdigit() and int(added[0]) > 0 else 1
 
   def constant(self, where: str, start: Instruction, index: int) -> int:
@@ -379,13 +238,12 @@ class Module:
     value = self.computations[where][start.operands[index]] if start.opcode == "tuple" else start
     while value.opcode in ("copy", "bitcast") and value.operands:
       value = self.computations[where][value.operands[0]]
-    return (
-      int(value.inside) if value.opcode == "constant" and value.inside.lstrip("-").isdigit() else 0
-    )
+    written = value.opcode == "constant" and value.inside.lstrip("-").isdigit()
+    return int(value.inside) if written else 0
 
   def group_size(self, instruction: Instruction) -> int:
-    """Devices that exchange data in one group of a collective, in any of the ways HLO writes
-    groups.
+    """Devices that exchange data in one group of a collective,
+    in any of the ways HLO writes groups.
     """
     attributes = instruction.attributes
     if named := re.search(r"replica_groups=mesh\[([^\]]*)\] {([^}]*)}", attributes):

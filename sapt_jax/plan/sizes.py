@@ -1,5 +1,5 @@
-"""Sizes of known backbones, as their config.json gives them, so that a plan needs no file of
-theirs.
+"""Sizes of known backbones, as their config.json gives them,
+so that a plan needs no file of theirs.
 """
 
 from __future__ import annotations
