@@ -147,6 +147,11 @@ def state_of(method, learned, optimizer, steps=1):
   return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer.init(trainable), running)
 
 
+def at_start(trainable):
+  """A state with this trainable part, of a method that carries nothing else from step to step."""
+  return TrainState(jnp.zeros((), jnp.int32), trainable, None)
+
+
 def teach(method, learned, on="t5", steps=5, rate=1e-2):
   """`learned` after a few steps on one batch, and the figures of the first and the last step."""
   model, params = backbone(on)

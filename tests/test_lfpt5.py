@@ -3,50 +3,64 @@ it recalls is its own.
 """
 
 import dataclasses
-import json
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from orbax.checkpoint import v1 as ocp
 
-from sapt_jax import config, recall, sharding, train
+from sapt_jax import config, sharding
 from sapt_jax.data.batches import Batcher, Row
 from sapt_jax.data.benchmarks import BENCHMARKS
+from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.prompts import Codec, load_tokenizer
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
-from sapt_jax.evaluation.evaluate import Answers
+from sapt_jax.losses import distillation_loss
+from sapt_jax.methods.lfpt5 import method as lfpt5
+from sapt_jax.methods.lfpt5.method import WRITTEN, Lfpt5Options
+from sapt_jax.methods.lfpt5.pseudo_examples import (
+  PseudoExamples,
+  closed_answers,
+  example_row,
+  flat,
+  sort_out,
+)
 from sapt_jax.mini import T5_MINI
 from sapt_jax.mini.tasks import mini_stream
 from sapt_jax.pet.adapters import Adapters
-from sapt_jax.training import checkpoint, fit
-from sapt_jax.training.step import batch_gradient, distillation_loss
-from tests.classroom import WIDTH, backbone, build, clusters, same, some_batch, through
-
-# --- the loss
-# ------------------------------------------------------------------------------------------------------------
+from sapt_jax.training.step import batch_gradient
+from tests.classroom import (
+  NOWHERE,
+  WIDTH,
+  Study,
+  at_start,
+  backbone,
+  build,
+  clusters,
+  some_batch,
+  through,
+)
+from tests.runs import Loop, assert_same_run, killed_after_each_save, rows_of
 
 LAM, KD = 0.3, 0.6
 
 
 def paired_batch(tasks=(0, 1, 0, 1)):
-  """Rows of these tasks with answers of different lengths, and other rows as their
-  language-modelling pairs.
-  """
+  """Rows of these tasks with answers of different lengths, and other rows as their companions."""
   batch = some_batch()
   there = np.arange(4) < np.array([4, 2, 3, 1])[:, None]
-  pairs = batch.replace(
+  written = batch.replace(
     source=jnp.flip(batch.source, 1) % 91 + 2,
     source_mask=batch.source_mask | True,
     target=batch.target % 83 + 2,
   )
   return batch.replace(
-    task=jnp.asarray(tasks, jnp.int32), target_mask=jnp.asarray(there), lm_pairs=pairs
+    task=jnp.asarray(tasks, jnp.int32),
+    target_mask=jnp.asarray(there),
+    companions={WRITTEN: written},
   )
 
 
@@ -71,7 +85,7 @@ def second_task():
     method,
     learned,
     jax.tree.map(jnp.flip, method.trainable(learned)),
-    lambda *rest: gradient_of(params, *rest),
+    lambda tree, trainable, batch: gradient_of(params, tree, at_start(trainable), batch),
   )
 
 
@@ -106,7 +120,7 @@ def formula(prompt, before, batch):
   old, new = log_probabilities(before, batch), log_probabilities(prompt, batch)
   counted = batch.target_mask & (batch.task == 0)[:, None]
   kl = jnp.sum(jnp.where(counted[:, :, None], jnp.exp(old) * (old - new), 0)) / 4
-  terms = mean(batch), mean(batch.lm_pairs), kl
+  terms = mean(batch), mean(batch.companions[WRITTEN]), kl
   return (1 - KD) * (terms[0] + LAM * terms[1]) + KD * terms[2], terms
 
 
@@ -162,7 +176,7 @@ def test_parts_on_two_devices_give_what_the_whole_batch_gives_on_one(second_task
   whole, figures = gradient_of(learned, moved, batch)
   mesh = sharding.make_mesh(data=2)
   with jax.set_mesh(mesh):
-    placed = jax.device_put((params, learned, moved), sharding.replicated(mesh))
+    placed = jax.device_put((params, learned, at_start(moved)), sharding.replicated(mesh))
     parts, part_figures = jax.jit(partial(batch_gradient, model, method, 2))(
       *placed, jax.device_put(batch, sharding.batch_sharded(mesh))
     )
@@ -180,11 +194,7 @@ def test_parts_on_two_devices_give_what_the_whole_batch_gives_on_one(second_task
 )
 def test_weights_that_cannot_be_are_refused(option, value):
   with pytest.raises(InputError, match=rf"method.{option} {value}"):
-    config.Method(name="lfpt5", **{option: value})
-
-
-# --- written examples
-# ----------------------------------------------------------------------------------------------------
+    Lfpt5Options(**{option: value})
 
 
 @pytest.fixture(scope="module")
@@ -198,30 +208,27 @@ def test_what_is_learned_to_be_written_is_well_formed_for_every_example_of_every
   markers = set()
   for index, task in enumerate(mini_stream(0)):
     examples = task.train[:40]
-    pairs = [recall.lm_pair(mini_codec, index, example, longest=96) for example in examples]
+    pairs = [example_row(mini_codec, index, example, longest=96) for example in examples]
     markers |= {tuple(pair.source) for pair in pairs}
     written = [mini_codec.text(pair.target) for pair in pairs]
-    assert recall.sort_out(written, "Output:", recall.closed_answers(task), 40).counts["kept"] == 40
-    assert (
-      written[0]
-      == f"{recall.flat(examples[0].input)} Output: {recall.flat(examples[0].references[0])}"
-    )
+    assert sort_out(written, "Output:", closed_answers(task), 40).counts["kept"] == 40
+    assert written[0] == f"{flat(examples[0].input)} Output: {flat(examples[0].references[0])}"
   assert len(markers) == 10
   assert len({len(marker) for marker in markers}) <= 2
 
 
 def test_a_long_example_loses_the_end_of_its_input_and_never_its_answer(mini_codec):
-  pair = recall.lm_pair(mini_codec, 0, Example("the colour of a thing " * 20, ("red",)), longest=20)
+  pair = example_row(mini_codec, 0, Example("the colour of a thing " * 20, ("red",)), longest=20)
   assert len(pair.target) == 20
   assert mini_codec.text(pair.target).endswith("Output: red")
 
 
-def test_pairs_stand_beside_their_rows_in_a_batch():
-  rows = [Row([5] * n, [6, 1], 2, lm_pair=Row([7], [8] * (n + 1), 2)) for n in (3, 1, 2)]
+def test_companions_stand_beside_their_rows_in_a_batch():
+  rows = [Row([5] * n, [6, 1], 2, {"more": Row([7], [8] * (n + 1), 2)}) for n in (3, 1, 2)]
   batcher = Batcher(left=True, pad_id=0, size=3)
   [batch] = batcher.training(rows, 0, 1)
-  assert np.array_equal(batch.lm_pairs.target_mask.sum(1), batch.source_mask.sum(1) + 1)
-  assert batcher.collate([dataclasses.replace(row, lm_pair=None) for row in rows]).lm_pairs is None
+  assert np.array_equal(batch.companions["more"].target_mask.sum(1), batch.source_mask.sum(1) + 1)
+  assert batcher.collate([dataclasses.replace(row, companions={}) for row in rows]).companions == {}
 
 
 def test_samples_are_sorted_out_and_bounded_and_answers_take_turns():
@@ -229,7 +236,7 @@ def test_samples_are_sorted_out_and_bounded_and_answers_take_turns():
     f"thing {i} is{' ' * (i % 2 + 1)}here\nOutput: {'blue' if i == 7 else 'red'}" for i in range(8)
   ]
   bad = ["no separator red", "\nOutput: red", "thing Output:", "a Output: red Output: red"]
-  found = recall.sort_out(
+  found = sort_out(
     [*good, *bad, "pink Output: pink", "thing 1 is here Output: blue"],
     "Output:",
     frozenset({"red", "blue"}),
@@ -238,7 +245,7 @@ def test_samples_are_sorted_out_and_bounded_and_answers_take_turns():
   assert found.counts == {"drawn": 14, "malformed": 4, "no_label": 1, "repeated": 1, "kept": 3}
   assert [example.references[0] for example in found.examples] == ["red", "blue", "red"]
   assert found.examples[0] == Example("thing 0 is here", ("red",))
-  assert recall.sort_out(["pink Output: pink"], "Output:", None, 3).counts["kept"] == 1
+  assert sort_out(["pink Output: pink"], "Output:", None, 3).counts["kept"] == 1
 
 
 def test_few_answers_that_come_back_are_a_closed_set():
@@ -251,116 +258,90 @@ def test_few_answers_that_come_back_are_a_closed_set():
       (),
     )
 
-  assert recall.closed_answers(task(["yes", "no ", "no"] * 4)) == {"yes", "no"}
-  assert recall.closed_answers(task(["yes", "no", "maybe", "never"] * 3)) is None
-  assert recall.closed_answers(task([str(i % 21) for i in range(210)])) is None
+  assert closed_answers(task(["yes", "no ", "no"] * 4)) == {"yes", "no"}
+  assert closed_answers(task(["yes", "no", "maybe", "never"] * 3)) is None
+  assert closed_answers(task([str(i % 21) for i in range(210)])) is None
 
 
-# --- runs
-# ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-  root = tmp_path_factory.mktemp("world")
-  model = tiny.model_folder(root / "t5", tiny.T5)
-  tiny.benchmark_folder(root / "data", tiny.TASKS)
-  options = (
-    "--data.benchmark superni --data.protocol published --data.max-source-length 96 --data.max-target-length 12 --fit.steps 4 "
-    "--fit.batch-size 4 --fit.learning-rate 0.1 --fit.checkpoint-every 2 --fit.log-every 1 --evaluation.batch-size 8 "
-    "--pet.kind prompt --pet.prompt-length 2 --method.name lfpt5 --method.pseudo-examples 5 --generator.batch-size 4 "
-    "--generator.oversample 2 --generator.max-length 32 --generator.top-k 64"
-  )
-  return [*options.split(), "--backbone.path", str(model), "--data.root", str(root / "data")]
-
-
-def test_a_task_is_learned_from_its_examples_and_what_the_learned_prompt_recalls(
-  world, tmp_path, monkeypatch
-):
-  lessons, asked = [], []
-
-  class Writer:
-    """Answers with scripted samples: of twelve, one is malformed, one has no label."""
-
-    def __init__(self, *_):
-      pass
-
-    def answer(self, learned, rows, max_new, seed):
-      asked.append((learned, rows, max_new))
-      texts = [
-        "nothing",
-        "x Output: pink",
-        *(f"thought {i}\nOutput: {'red' if i % 2 else 'green'}" for i in range(8)),
-      ]
-      return Answers(
-        [[byte_ids[byte] for byte in text.encode()] for text in texts], np.ones((10, 1))
-      )
-
-  def learn(trainer, learned, rows, plan):
-    lessons.append((rows, jax.tree.map(lambda x: x + 1, learned)))
-    return lessons[-1][1]
-
-  tokenizer = load_tokenizer(Path(world[world.index("--backbone.path") + 1]))
-  byte_ids = {
-    byte: tokenizer(chr(byte), add_special_tokens=False)["input_ids"][0] for byte in range(10, 127)
-  }
-  monkeypatch.setattr(recall, "Answerer", Writer)
-  monkeypatch.setattr(fit.Trainer, "fit", learn)
-  train.main([*world, "--output", str(tmp_path / "run"), "--data.max-source-length", "128"])
-  (first, after_first), (second, _) = lessons
-  [(writer, rows, max_new)] = asked
-  assert same(writer, after_first)
-  assert {tuple(row.source) for row in rows} == {tuple(tokenizer("Task 1:")["input_ids"])}
-  assert (len(rows), max_new) == (10, 32)  # 5 wanted, twice as many drawn
-  assert [row.task for row in first] == [0] * 12
-  assert [row.task for row in second] == [0] * 5 + [1] * 12
-
-  def decode(ids):
-    return tokenizer.decode(ids, skip_special_tokens=True)
-
-  assert (
-    decode(second[0].source)
-    == "Definition: Name the colour.\n\nNow complete the following example -\nInput: thought 0\nOutput: "
-  )
-  assert [decode(row.target) for row in second[:5]] == ["green", "red", "green", "red", "green"]
-  for row in first + second:
-    assert decode(row.lm_pair.source) == f"Task {row.task + 1}:"
-    assert decode(row.lm_pair.target) == decode(row.source).split("Input: ")[1] + decode(row.target)
-  saved = [
-    json.loads(line)
-    for line in (tmp_path / "run/pseudo_examples/01_task002_count.jsonl").read_text().splitlines()
+def test_a_task_is_learned_from_its_examples_and_what_the_learned_prompt_recalls(mini_codec):
+  """Of ten samples of the first task, one is malformed and one has no label."""
+  labels = ("red", "green")
+  examples = tuple(Example(f"thing {i} is here", (labels[i % 2],)) for i in range(12))
+  tasks = [
+    PreparedTask(index, Task(name, definition, examples, (), ()), mini_codec)
+    for index, (name, definition) in enumerate([("colour", "Name the colour."), ("other", "Say.")])
   ]
-  assert saved[0] == {
-    "task": "task001_colour",
+  samples = ["nothing", "x Output: pink"]
+  samples += [f"thought {i}\nOutput: {labels[i % 2]}" for i in range(8)]
+  asked = []
+
+  def write(learned, rows):
+    asked.append((learned, rows))
+    return samples
+
+  method = build("lfpt5", kind="prompt", pseudo_examples=5)
+  sampling = config.Generator(oversample=2.0, max_length=32)
+  first, second = (
+    Study(NOWHERE, index=i, stream=tasks, codec=mini_codec, sampling=sampling, write=write)
+    for i in range(2)
+  )
+  learned = method.start(jax.random.key(0))
+  own = method.lesson(method.begin(learned, None, first), first).rows
+  assert (asked, first.left) == ([], {})
+  learned = method.begin(learned, None, second)
+  rows = method.lesson(learned, second).rows
+  [(writer, questions)] = asked
+  assert writer is learned
+  assert {mini_codec.text(row.source) for row in questions} == {"Task 1:"}
+  assert len(questions) == 10  # 5 wanted, twice as many drawn
+  assert [row.task for row in own] == [0] * 12
+  assert [row.task for row in rows] == [0] * 5 + [1] * 12
+
+  said = mini_codec.text(rows[0].source)
+  assert said.startswith("Definition: Name the colour.")
+  assert "thought 0" in said
+  assert [mini_codec.text(row.target) for row in rows[:5]] == ["red", "green"] * 2 + ["red"]
+  for row in [*own, *rows]:
+    written = row.companions[WRITTEN]
+    assert mini_codec.text(written.source) == f"Task {row.task + 1}:"
+    text, answer = mini_codec.text(written.target).split(" Output: ")
+    assert text in mini_codec.text(row.source)
+    assert answer == mini_codec.text(row.target)
+  lines, counts = second.left["pseudo_examples"]
+  assert lines[0] == {
+    "task": "colour",
     "definition": "Name the colour.",
     "input": "thought 0",
-    "output": "green",
+    "output": "red",
   }
-  record = json.loads((tmp_path / "run/snapshots/01_task002_count" / checkpoint.RECORD).read_text())
-  assert record["pseudo_examples"] == [
-    {"drawn": 10, "malformed": 1, "no_label": 1, "repeated": 0, "kept": 5}
-  ]
+  assert counts == [{"drawn": 10, "malformed": 1, "no_label": 1, "repeated": 0, "kept": 5}]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_a_run_learns_recalls_and_goes_on_after_a_stop_bit_for_bit(world, tmp_path, monkeypatch):
+def test_a_run_learns_recalls_and_goes_on_after_a_stop_bit_for_bit(tmp_path, monkeypatch):
   # A random model writes nothing well-formed: any sample will do as an example here, so that other
   # samples would be another run.
+  lengths = []
+
   def example(sample):
+    lengths.append(len(sample))
     return Example(f"again and again {sample[:6]}", (f"{sample[6:9]}.",))
 
-  monkeypatch.setattr(
-    recall,
-    "sort_out",
-    lambda samples, _, __, keep: recall.PseudoExamples([*map(example, samples[:keep])], {}),
+  def take(samples, separator, labels, keep):
+    return PseudoExamples([*map(example, samples[:keep])], {})
+
+  monkeypatch.setattr(lfpt5, "sort_out", take)
+  options = (
+    "--method.name lfpt5 --method.pseudo-examples 5 --fit.steps 4 --fit.learning-rate 0.1 "
+    "--data.max-target-length 12 --generator.max-length 32 --generator.top-k 64"
   )
-  options = [*world, "--pet.kind", "lora", "--pet.rank", "2"]
-  train.main([*options, "--output", str(tmp_path / "whole")])
-  assert json.loads((tmp_path / "whole" / "scores.json").read_text())["metrics"]["F.Ra"] is not None
-  log = [
-    json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
-  ]
+  loop = Loop([*tiny.world(tmp_path), *options.split()])
+  whole = tmp_path / "whole"
+  with killed_after_each_save(whole, tmp_path / "killed"):
+    loop.run(whole)
+  assert 12 < max(lengths) <= 32  # generator.max_length bounds samples, not the answers' length
+  log = rows_of(whole / "metrics.jsonl")
   divergence = {
     (row["index"], row["step"]): row["distillation"] for row in log if "distillation" in row
   }
@@ -368,21 +349,11 @@ def test_a_run_learns_recalls_and_goes_on_after_a_stop_bit_for_bit(world, tmp_pa
   assert divergence[1, 1] < 1e-5
   assert max(divergence[1, step] for step in (2, 3, 4)) > 1e-3  # so the teacher has not moved along
 
-  def save_and_stop(folder, *content):
-    checkpoint_save(folder, *content)
-    if folder.parent.name == "progress" and folder.name == "01":
-      raise KeyboardInterrupt
-
-  checkpoint_save = checkpoint.save
-  with monkeypatch.context() as patch:
-    patch.setattr(checkpoint, "save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-      train.main([*options, "--output", str(tmp_path / "stopped")])
-  train.main([*options, "--output", str(tmp_path / "stopped")])
-  for name in ("predictions.jsonl", "pseudo_examples/01_task002_count.jsonl"):
-    assert (tmp_path / "whole" / name).read_text() == (tmp_path / "stopped" / name).read_text()
-
-  def load(folder):
-    return ocp.load(str(tmp_path / folder / "snapshots" / "01_task002_count" / checkpoint.TREE))
-
-  assert same(load("whole"), load("stopped"))
+  [killed, *_] = sorted(tmp_path.glob("killed/*/progress/01"))
+  loop.run(killed.parent.parent)
+  assert_same_run(killed.parent.parent, whole)
+  texts = [
+    (folder / "pseudo_examples/01_task002_count.jsonl").read_text()
+    for folder in (whole, killed.parent.parent)
+  ]
+  assert texts[0] == texts[1] != ""
