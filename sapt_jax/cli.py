@@ -51,6 +51,11 @@ def parse(
     ) from None
 
 
+def summary(docstring: str | None) -> str:
+  """The first paragraph of a program's docstring, as --help shows it."""
+  return " ".join((docstring or "").split("\n\n")[0].split())
+
+
 def keep_compiled_programs() -> None:
   """Has jax keep what it compiles in ~/.cache/sapt_jax (XDG_CACHE_HOME), so that the next run need
   not; JAX_COMPILATION_CACHE_DIR names another place, JAX_ENABLE_COMPILATION_CACHE=false turns it

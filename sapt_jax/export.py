@@ -99,7 +99,7 @@ def export(answering: Any, options: ExportOptions) -> str:
 
 def main(arguments: Sequence[str]) -> None:
   """Parses, restores, writes."""
-  options = cli.parse(ExportOptions, arguments, "sapt_jax.export", (__doc__ or "").split("\n")[0])
+  options = cli.parse(ExportOptions, arguments, "sapt_jax.export", cli.summary(__doc__))
   cli.output_folder(options.output)
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
 

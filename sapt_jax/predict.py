@@ -75,7 +75,7 @@ def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
 
 def main(arguments: Sequence[str]) -> None:
   """Parses, restores, answers, writes."""
-  options = cli.parse(PredictOptions, arguments, "sapt_jax.predict", (__doc__ or "").split("\n")[0])
+  options = cli.parse(PredictOptions, arguments, "sapt_jax.predict", cli.summary(__doc__))
   questions = read_questions(pathlib.Path(options.input))
   if options.batch_size < 0:
     raise InputError(f"--batch-size {options.batch_size}: must not be negative")

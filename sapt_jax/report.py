@@ -172,7 +172,7 @@ def write_page(
 
 def main(arguments: Sequence[str]) -> None:
   """Parses, reads, compares, writes."""
-  options = cli.parse(ReportOptions, arguments, "sapt_jax.report", (__doc__ or "").split("\n")[0])
+  options = cli.parse(ReportOptions, arguments, "sapt_jax.report", cli.summary(__doc__))
   runs = [read_run(pathlib.Path(folder)) for folder in options.runs]
   if not runs:
     raise InputError("no run given: name the folders of finished runs")

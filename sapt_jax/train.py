@@ -36,7 +36,7 @@ def options(arguments: Sequence[str]) -> TrainOptions:
     TrainOptions,
     arguments,
     "sapt_jax.train",
-    (__doc__ or "").split("\n")[0],
+    cli.summary(__doc__),
     mini_config,
     lambda file: {"output": f"runs/{pathlib.Path(file).stem if file else 'mini'}"},
   )
