@@ -17,8 +17,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from sapt_jax import cli, learner
+from sapt_jax import cli, learner, run_options
 from sapt_jax.data.batches import Batcher, Row
+from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.sources import load_stream
 from sapt_jax.train import options
 
@@ -41,16 +42,10 @@ def padding(
 
 def main(arguments: Sequence[str]) -> None:
   """Reads, batches, prints."""
-  config = cli.config_of(options(arguments))
+  config = run_options.config_of(options(arguments))
   tasks = load_stream(config.data, config.stream, config.seed)
   codec = learner.make_codec(config, learner.backbone_folder(config))
-  rows = [
-    [
-      Row(codec.source(task.definition, example.input), codec.target(example.references[0]), number)
-      for example in task.train
-    ]
-    for number, task in enumerate(tasks)
-  ]
+  rows = [PreparedTask(number, task, codec).train.rows for number, task in enumerate(tasks)]
   size, window = config.fit.batch_size, config.fit.length_window
   apart = Batcher(left=False, pad_id=0, size=size, seed=config.seed, window=window)
   for name, batcher in (("joined", dataclasses.replace(apart, left=True)), ("apart", apart)):

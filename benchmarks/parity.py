@@ -38,7 +38,8 @@ from sapt_jax.errors import InputError
 from sapt_jax.evaluation.decode import generate
 from sapt_jax.interop import public
 from sapt_jax.interop.golden import Arrays, Golden, batch_names, candidates
-from sapt_jax.training.step import answer_loss, batch_gradient, pooled_inputs
+from sapt_jax.training.state import TrainState
+from sapt_jax.training.step import batch_gradient
 
 # Part of an array's name -> how far it may be off: absolutely, or relative to its largest entry.
 # The first that fits.
@@ -94,7 +95,7 @@ def make_batch(golden: Golden, name: str) -> Batch:
 def attention(golden: Golden, batch: Batch) -> tuple[dict[str, jax.Array], Any]:
   """Query, scores and mixture of a batch, and what the backbone applies."""
   method, learned = golden.method, golden.learned
-  pooled = pooled_inputs(golden.model, golden.params, batch, method.pools_padding)
+  pooled = method.features(golden.model, golden.params, batch)
   query, mixture = sals.query(learned.query, pooled), method.mixture(learned, pooled, batch.task)
   scores = golden.newest_first(sals.scores(query, learned.keys, learned.count))
   outputs = {
@@ -188,8 +189,8 @@ def named_gradient(golden: Golden, gradient: dict[str, Any]) -> Arrays:
 def learning(golden: Golden, name: str) -> Arrays:
   """The loss of a batch and its gradient, from the training step."""
   step = jax.jit(partial(batch_gradient, golden.model, golden.method, 1))
-  trainable = golden.method.trainable(golden.learned)
-  gradient, metrics = step(golden.params, golden.learned, trainable, make_batch(golden, name))
+  state = TrainState(jnp.zeros((), jnp.int32), golden.method.trainable(golden.learned), None)
+  gradient, metrics = step(golden.params, golden.learned, state, make_batch(golden, name))
   arrays = {f"grad/{x}": value for x, value in named_gradient(golden, gradient).items()}
   return arrays | {"out/loss": np.asarray(metrics["cross_entropy"])}
 
@@ -197,9 +198,9 @@ def learning(golden: Golden, name: str) -> Arrays:
 def loss(golden: Golden, name: str) -> np.ndarray:
   """The loss of a batch alone."""
   batch = make_batch(golden, name)
-  summed = jax.jit(partial(answer_loss, golden.model, golden.method))
-  total = summed(golden.params, golden.learned, batch)[0]
-  return np.asarray(total / np.sum(batch.target_mask))
+  sums_of = jax.jit(partial(golden.method.loss_sums, golden.model))
+  sums, _ = sums_of(golden.params, golden.learned, golden.learned, batch)
+  return np.asarray(sums["cross_entropy"] / np.sum(batch.target_mask))
 
 
 @partial(jax.jit, static_argnums=0)

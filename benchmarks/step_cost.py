@@ -30,6 +30,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -40,10 +41,9 @@ import sizes
 from sapt_jax import cli, config, sharding
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Batch, Batcher
-from sapt_jax.methods.base import Learned, Method, Setting, TaskInputs
-from sapt_jax.methods.sapt import Sapt
+from sapt_jax.methods.base import Learned, Method, Setting, Study
+from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.training.fit import Trainer
-from sapt_jax.training.state import TrainState
 
 
 class SaptWithoutReflection(Sapt):
@@ -78,21 +78,35 @@ def blurred(rng: jax.Array, x: jax.Array) -> jax.Array:
   return x + 0.02 * jax.random.normal(rng, x.shape)
 
 
+@dataclasses.dataclass(frozen=True)
+class RandomTask:
+  """What SAPT asks for of a task: pooled embeddings of its inputs, and of its pseudo inputs."""
+
+  pooled: jax.Array
+
+  def features(self, split: str) -> jax.Array:
+    del split
+    return self.pooled
+
+  def pseudo_inputs(self) -> jax.Array:
+    return self.pooled
+
+
 def filled(method: Sapt, tasks: int) -> Learned:
   """What the method holds while it learns the last of `tasks` tasks:
-  random blocks, every earlier task closed.
+  random blocks, every earlier task remembered.
   """
   learned = method.start(jax.random.key(0))
   for index in range(tasks):
     rng = jax.random.key(index + 1)
     pooled = jax.random.normal(rng, (method.setting.memory_inputs, method.setting.width))
-    inputs = TaskInputs(pooled, pooled, pooled)
-    learned = method.open(learned, rng, inputs)
+    study = cast(Study, RandomTask(pooled))
+    learned = method.begin(learned, rng, study)
     trainable = method.trainable(learned)
     block = jax.tree.map(partial(blurred, rng), trainable["block"])
     learned = method.merge(learned, trainable | {"block": block})
     if index + 1 < tasks:
-      learned = method.close(learned, inputs)
+      learned = method.remember(learned, study)
   return learned
 
 
@@ -120,7 +134,7 @@ def prepare(
   capacity = 1 << (tasks - 1).bit_length()
   pet, table = config.Pet(rank=s.rank, top_k=top_k), backbone.params["embedding"]["table"]
   setting = Setting(pet, backbone.model.config.lora_sites(), table, capacity, memory)
-  method = (Sapt if reflection else SaptWithoutReflection)(config.Method(), setting)
+  method = (Sapt if reflection else SaptWithoutReflection)(SaptOptions(), setting)
   learned = jax.device_put(filled(method, tasks), sharding.replicated(mesh))
   batch = jax.device_put(random_batch(s, tasks - 1), sharding.batch_sharded(mesh))
   batcher = Batcher(llama, backbone.config.pad_id, s.batch)
@@ -142,8 +156,7 @@ def step_of(p: Prepared, batch_size: int) -> tuple[Callable[[], None], float]:
   and the seconds that compiling it took.
   """
   trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=batch_size), p.batcher, p.mesh)
-  trainable = jax.tree.map(jnp.copy, p.method.trainable(p.learned))
-  state = TrainState(jnp.zeros((), jnp.int32), trainable, trainer.optimizer.init(trainable))
+  state = trainer.start(p.learned, steps=1)
   began = time.perf_counter()
   step = trainer.step.lower(state, p.backbone.params, p.learned, p.batch).compile()
   compile_s = time.perf_counter() - began

@@ -21,10 +21,9 @@ from sapt_jax.backbones import hf
 from sapt_jax.cost import Cost
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.interop import public
-from sapt_jax.methods.base import Setting, TaskInputs
-from sapt_jax.methods.sapt import Sapt
+from sapt_jax.methods.base import Setting
+from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.training.fit import Plan, Trainer
-from sapt_jax.training.state import TrainState
 from tests import classroom
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
@@ -88,13 +87,13 @@ def test_later_tasks_of_the_same_shapes_compile_nothing():
   learned = jax.device_put(method.start(jax.random.key(0)), sharding.replicated(mesh))
   with Cost() as cost:
     for task, pooled in enumerate(classroom.clusters(3)):
-      inputs = TaskInputs(pooled, pooled, pooled[:3])
+      study = classroom.Study(pooled, pseudo=pooled[:3])
       rows = [Row([2 + i, 3, 4 + task], [5, 6 + i], task) for i in range(8)]
-      learned = method.open(learned, jax.random.key(task), inputs)
+      learned = method.begin(learned, jax.random.key(task), study)
       cost.take()
       learned = trainer.fit(learned, rows, Plan("task", 2, None, lambda _: None))
       counted.append(cost.take())
-      learned = method.close(learned, inputs)
+      learned = method.remember(learned, study)
   programs = [figures["compilations"] + figures["from_cache"] for figures in counted]
   assert programs[0] > 0
   assert programs[1:] == [0, 0]
@@ -130,8 +129,7 @@ def test_the_formula_counts_the_products_of_the_real_step():
   # What is recomputed is no work of the step.
   p = step_cost.prepare(s, tasks=1, memory=1, remat="none")
   trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=s.batch), p.batcher, p.mesh)
-  trainable = p.method.trainable(p.learned)
-  state = TrainState(jnp.zeros((), jnp.int32), trainable, trainer.optimizer.init(trainable))
+  state = trainer.start(p.learned, 1)
   program = jax.make_jaxpr(trainer.step)(state, p.backbone.params, p.learned, p.batch)
   counted = 1e-9 * dot_flops(program.jaxpr)
   # LoRA of rank 1 and the query projection are the rest.
@@ -158,7 +156,7 @@ def as_ours(peer, folder):
   backbone = hf.load_backbone(str(folder))
   s, table = peer.sizes, backbone.params["embedding"]["table"]
   setting = Setting(config.Pet(rank=s.rank), backbone.config.lora_sites(), table, 4, s.batch)
-  method = Sapt(config.Method(reference_quirks=True), setting)
+  method = Sapt(SaptOptions(reference_quirks=True), setting)
 
   def block(task):
     factors = {}
@@ -188,8 +186,7 @@ def test_the_torch_peer_does_the_same_work(peer, tmp_path):
   backbone, method, learned, batch = as_ours(peer, tmp_path)
   fit, batcher, mesh = config.Fit(batch_size=3), Batcher(False, 0, 3), sharding.make_mesh()
   trainer = Trainer(backbone, method, fit, batcher, mesh)
-  trainable = method.trainable(learned)
-  state = TrainState(jnp.zeros((), jnp.int32), trainable, trainer.optimizer.init(trainable))
+  state = trainer.start(learned, 1)
   answers = peer.answer(6).numpy()
   _, metrics = trainer.step(state, backbone.params, learned, batch)
   loss, reflection = peer.backward()

@@ -13,7 +13,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.errors import InputError
 from sapt_jax.interop import files, peft, public
 from sapt_jax.methods.base import Setting
-from sapt_jax.methods.sapt import Sapt
+from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.pet import blocks
 from tests import torch_models
 
@@ -51,7 +51,7 @@ def random_like(tree, seed, scale=1.0):
 def make_method(backbone, pet=PET, **options):
   table = jnp.asarray(np.random.default_rng(9).normal(size=(96, 32)), jnp.float32)
   setting = Setting(pet, backbone.lora_sites(), table, CAPACITY, memory_inputs=2)
-  return Sapt(config.Method(**options), setting)
+  return Sapt(SaptOptions(**options), setting)
 
 
 def make_learned(method, tasks=TASKS):

@@ -15,6 +15,8 @@ import tiny
 
 from sapt_jax import config, sharding
 from sapt_jax.errors import InputError
+from sapt_jax.methods.lfpt5.method import WRITTEN, Lfpt5Options
+from sapt_jax.methods.sequential import SequentialOptions
 from sapt_jax.plan import __main__ as program
 from sapt_jax.plan import figures, hardware
 from sapt_jax.plan.hlo import Module, real_pairs
@@ -36,7 +38,7 @@ ROWS, SOURCE, TARGET = 4, 49, 16  # joined in rows of 64
 
 def small_config(**changes):
   return config.Config(
-    method=config.Method(name="sequential"),
+    method=SequentialOptions(),
     pet=config.Pet(rank=2),
     fit=config.Fit(batch_size=ROWS),
     data=config.Data(max_source_length=SOURCE, max_target_length=TARGET),
@@ -84,15 +86,13 @@ def test_flops_of_a_step_are_those_of_a_hand_formula_scanned_and_unrolled():
 
 def test_a_method_that_writes_examples_is_planned_with_them():
   options = small_config()
-  options = dataclasses.replace(
-    options, method=config.Method(name="lfpt5"), pet=config.Pet(kind="prompt")
-  )
-  pairs = (
+  options = dataclasses.replace(options, method=Lfpt5Options(), pet=config.Pet(kind="prompt"))
+  companions = (
     Programs(options, sharding.make_mesh(), SMALL, blocks=2, examples=100)
     .batch(ROWS, learning=True)
-    .lm_pairs
+    .companions
   )
-  assert pairs.target.shape == (ROWS, options.generator.max_length)
+  assert companions[WRITTEN].target.shape == (ROWS, options.generator.max_length)
 
 
 def test_loops_inside_loops_count_as_often_as_they_run():
@@ -188,7 +188,7 @@ ENTRY %main (z: f32[4,8,16]) -> (s32[], f32[4,8,16]) {
   %first = (s32[]{:T(128)}, f32[4,8,16]{2,1,0}) tuple(%zero, %z)
   ROOT %loop = (s32[]{:T(128)}, f32[4,8,16]{2,1,0}) while(%first), condition=%condition, body=%body
 }
-"""
+"""  # noqa: E501 (the compiler's own lines)
 
 
 def test_a_tpus_spelling_is_read():
@@ -239,7 +239,10 @@ def test_targets_and_meshes_are_read():
   for wrong in ("data=2,width=2", "data", "fsdp=0", ""):
     with pytest.raises(InputError, match="--mesh"):
       program.spread_mesh(["--mesh", wrong])
-  four, other = config.Config(), config.Config(mesh=config.Mesh(data=2))
+  four, other = (
+    config.Config(SequentialOptions()),
+    config.Config(SequentialOptions(), mesh=config.Mesh(data=2)),
+  )
   assert program.placed_on(four, hardware.parse_target("cpu:4")).mesh == config.Mesh(fsdp=4)
   with pytest.raises(InputError, match="give as many"):
     program.placed_on(other, hardware.parse_target("cpu:4"))
@@ -256,7 +259,9 @@ def test_a_missing_compiler_is_told_with_the_extra_that_brings_it(target, monkey
 
 def test_advice_names_what_helps():
   target = hardware.parse_target("h100:8")
-  chosen = config.Config(backbone=config.Backbone(dtype="bfloat16"), mesh=config.Mesh(fsdp=8))
+  chosen = config.Config(
+    SequentialOptions(), backbone=config.Backbone(dtype="bfloat16"), mesh=config.Mesh(fsdp=8)
+  )
 
   def given(arguments, temporaries):
     return {
@@ -266,19 +271,24 @@ def test_advice_names_what_helps():
     }
 
   full = config.Config(
-    backbone=config.Backbone(dtype="bfloat16", remat="full"), mesh=config.Mesh(fsdp=8)
+    SequentialOptions(),
+    backbone=config.Backbone(dtype="bfloat16", remat="full"),
+    mesh=config.Mesh(fsdp=8),
   )
   sixteen = config.Evaluation(batch_size=16)
   assert figures.advice(given(0.5, 0.4) | {"fits": True}, chosen, target, "step") == ""
   assert "--mesh.fsdp 32" in figures.advice(given(2.5, 0.1), chosen, target, "step")
   assert "--backbone.dtype bfloat16" in figures.advice(
-    given(2.5, 0.1), config.Config(), target, "step"
+    given(2.5, 0.1), config.Config(SequentialOptions()), target, "step"
   )
   assert figures.advice(given(0.5, 0.9), chosen, target, "step") == "--backbone.remat full"
   assert figures.advice(given(0.5, 1.9), full, target, "step") == "--fit.accumulation 4"
   assert figures.advice(given(0.5, 0.9), full, target, "decode") == "--evaluation.batch-size 16"
   assert "fsdp" in figures.advice(
-    given(0.5, 9.0), config.Config(mesh=config.Mesh(fsdp=16), evaluation=sixteen), target, "decode"
+    given(0.5, 9.0),
+    config.Config(SequentialOptions(), mesh=config.Mesh(fsdp=16), evaluation=sixteen),
+    target,
+    "decode",
   )
 
 
@@ -295,9 +305,11 @@ def test_built_in_sizes_have_as_many_parameters_as_their_names_say():
   mesh = sharding.make_mesh()
   counted = {}
   for name, raw in SIZES.items():
-    model = program.backbone_sizes(config.Config(), name)
+    model = program.backbone_sizes(config.Config(SequentialOptions()), name)
     assert model is raw
-    shapes = jax.tree.leaves(Programs(config.Config(), mesh, raw, 1, 100).built.backbone.params)
+    shapes = jax.tree.leaves(
+      Programs(config.Config(SequentialOptions()), mesh, raw, 1, 100).built.backbone.params
+    )
     counted[name] = sum(x.size for x in shapes) / 1e9
   assert counted == pytest.approx(billions, rel=0.01)
 

@@ -17,9 +17,9 @@ from sapt_jax import sharding
 from sapt_jax.backbones import hf, quantize
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.decode import generate
+from sapt_jax.losses import token_losses
 from sapt_jax.pet import lora
 from sapt_jax.pet.adapters import Adapters
-from sapt_jax.training.step import token_losses
 
 # Wide enough for several groups of 32 that four devices can share.
 RAW = {

@@ -18,9 +18,10 @@ from sapt_jax.data.batches import Batch
 from sapt_jax.evaluation.decode import greedy
 from sapt_jax.evaluation.evaluate import answer_batch
 from sapt_jax.methods.base import Setting
-from sapt_jax.methods.sapt import Sapt
+from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.pet import blocks
-from sapt_jax.training.step import batch_gradient, pooled_inputs
+from sapt_jax.training.step import batch_gradient
+from tests.classroom import at_start
 
 TASKS, CAPACITY, SOURCE, TARGET = 3, 4, 7, 4
 EACH = pytest.mark.parametrize("raw", [tiny.T5, tiny.LLAMA], ids=["t5", "llama"])
@@ -38,7 +39,7 @@ class Case:
   setting: Setting
 
   def method(self, quirks):
-    return Sapt(config.Method(reference_quirks=quirks, reflection_weight=0.7), self.setting)
+    return Sapt(SaptOptions(reference_quirks=quirks, reflection_weight=0.7), self.setting)
 
 
 def make_case(raw, dtype=jnp.float32):
@@ -48,10 +49,9 @@ def make_case(raw, dtype=jnp.float32):
     return jnp.asarray(scale * rng.normal(size=x.shape), dtype)
 
   model = hf.build_model(raw, dtype)
-  params = nn.meta.unbox(hf.init_params(model, jax.random.key(0)))
-  if (
-    model.config.is_decoder_only
-  ):  # its initial weights are too small for anything to depend on anything
+  params = nn.meta.unbox(jax.jit(partial(hf.init_params, model))(jax.random.key(0)))
+  if model.config.is_decoder_only:
+    # Its initial weights are too small for anything to depend on anything.
     params = jax.tree.map(lambda x: x if x.ndim == 1 else 6 * x, params)
   setting = Setting(
     config.Pet(rank=2),
@@ -60,7 +60,7 @@ def make_case(raw, dtype=jnp.float32):
     CAPACITY,
     memory_inputs=2,
   )
-  learned = Sapt(config.Method(), setting).start(jax.random.key(1))
+  learned = Sapt(SaptOptions(), setting).start(jax.random.key(1))
   there = jnp.arange(CAPACITY) < TASKS
   pool = jax.tree_util.tree_map_with_path(
     lambda path, x: (
@@ -113,9 +113,8 @@ def make_batch(case):
 
 def compiled_step(case, quirks):
   """(trainable, batch) -> (gradient, metrics)"""
-  return jax.jit(
-    partial(batch_gradient, case.model, case.method(quirks), 1, case.params, case.learned)
-  )
+  gradient = partial(batch_gradient, case.model, case.method(quirks), 1, case.params, case.learned)
+  return jax.jit(lambda trainable, batch: gradient(at_start(trainable), batch))
 
 
 def distance(tree, other):
@@ -154,9 +153,7 @@ def test_with_quirks_the_mixture_depends_on_padding(raw):
   for quirks in (False, True):
     method = case.method(quirks)
     mixture, mixture_alone = (
-      method.mixture(
-        case.learned, pooled_inputs(case.model, case.params, part, method.pools_padding), part.task
-      )
+      method.mixture(case.learned, method.features(case.model, case.params, part), part.task)
       for part in (batch, alone(batch, 1))
     )
     assert bool(np.max(np.abs(mixture[1] - mixture_alone[0])) > 1e-3) == quirks
