@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -150,6 +150,53 @@ def state_of(method, learned, optimizer, steps=1):
 def at_start(trainable):
   """A state with this trainable part, of a method that carries nothing else from step to step."""
   return TrainState(jnp.zeros((), jnp.int32), trainable, None)
+
+
+def uneven_batch(on="t5"):
+  """Four rows of different lengths, of sources and of answers."""
+  batch, lengths = some_batch(on), np.array([[1], [3], [2], [4]])
+  there = np.arange(4) < lengths
+  return batch.replace(
+    target=jnp.asarray(np.where(there, batch.target, 0)), target_mask=jnp.asarray(there)
+  )
+
+
+def joined(batch):
+  """The same rows, each computed in 9 places; the longest has 8 tokens without its answer's last,
+  source and answer apart take 11.
+  """
+
+  def one_more(x):
+    return jnp.pad(x, ((0, 0), (1, 0)))
+
+  return batch.replace(
+    source=one_more(batch.source), source_mask=one_more(batch.source_mask), joined=True
+  )
+
+
+@cache
+def sapt(on="t5"):
+  """SAPT, and what it has learned when it is at the second of two tasks, no block zero."""
+  method = build("sapt", on)
+  features = jax.random.normal(jax.random.key(1), (5, WIDTH))
+  return method, through(method, [features, features + 1])
+
+
+@cache
+def program(on="t5", accumulation=1, rate=1e-2):
+  """SAPT's compiled training step, and its first state."""
+  method, learned = sapt(on)
+  optimizer = make_optimizer(method, config.Fit(learning_rate=rate))
+  step = jax.jit(partial(train_step, backbone(on)[0], method, optimizer, accumulation))
+  return step, state_of(method, learned, optimizer)
+
+
+def one_step(batch, on="t5", accumulation=1, learned=None):
+  """State and figures after SAPT's first step on a batch."""
+  method, usual = sapt(on)
+  learned = usual if learned is None else learned
+  step, state = program(on, accumulation)
+  return step(state.replace(trainable=method.trainable(learned)), backbone(on)[1], learned, batch)
 
 
 def teach(method, learned, on="t5", steps=5, rate=1e-2):

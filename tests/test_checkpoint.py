@@ -1,0 +1,65 @@
+"""Saved trees: they come back as they were, or the harm is named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sapt_jax.training import checkpoint
+
+TREE = {"a": jnp.arange(6.0).reshape(2, 3), "b": {"count": jnp.asarray(3, jnp.int32)}}
+
+
+def test_a_saved_tree_comes_back_bit_for_bit(tmp_path):
+  checkpoint.save(tmp_path / "s", TREE, {"scores": [1.5]})
+  tree, record = checkpoint.load(tmp_path / "s", jax.tree.map(jnp.zeros_like, TREE))
+  assert jax.tree.all(jax.tree.map(np.array_equal, tree, TREE))
+  assert record == {"scores": [1.5]}
+
+
+@pytest.mark.parametrize("harm", ["truncate", "empty", "delete", "flip"])
+def test_any_harm_to_any_file_is_noticed_and_named(tmp_path, harm):
+  checkpoint.save(tmp_path / "s", TREE, {})
+  files = [
+    path.relative_to(tmp_path)
+    for path in (tmp_path / "s").rglob("*")
+    if path.is_file() and path.stat().st_size
+  ]
+  assert len(files) > 5
+  for file in files:
+    whole = (tmp_path / file).read_bytes()
+    middle = len(whole) // 2
+    if harm == "delete":
+      (tmp_path / file).unlink()
+    else:
+      (tmp_path / file).write_bytes(
+        {
+          "truncate": whole[:middle],
+          "empty": b"",
+          "flip": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        }[harm]
+      )
+    with pytest.raises(checkpoint.DamagedError):
+      checkpoint.load(tmp_path / "s", TREE)
+    (tmp_path / file).write_bytes(whole)
+
+
+def test_an_unfinished_save_is_not_finished(tmp_path, monkeypatch):
+  def stop(*_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(checkpoint, "_hashes", stop)
+  with pytest.raises(KeyboardInterrupt):
+    checkpoint.save(tmp_path / "s", TREE, {})
+  assert not checkpoint.is_finished(tmp_path / "s")
+
+
+def test_what_is_saved_anew_stays_until_the_new_one_is_written(tmp_path, monkeypatch):
+  checkpoint.save(tmp_path / "s", TREE, {"step": 1})
+  with monkeypatch.context() as patched:
+    patched.setattr(checkpoint, "_hashes", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      checkpoint.save(tmp_path / "s", TREE, {"step": 2})
+  assert checkpoint.load(tmp_path / "s", TREE)[1] == {"step": 1}
+  checkpoint.save(tmp_path / "s", TREE, {"step": 3})
+  assert checkpoint.load(tmp_path / "s", TREE)[1] == {"step": 3}

@@ -1,0 +1,91 @@
+"""Answers: decoding with a cache, sampling, and what padding and neighbours must not change."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sapt_jax.evaluation.decode import generate, sampler
+from sapt_jax.pet.adapters import Adapters
+from tests.classroom import (
+  FIRST,
+  NOWHERE,
+  WIDTH,
+  backbone,
+  build,
+  joined,
+  logits,
+  sapt,
+  studied,
+  uneven_batch,
+)
+
+EACH = pytest.mark.parametrize("on", ["t5", "llama"])
+
+
+def prompts():
+  return Adapters(prompts=0.3 * jax.random.normal(jax.random.key(3), (4, 3, WIDTH)))
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["plain", "prompt"])
+@EACH
+def test_cached_decoding_writes_what_the_whole_forward_pass_prefers(on, adapted):
+  (model, params), batch = backbone(on), uneven_batch(on)
+  adapters = prompts() if adapted else None
+  written = np.array(
+    jax.jit(partial(generate, model, max_new=6))(params, batch.source, batch.source_mask, adapters)
+  )
+  mask = np.ones_like(written, bool)
+  said = jax.jit(model.apply)(
+    {"params": params}, batch.source, batch.source_mask, written, mask, adapters
+  )
+  for row, ids in enumerate(written):
+    length = ids.tolist().index(1) + 1 if 1 in ids else len(ids)
+    assert np.argmax(said[row, :length], axis=-1).tolist() == ids[:length].tolist()
+    assert set(ids[length:].tolist()) <= {0}
+
+
+def test_a_soft_prompt_stands_before_joined_rows_too():
+  (model, params), batch, adapters = backbone("llama"), uneven_batch("llama"), prompts()
+  apart, together = (
+    jax.jit(partial(model.apply, method=method))(
+      {"params": params}, b.source, b.source_mask, b.target, b.target_mask, adapters
+    )
+    for method, b in (("hidden", batch), ("hidden_joined", joined(batch)))
+  )
+  np.testing.assert_allclose(together[batch.target_mask], apart[batch.target_mask], atol=1e-5)
+
+
+@EACH
+def test_answers_do_not_depend_on_padding_or_neighbours(on):
+  (model, params), (method, learned), batch = backbone(on), sapt(on), uneven_batch(on)
+
+  @jax.jit
+  def answers(part):
+    return method.answer_logits(model, params, learned, part)[0]
+
+  together = answers(batch)
+  for row in (1, 3):
+    alone = jax.tree.map(lambda x, r=row: x[r : r + 1], batch)
+    keep = np.asarray(alone.source_mask[0])
+    bare = alone.replace(source=alone.source[:, keep], source_mask=alone.source_mask[:, keep])
+    real = np.asarray(batch.target_mask[row])
+    np.testing.assert_allclose(answers(bare)[0][real], together[row][real], atol=2e-5)
+
+
+def test_sampling_keeps_to_the_top_k_and_away_from_what_was_written():
+  logits = jnp.asarray([[4.0, 3.0, 2.0, -1.0, -5.0]] * 200)
+  written = jnp.asarray([[0, 3, 4]] * 200)  # the last place is not written yet
+  drawn = np.array(sampler(2, 100.0, 1.0)(logits, written, jnp.asarray(2), jax.random.key(0)))
+  assert set(drawn.tolist()) == {1, 2}
+  # More than there are: all.
+  assert sampler(50, 1.0, 1.0)(logits, written, jnp.asarray(2), jax.random.key(0)).max() < 5
+
+
+def test_the_first_block_of_a_lora_pool_adds_nothing():
+  method = build("per_task")
+  learned = method.begin(method.start(jax.random.key(0)), jax.random.key(1), studied(NOWHERE))
+  adapters = method.adapters(learned, method.mixture(learned, NOWHERE, FIRST))
+  assert np.array_equal(logits(None), logits(adapters))
