@@ -9,9 +9,7 @@ import time
 from functools import partial
 from typing import Any
 
-import jax
-
-from sapt_jax import learner, processes, results
+from sapt_jax import learner, processes, results, streams
 from sapt_jax.config import Config
 from sapt_jax.cost import Cost
 from sapt_jax.methods.base import Learned, Lesson
@@ -80,7 +78,7 @@ class Continual:
   def one_task(self, learned: Learned, index: int) -> tuple[Learned, dict[str, Any]]:
     """Learns the index-th task; returns what is known then, and the record of the task."""
     began, study = time.monotonic(), self.study(index)
-    rng = jax.random.fold_in(jax.random.key(self.config.seed), index + 1)
+    rng = streams.of_seed(self.config.seed, "task", index)
     learned = self.method.begin(learned, rng, study)
     lesson = self.method.lesson(learned, study)
     steps = self.steps(lesson)
@@ -100,6 +98,7 @@ class Continual:
       "task": study.task.name,
       "steps": steps,
       "scores": evaluation.scores,
+      "rows": evaluation.rows,
       "training_mixture": training_mixture,
       "testing_mixture": evaluation.mixtures,
       "wall_s": round(time.monotonic() - began, 1),

@@ -7,7 +7,7 @@ import pathlib
 
 import jax
 
-from sapt_jax import methods, sharding
+from sapt_jax import methods, sharding, streams
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config
 from sapt_jax.data.batches import Batcher
@@ -29,14 +29,16 @@ def make_codec(config: Config, folder: pathlib.Path) -> Codec:
   """The tokenizer of a model folder with the benchmark's frame and the run's lengths; needs no
   weights.
   """
-  eos_id = hf.build_model(hf.read_config(folder), where=str(folder / "config.json")).config.eos_id
+  backbone = hf.build_model(hf.read_config(folder), where=str(folder / "config.json")).config
   frame = BENCHMARKS[config.data.benchmark].frame
   return Codec(
     load_tokenizer(folder),
     frame,
     config.data.max_source_length,
     config.data.max_target_length,
-    eos_id,
+    backbone.eos_id,
+    backbone.vocab_size,
+    backbone.is_decoder_only,
   )
 
 
@@ -57,7 +59,7 @@ class Learner:
   def start(self, seed: int) -> Learned:
     """What the method knows before the first task, on every device."""
     return sharding.to_devices(
-      self.method.start(jax.random.key(seed)), sharding.replicated(self.mesh)
+      self.method.start(streams.of_seed(seed, "start")), sharding.replicated(self.mesh)
     )
 
 
@@ -73,6 +75,7 @@ def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: in
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
   jax.set_mesh(mesh)
   c = config.backbone
+  jax.config.update("jax_default_matmul_precision", c.precision)
   backbone = hf.load_backbone(str(folder), c.dtype, mesh, c.remat, c.unroll, c.bits)
   return put_together(config, mesh, backbone, capacity, memory_inputs)
 

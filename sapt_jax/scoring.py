@@ -14,7 +14,7 @@ from sapt_jax.config import Config
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prepared import PreparedTask, Split
 from sapt_jax.data.prompts import Codec
-from sapt_jax.evaluation.evaluate import mean_score
+from sapt_jax.evaluation.evaluate import row_scores
 from sapt_jax.learner import Learner
 from sapt_jax.methods.base import Learned
 
@@ -28,9 +28,12 @@ def metric_of(config: Config) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-  """A split's mean score (0-100), the answers, and the mixtures (n, T) they were given with."""
+  """A split's mean score and that of each row (0-100), the answers, and the mixtures (n, T) they
+  were given with.
+  """
 
   score: float
+  rows: list[float]
   answers: list[str]
   mixtures: np.ndarray
 
@@ -41,11 +44,13 @@ class Evaluation:
 
   Attributes:
     scores: one per task, in order; None where a task was not scored.
+    rows: the score of every test row of each scored task.
     mixtures: the mean mixture of each scored task's test inputs.
     answers: a row per answer, for the reader.
   """
 
   scores: list[float | None]
+  rows: list[list[float]]
   mixtures: list[list[float]]
   answers: list[dict[str, Any]]
 
@@ -65,7 +70,8 @@ class Scorer:
     answers = self.answerer.answer(learned, split.rows, self.longest)
     texts = [self.codec.text(ids) for ids in answers.tokens]
     references = [example.references for example in split.examples]
-    return Scored(mean_score(self.metric, texts, references), texts, answers.mixtures)
+    rows = row_scores(self.metric, texts, references)
+    return Scored(float(np.mean(rows)), rows, texts, answers.mixtures)
 
   def dev_score(self, learned: Learned, tasks: Iterable[int]) -> float:
     """Mean score over the dev rows of these tasks."""
@@ -73,27 +79,20 @@ class Scorer:
 
   def evaluate(self, learned: Learned, newest: int, scored: Iterable[int]) -> Evaluation:
     """Scores on test rows after the task `newest`, of those tasks that are to be scored."""
-    chosen = set(scored)
-    scores: list[float | None] = []
-    mixtures, rows = [], []
+    chosen, found = set(scored), Evaluation([], [], [], [])
     for index, task in enumerate(self.stream[: newest + 1]):
       if index not in chosen:
-        scores.append(None)
+        found.scores.append(None)
         continue
       result = self.score(learned, task.test)
-      scores.append(result.score)
-      mixtures.append(self.mean_mixture(result.mixtures))
-      rows += [
-        {
-          "after": self.stream[newest].name,
-          "task": task.name,
-          "input": example.input,
-          "prediction": text,
-          "references": list(example.references),
-        }
-        for example, text in zip(task.test.examples, result.answers, strict=True)
-      ]
-    return Evaluation(scores, mixtures, rows)
+      found.scores.append(result.score)
+      found.rows.append([round(value, 2) for value in result.rows])
+      found.mixtures.append(self.mean_mixture(result.mixtures))
+      for example, text in zip(task.test.examples, result.answers, strict=True):
+        answer = {"after": self.stream[newest].name, "task": task.name, "input": example.input}
+        references = list(example.references)
+        found.answers.append(answer | {"prediction": text, "references": references})
+    return found
 
   def training_mixture(self, learned: Learned, features: jax.Array, task: int) -> list[float]:
     """Mean mixture of inputs with these features (n, D), of a task that has just been learned."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from sapt_jax import streams
 from sapt_jax.config import Config
 from sapt_jax.data.batches import Row
 from sapt_jax.data.prepared import PreparedTask
@@ -91,8 +92,9 @@ class TaskStudy:
     self.leave("pseudo_inputs", lines, pseudo.figures)
     return self.instruments.built.features(prompt_rows(self.codec, pseudo.pairs))
 
-  def sample(self, learned: Learned, rows: Sequence[Row], seed: int) -> list[str]:
-    answers = self.instruments.sampling.answer(learned, rows, self.sampling.max_length, seed)
+  def sample(self, learned: Learned, rows: Sequence[Row]) -> list[str]:
+    rng = streams.of_seed(self.seed, "samples", self.index)
+    answers = self.instruments.sampling.answer(learned, rows, self.sampling.max_length, rng)
     return [self.codec.text(ids) for ids in answers.tokens]
 
   def leave(self, folder: str, rows: Iterable[dict[str, Any]], figures: Any) -> None:

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from sapt_jax import streams
+
 T = TypeVar("T")
 
 
@@ -19,5 +21,5 @@ def draw(rows: Sequence[T], share: float, seed: int) -> list[T]:
   if not share:
     return []
   count = max(1, int(share * len(rows)))
-  chosen = np.random.default_rng(seed).permutation(len(rows))[:count]
+  chosen = streams.host(seed, "rehearsal").permutation(len(rows))[:count]
   return [rows[i] for i in np.sort(chosen)]

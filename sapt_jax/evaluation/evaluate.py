@@ -65,24 +65,27 @@ class Answerer:
     )
     self.choose = choose
 
-  def answer(self, learned: Learned, rows: Sequence[Row], max_new: int, seed: int = 0) -> Answers:
-    """Answers to all rows; `seed` matters to a sampler alone.
+  def answer(
+    self, learned: Learned, rows: Sequence[Row], max_new: int, rng: jax.Array | None = None
+  ) -> Answers:
+    """Answers to all rows; `rng` matters to a sampler alone.
 
     Raises:
       Stopped: the run was asked to stop.
     """
+    rng = jax.random.key(0) if rng is None else rng
     tokens: list[list[int]] = [[] for _ in rows]
     mixtures: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for count, (numbers, batch) in enumerate(self.batcher.answering(rows)):
       processes.stop_if_asked()
-      rng = jax.random.fold_in(jax.random.key(seed), count)
+      key = jax.random.fold_in(rng, count)
       ids, mixture = self.answer_batch(
         max_new=max_new,
         choose=self.choose,
         params=self.backbone.params,
         learned=learned,
         batch=sharding.to_devices(batch, self.placement),
-        rng=rng,
+        rng=key,
       )
       found = zip(numbers, np.asarray(ids), np.asarray(mixture), strict=False)
       for number, row_ids, row_mixture in found:
@@ -90,12 +93,12 @@ class Answerer:
     return Answers(tokens, np.stack(mixtures))
 
 
-def mean_score(
+def row_scores(
   metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> float:
-  """Mean over inputs of the best score against their references, 0-100."""
+) -> list[float]:
+  """The best score of each prediction against its references, 0-100."""
   both = zip(predictions, references, strict=True)
-  return float(np.mean([score(metric, text, accepted) for text, accepted in both]))
+  return [score(metric, text, accepted) for text, accepted in both]
 
 
 class FeatureReader:
