@@ -11,7 +11,6 @@ from typing import Any
 from sapt_jax import config, learner, methods
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Row
-from sapt_jax.data.prompts import cut_to_fit
 from sapt_jax.errors import InputError
 from sapt_jax.run_folder import sound_snapshots, write_lines
 from sapt_jax.training import checkpoint
@@ -97,7 +96,7 @@ class Answering:
     """Token ids of one prompt."""
     if definition is not None:
       return self.codec.source(definition, text)
-    return cut_to_fit(self.codec.tokenizer, text, lambda part: part, self.codec.max_source)
+    return self.codec.cut_to_fit(text, lambda part: part)
 
   @staticmethod
   def write(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 from sapt_jax import learner, methods
 from sapt_jax.backbones import hf
@@ -58,7 +59,23 @@ def read_inputs(config: Config) -> RunInputs:
     names = [task.name for task in tasks]
     stored = Stored.read(config.generator.folder, config.data.benchmark, names, codec.has_room)
   stream = [PreparedTask(index, task, codec) for index, task in enumerate(tasks)]
+  if codec.vocabulary is not None and len(codec.tokenizer) > codec.vocabulary:
+    check_tokens(stream)
   return RunInputs(stream, backbone, hf.fingerprint(backbone), codec, stored)
+
+
+def check_tokens(stream: Sequence[PreparedTask]) -> None:
+  """Whether the backbone has every token of every row.
+
+  Raises:
+    InputError: it lacks one; the message names the task and the token.
+  """
+  for task in stream:
+    for name, split in (("train", task.train), ("dev", task.dev), ("test", task.test)):
+      try:
+        _ = split.rows
+      except InputError as error:
+        raise InputError(f"task {task.name}, {name}: {error}") from None
 
 
 def most_pseudo_inputs(config: Config, inputs: RunInputs) -> int:

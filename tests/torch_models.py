@@ -52,20 +52,20 @@ LLAMA_SIZES: dict[str, Any] = {
 NAMES = [*T5, *LLAMA]
 
 
-def make(name: str, seed: int = 0) -> Any:
+def make(name: str, seed: int = 0, **options: Any) -> Any:
   """A torch model in evaluation mode, float32, its weights large enough that its answers differ."""
   import torch
   import transformers
 
   torch.manual_seed(seed)
   if name in T5:
-    config: Any = transformers.T5Config(**T5_SIZES, **T5[name])
+    config: Any = transformers.T5Config(**(T5_SIZES | T5[name] | options))
     model: Any = transformers.T5ForConditionalGeneration(config)
     if not T5[name]["tie_word_embeddings"]:  # transformers 5 ties every T5's head when it is made
       model.lm_head.weight = torch.nn.Parameter(0.3 * torch.randn(96, 32))
     scale = 1.0
   else:
-    config = transformers.LlamaConfig(**LLAMA_SIZES, **LLAMA[name])
+    config = transformers.LlamaConfig(**(LLAMA_SIZES | LLAMA[name] | options))
     model, scale = transformers.LlamaForCausalLM(config), 8.0  # its initial weights have std 0.02
   with torch.no_grad():
     for path, parameter in model.named_parameters():

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from sapt_jax.backbones.layers import ACTIVATIONS
 from sapt_jax.backbones.llama import Llama, LlamaConfig, RopeScaling
 from sapt_jax.backbones.t5 import T5, T5Config
 from sapt_jax.errors import InputError
@@ -96,6 +97,35 @@ def llama_weights(c: LlamaConfig) -> list[Weight]:
   ]
 
 
+def token_id(raw: dict[str, Any], name: str, usual: int) -> int:
+  """A special token's id; null means the usual one, of a list the first counts.
+
+  Raises:
+    InputError: it is no id of the vocabulary, and so would read no row of the embedding.
+  """
+  value = raw.get(name)
+  if isinstance(value, list):
+    value = value[0] if value else None
+  if value is None:
+    return usual
+  if not isinstance(value, int) or not 0 <= value < raw["vocab_size"]:
+    raise InputError(
+      f"{name} {value!r} is no token of a vocabulary of {raw['vocab_size']}: mend it in config.json"
+    )
+  return value
+
+
+def activation_of(name: str) -> str:
+  """The name of an activation that the backbones can compute.
+
+  Raises:
+    InputError: it is none.
+  """
+  if name not in ACTIVATIONS:
+    raise InputError(f"activation {name!r} is not supported: {', '.join(ACTIVATIONS)}")
+  return name
+
+
 def t5_config(raw: dict[str, Any]) -> T5Config:
   """config.json of a T5 -> T5Config;
   keys that may be absent take the defaults that Hugging Face documents.
@@ -111,15 +141,15 @@ def t5_config(raw: dict[str, Any]) -> T5Config:
     encoder_layers=raw["num_layers"],
     decoder_layers=raw.get("num_decoder_layers") or raw["num_layers"],
     gated=gated,
-    activation="gelu_new" if gated and activation == "gelu" else activation,
+    activation=activation_of("gelu_new" if gated and activation == "gelu" else activation),
     tied_head=raw.get("tie_word_embeddings", True),
     scaled_head=raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)),
     buckets=raw.get("relative_attention_num_buckets", 32),
     max_distance=raw.get("relative_attention_max_distance", 128),
     epsilon=raw.get("layer_norm_epsilon", 1e-6),
-    pad_id=raw.get("pad_token_id", 0),
-    eos_id=raw.get("eos_token_id", 1),
-    start_id=raw.get("decoder_start_token_id", 0),
+    pad_id=token_id(raw, "pad_token_id", 0),
+    eos_id=token_id(raw, "eos_token_id", 1),
+    start_id=token_id(raw, "decoder_start_token_id", 0),
   )
 
 
@@ -135,7 +165,6 @@ def llama_config(raw: dict[str, Any]) -> LlamaConfig:
   if kind == "llama3":
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     scaling = RopeScaling(rope["factor"], low, high, rope["original_max_position_embeddings"])
-  eos = raw.get("eos_token_id", 2)
   return LlamaConfig(
     vocab_size=raw["vocab_size"],
     width=raw["hidden_size"],
@@ -144,13 +173,14 @@ def llama_config(raw: dict[str, Any]) -> LlamaConfig:
     heads=raw["num_attention_heads"],
     key_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
     head_width=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
+    activation=activation_of(raw.get("hidden_act") or "silu"),
     rope_theta=rope.get("rope_theta") or raw.get("rope_theta") or 10000.0,
     rope_scaling=scaling,
     tied_head=raw.get("tie_word_embeddings", False),
     epsilon=raw.get("rms_norm_eps", 1e-6),
-    pad_id=raw.get("pad_token_id") or 0,
-    eos_id=eos[0] if isinstance(eos, list) else eos,
-    bos_id=raw.get("bos_token_id", 1),
+    pad_id=token_id(raw, "pad_token_id", 0),
+    eos_id=token_id(raw, "eos_token_id", 2),
+    bos_id=token_id(raw, "bos_token_id", 1),
   )
 
 
@@ -160,19 +190,26 @@ class Architecture(NamedTuple):
   config: Callable[[dict[str, Any]], Any]
   model: Callable[[Any], Any]
   weights: Callable[[Any], list[Weight]]
-  # Names that a folder may hold and that say nothing new: second names of tied tensors, and buffers
-  # of old library versions.
+  # Second names of tensors: the last part of a name that a folder may hold -> what it must equal.
+  tied: dict[str, str]
+  # Last parts of names that say nothing: buffers of old library versions.
   ignored: tuple[str, ...]
 
 
-_T5_IGNORED = (
-  "encoder.embed_tokens.weight",
-  "decoder.embed_tokens.weight",
-  "lm_head.weight",
-  "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-)
-_LLAMA_IGNORED = ("lm_head.weight", "rotary_emb.inv_freq")
+_T5_EMBEDDINGS = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 ARCHITECTURES = {
-  "t5": Architecture(t5_config, T5, t5_weights, _T5_IGNORED),
-  "llama": Architecture(llama_config, Llama, llama_weights, _LLAMA_IGNORED),
+  "t5": Architecture(
+    t5_config,
+    T5,
+    t5_weights,
+    tied=dict.fromkeys(_T5_EMBEDDINGS, "shared.weight"),
+    ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+  ),
+  "llama": Architecture(
+    llama_config,
+    Llama,
+    llama_weights,
+    tied={"lm_head.weight": "model.embed_tokens.weight"},
+    ignored=("rotary_emb.inv_freq",),
+  ),
 }

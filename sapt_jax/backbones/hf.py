@@ -86,6 +86,13 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     ) from None
   except (UnicodeDecodeError, json.JSONDecodeError) as error:
     raise InputError(f"{file}: not JSON ({error})") from None
+  if raw.get("quantization_config"):
+    quantised = raw["quantization_config"]
+    kind = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
+    raise InputError(
+      f"{file}: a quantised model ({kind}); name the full-precision one (--backbone.bits quantises "
+      "it while it is loaded)"
+    )
   if raw.get("model_type") not in ARCHITECTURES:
     raise InputError(
       f"{file}: model_type {raw.get('model_type')!r} is not supported: {', '.join(ARCHITECTURES)}"
@@ -107,6 +114,8 @@ def build_model(
     c = architecture.config(raw)
   except KeyError as error:
     raise InputError(f"{where}: {error.args[0]!r} is missing") from None
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from None
   c = dataclasses.replace(c, dtype=jnp.dtype(dtype), bits=bits, remat=remat, unroll=unroll)
   return architecture.model(c)
 
@@ -165,7 +174,7 @@ def load_backbone(
   model = build_model(raw, dtype, remat, unroll, where=str(folder / "config.json"), bits=bits)
   architecture = ARCHITECTURES[raw["model_type"]]
   table = architecture.weights(model.config)
-  check_names(files, table, architecture.ignored)
+  check_names(files, table, architecture)
   abstract = sharding.abstract_params(
     lambda: init_params(model, jax.random.key(0)), mesh or sharding.make_mesh()
   )

@@ -5,6 +5,7 @@ embeddings, norms, the scan over layers.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,20 @@ from sapt_jax.sharding import constrain
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+# By the names that config.json gives them.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  "relu": jax.nn.relu,
+  "gelu": partial(jax.nn.gelu, approximate=False),
+  "gelu_new": partial(jax.nn.gelu, approximate=True),
+  "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+  "gelu_fast": partial(jax.nn.gelu, approximate=True),
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+  "silu": jax.nn.silu,
+  "swish": jax.nn.silu,
+  "relu2": lambda x: jnp.square(jax.nn.relu(x)),
 }
 
 

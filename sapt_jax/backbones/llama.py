@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax.backbones import attention, layers, quantize
-from sapt_jax.backbones.layers import Embedding, Linear, RMSNorm
+from sapt_jax.backbones.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import Sites
 from sapt_jax.sharding import constrain
@@ -46,6 +46,7 @@ class LlamaConfig:
   heads: int
   key_heads: int
   head_width: int
+  activation: str = "silu"
   rope_theta: float = 10000.0
   rope_scaling: RopeScaling | None = None
   tied_head: bool = False
@@ -143,7 +144,7 @@ class LlamaLayer(nn.Module):
   ) -> jax.Array:
     x = x + self.o(attention.attend(q, k, v, bias, scale=self.config.head_width**-0.5))
     h = self.mlp_norm(x)
-    return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+    return x + self.down(ACTIVATIONS[self.config.activation](self.gate(h)) * self.up(h))
 
   def __call__(
     self, x: jax.Array, lora: Any, angles: jax.Array, bias: jax.Array, adapters: Adapters | None

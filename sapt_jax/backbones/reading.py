@@ -16,44 +16,61 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sapt_jax.backbones import quantize
-from sapt_jax.backbones.architectures import Weight
+from sapt_jax.backbones.architectures import Architecture, Weight
 from sapt_jax.errors import InputError
+
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class WeightFiles:
   """Tensors of all safetensors files of a folder, read by name.
 
-  A file is opened for each tensor anew: its pages stay in memory for as long as it is open.
+  A file is opened for each tensor anew: its pages stay in memory for as long as it is open. Where a
+  folder holds both a single file and shards with an index, the single file counts, as in
+  transformers, and the shards must hold the same.
+
+  Raises:
+    InputError: a file is missing or not whole; weights that are no plain numbers; two sets of files
+      that differ.
   """
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.exists():
-      names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    self.paths = [folder / name for name in names]
-    for path in self.paths:
-      if not path.is_file():
-        raise InputError(
-          f"{path}: no such file; weights are read from safetensors alone; a model that comes as "
-          "pytorch_model.bin: load it with transformers, save_pretrained it to a folder, and name "
-          "that"
-        )
-    self.where: dict[str, pathlib.Path] = {}
-    for path in self.paths:
-      try:
-        with safe_open(path, "numpy") as file:
-          self.where |= dict.fromkeys(file.keys(), path)
-      except SafetensorError as error:
-        raise InputError(
-          f"{path}: not a whole safetensors file ({error}); was it downloaded in full?"
-        ) from None
+    self.stored: dict[str, str] = {}  # names that are kept under another one
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    shards = _indexed_files(index) if index.exists() else []
+    self.paths = [single] if single.is_file() or not shards else shards
+    self.where = _tensors_of(self.paths)
+    if self.paths == [single] and shards and all(path.is_file() for path in shards):
+      self._check_same(_tensors_of(shards), index)
+
+  def _check_same(self, others: dict[str, pathlib.Path], index: pathlib.Path) -> None:
+    """Whether tensors of other files are those of this object."""
+    differing = sorted(self.where.keys() ^ others.keys())
+    differing = differing or [
+      name for name in others if not _same_tensor(name, self.where[name], others[name])
+    ]
+    if differing:
+      raise InputError(
+        f"{self.folder}: model.safetensors and the shards of {index.name} hold different weights "
+        f"({_listed(differing)}); remove those that are out of date"
+      )
+
+  def same(self, left: str, right: str) -> bool:
+    """Whether two tensors of the files hold the same numbers."""
+    one, other = (self.stored.get(name, name) for name in (left, right))
+    return one == other or _same_tensor(one, self.where[one], self.where[other], other)
+
+  def find_second_names(self, wanted: set[str], tied: dict[str, str]) -> None:
+    """Takes tensors that are wanted and missing from where they are kept under a second name."""
+    for second, name in tied.items():
+      if name in wanted - self.where.keys() and second in self.where.keys() - wanted:
+        self.stored[name], self.where[name] = second, self.where[second]
 
   def read(self, name: str, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.ndarray:
     """The part `index` of a tensor that should have this shape."""
     with safe_open(self.where[name], "numpy") as file:
-      tensor = file.get_slice(name)
+      tensor = file.get_slice(self.stored.get(name, name))
       if tuple(tensor.get_shape()) != shape:
         raise InputError(
           f"{self.folder}: {name} has shape {tuple(tensor.get_shape())}, "
@@ -62,18 +79,72 @@ class WeightFiles:
       return tensor[index]
 
 
-def check_names(files: WeightFiles, table: list[Weight], ignored: tuple[str, ...]) -> None:
-  """Every name of the table is in the files and the other way round,
-  but for names that say nothing new.
+def _indexed_files(index: pathlib.Path) -> list[pathlib.Path]:
+  """The files that an index names."""
+  return [
+    index.parent / name
+    for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+  ]
+
+
+def _tensors_of(paths: list[pathlib.Path]) -> dict[str, pathlib.Path]:
+  """The names of all tensors in some files, with the file that each is in."""
+  where: dict[str, pathlib.Path] = {}
+  for path in paths:
+    if not path.is_file():
+      raise InputError(
+        f"{path}: no such file; weights are read from safetensors alone; a model that comes as "
+        "pytorch_model.bin: load it with transformers, save_pretrained it to a folder, and name "
+        "that"
+      )
+    try:
+      with safe_open(path, "numpy") as file:
+        for name in file.keys():  # noqa: SIM118 (the file itself cannot be iterated over)
+          if file.get_slice(name).get_dtype() not in FLOATS and not name.endswith("inv_freq"):
+            raise InputError(
+              f"{path}: {name} is kept as {file.get_slice(name).get_dtype()}: a quantised model; "
+              "name the full-precision one (--backbone.bits quantises it while it is loaded)"
+            )
+          where[name] = path
+    except SafetensorError as error:
+      raise InputError(
+        f"{path}: not a whole safetensors file ({error}); was it downloaded in full?"
+      ) from None
+  return where
+
+
+def _same_tensor(
+  name: str, one: pathlib.Path, other: pathlib.Path, its_name: str | None = None
+) -> bool:
+  """Whether a tensor holds the same numbers in two files, under another name in the other."""
+  with safe_open(one, "numpy") as left, safe_open(other, "numpy") as right:
+    a, b = left.get_slice(name), right.get_slice(its_name or name)
+    if a.get_shape() != b.get_shape() or a.get_dtype() != b.get_dtype():
+      return False
+    return bool(np.array_equal(left.get_tensor(name), right.get_tensor(its_name or name)))
+
+
+def check_names(files: WeightFiles, table: list[Weight], architecture: Architecture) -> None:
+  """Every name of the table is in the files and the other way round, but for second names of tied
+  tensors, which must hold the same numbers, and names that say nothing.
   """
   wanted = {name for weight in table for name in weight.names()}
+  files.find_second_names(wanted, architecture.tied)
   missing = sorted(wanted - files.where.keys())
-  unused = sorted(name for name in files.where.keys() - wanted if not name.endswith(ignored))
+  extra = {name for name in files.where.keys() - wanted if not name.endswith(architecture.ignored)}
+  tied = {name: architecture.tied[name] for name in extra & architecture.tied.keys()}
+  unused = sorted(extra - tied.keys())
   if missing or unused:
     raise InputError(
       f"{files.folder}: weights do not fit config.json; missing: {_listed(missing)}; "
       f"not used: {_listed(unused)}"
     )
+  for name, source in tied.items():
+    if not files.same(name, source):
+      raise InputError(
+        f"{files.folder}: {name} differs from {source}, to which config.json ties it; set "
+        "tie_word_embeddings to false there if it is a head of its own, else remove it"
+      )
 
 
 def _listed(names: list[str]) -> str:

@@ -8,7 +8,6 @@ head width, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax.backbones import attention, layers, quantize
-from sapt_jax.backbones.layers import Embedding, Linear, RMSNorm
+from sapt_jax.backbones.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from sapt_jax.backbones.positions import PositionBias
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import Sites
@@ -78,11 +77,6 @@ class T5Cache(flax.struct.PyTreeNode):
 
 
 KeysValues = tuple[jax.Array, jax.Array]
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-  "relu": jax.nn.relu,
-  "gelu": partial(jax.nn.gelu, approximate=False),
-  "gelu_new": partial(jax.nn.gelu, approximate=True),
-}
 
 
 class Attention(nn.Module):

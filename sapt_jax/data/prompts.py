@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 from sapt_jax.errors import InputError
@@ -21,9 +21,13 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
   """
   # That PyTorch is not there is as it should be.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-  from transformers import AutoTokenizer  # here: it takes seconds to import
+  # Here: it takes seconds to import.
+  from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
   try:
+    if (folder / "tokenizer.json").is_file():
+      # What the file says, whatever class the settings name: others rebuild it and lose parts.
+      return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     return AutoTokenizer.from_pretrained(str(folder))
   except Exception as error:  # tokenizers raises no narrower one for files that it cannot read
     reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -40,6 +44,8 @@ class Codec:
     max_source: most tokens of a prompt.
     max_target: most tokens of an answer, the end token included.
     eos_id: the token that ends an answer.
+    vocabulary: rows of the backbone's embedding, which every token must be; None: any number.
+    open_ended: the backbone goes on from the prompt (decoder-only), so nothing may stand behind it.
   """
 
   tokenizer: Any
@@ -47,6 +53,44 @@ class Codec:
   max_source: int
   max_target: int
   eos_id: int
+  vocabulary: int | None = None
+  open_ended: bool = False
+
+  @cached_property
+  def ending(self) -> list[int]:
+    """What the tokenizer puts behind a prompt by itself; T5's end token, as a rule."""
+    plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = self.tokenizer("a")["input_ids"]
+    last = len(whole) - len(plain)
+    start = next((i for i in range(last + 1) if whole[i : i + len(plain)] == plain), last)
+    return whole[start + len(plain) :]
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids of what the backbone reads, with the tokens that belong at its beginning and, but
+    for a decoder-only backbone, at its end.
+
+    Raises:
+      InputError: a token has no row in the backbone's embedding.
+    """
+    ids = self.tokenizer(text)["input_ids"]
+    if self.open_ended and self.ending and ids[-len(self.ending) :] == self.ending:
+      ids = ids[: -len(self.ending)]
+    return self.known(ids)
+
+  def known(self, ids: list[int]) -> list[int]:
+    """The ids, each a row of the backbone's embedding.
+
+    Raises:
+      InputError: one is not.
+    """
+    unknown = max(ids, default=0)
+    if self.vocabulary is not None and unknown >= self.vocabulary:
+      raise InputError(
+        f"token {self.tokenizer.convert_ids_to_tokens(unknown)!r} has the id {unknown}, but the "
+        f"backbone has {self.vocabulary} tokens: the tokenizer belongs to another model, or the "
+        "token was added without a row for it; take it out of the text or the tokenizer"
+      )
+    return ids
 
   def prompt(self, definition: str, text: str) -> str:
     """The whole prompt as text; without a definition its line is left out."""
@@ -62,38 +106,52 @@ class Codec:
     Raises:
       InputError: the frame alone is longer than max_source.
     """
-    frame = partial(self.prompt, definition)
-    return cut_to_fit(self.tokenizer, text, frame, self.max_source)
+    return self.cut_to_fit(text, lambda part: self.prompt(definition, part))
 
   def has_room(self, definition: str) -> bool:
     """Whether the frame with this definition leaves room for an input."""
-    return len(self.tokenizer(self.prompt(definition, ""))["input_ids"]) <= self.max_source
+    return len(self.encode(self.prompt(definition, ""))) <= self.max_source
 
   def target(self, answer: str) -> list[int]:
     """Token ids of an answer, ended by the end token, at most max_target."""
-    ids = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    ids = self.known(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
     return [*ids[: self.max_target - 1], self.eos_id]
 
   def text(self, ids: list[int]) -> str:
     """The answer that ids spell, up to the end token."""
     ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
-    return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    # Cleaning up would write "don't" for the answer "do n't".
+    settings = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+    return self.tokenizer.decode(ids, **settings).strip()
+
+  def cut_to_fit(self, text: str, frame: Callable[[str], str]) -> list[int]:
+    """Token ids of frame(text), with as much of text's beginning as keeps them within max_source.
+
+    Raises:
+      InputError: the frame alone is longer.
+    """
+    ids, limit = self.encode(frame(text)), self.max_source
+    while len(ids) > limit:
+      ends = token_ends(self.tokenizer, text)
+      kept = len(ends) - (len(ids) - limit)
+      if not text or kept < 0:
+        raise InputError(
+          f"data.max_source_length {limit}: the frame alone takes {len(ids) - len(ends)} tokens; "
+          "raise it"
+        )
+      # Cutting can merge tokens differently at the seam, so that one more round is needed; dropping
+      # at least one character ends the loop.
+      text = text[: min(ends[kept - 1] if kept else 0, len(text) - 1)]
+      ids = self.encode(frame(text))
+    return ids
 
 
-def cut_to_fit(tokenizer: Any, text: str, frame: Callable[[str], str], limit: int) -> list[int]:
-  """Token ids of frame(text), with as much of text's beginning as keeps them within limit."""
-  ids = tokenizer(frame(text))["input_ids"]
-  while len(ids) > limit:
-    plain = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    offsets = plain["offset_mapping"]
-    kept = len(offsets) - (len(ids) - limit)
-    if not text or kept < 0:
-      raise InputError(
-        f"data.max_source_length {limit}: the frame alone takes {len(ids) - len(offsets)} tokens; "
-        "raise it"
-      )
-    # Cutting can merge tokens differently at the seam, so that one more round is needed; dropping
-    # at least one character ends the loop.
-    text = text[: min(offsets[kept - 1][1] if kept else 0, len(text) - 1)]
-    ids = tokenizer(frame(text))["input_ids"]
-  return ids
+def token_ends(tokenizer: Any, text: str) -> list[int]:
+  """Where in the text each of its tokens ends; of a tokenizer that does not tell, as evenly as its
+  characters' own bytes can be divided (ByT5 has a token for each byte).
+  """
+  if tokenizer.is_fast:
+    told = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return [end for _, end in told["offset_mapping"]]
+  count = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+  return [round(len(text) * (place + 1) / count) for place in range(count)]
