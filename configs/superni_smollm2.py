@@ -8,11 +8,12 @@ Add --method.name sequential, per_task, or --method.attention published, and ano
 compare. Results: docs/results.md.
 """
 
-from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator, Stream
+from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator, Pet, Stream
 from sapt_jax.methods.sapt import SaptOptions
 
 config = Config(
-  method=SaptOptions(attention="routed", attention_learning_rate=1e-4, new_block="directions"),
+  method=SaptOptions(attention="routed", attention_learning_rate=1e-4),
+  pet=Pet(new_block="directions"),
   fit=Fit(steps=60, batch_size=8, learning_rate=1e-3, checkpoint_every=20),
   generator=Generator(
     steps=40,

@@ -27,6 +27,12 @@ class Pet:
   """LoRA's scale is alpha / rank."""
   prompt_length: int = 10
   """Soft tokens of a prompt block."""
+  new_block: Literal["fresh", "mixture", "directions"] = "fresh"
+  """What a block starts as, in every method with a block per task: fresh; as the mixture of
+  earlier blocks that the method gives the new task's inputs before it has learned them, brought
+  down to rank; or adding nothing, with the main input directions of that mixture as its A (soft
+  prompts: fresh).
+  """
   top_k: int = 0
   """LoRA: an input uses the so many blocks with the largest weights, so that a step on a pool of
   hundreds costs what it costs on a small one; 0: all blocks."""
@@ -232,6 +238,11 @@ class Backbone:
   """A Hugging Face model folder or hub id; t5-mini: the model that comes with the library."""
   dtype: Literal["float32", "bfloat16"] = "float32"
   """Of the weights and of compute; norms, softmax and loss are float32 always."""
+  precision: Literal["default", "high", "highest"] = "highest"
+  """Of float32 products: highest is true float32; default is what the device takes for it, TF32 on
+  a GPU and one pass of bfloat16 on a TPU, which is faster; high lies between (three passes on a
+  TPU). A CPU computes in float32 always, and bfloat16 weights are not concerned.
+  """
   bits: Literal[0, 8, 4] = 0
   """Of the weights in the layers: 8 or 4 quantises them while loading, with a scale for every 64
   (embeddings, head and norms stay in dtype); 0: as dtype says."""

@@ -11,11 +11,13 @@ import dataclasses
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 
-from sapt_jax import config, processes
+from sapt_jax import config, processes, streams
 from sapt_jax.backbones.hf import Backbone
 from sapt_jax.data.batches import Batcher, Row, bucket
 from sapt_jax.data.benchmarks import BENCHMARKS
@@ -67,6 +69,40 @@ def distinct_2(texts: Sequence[str]) -> float:
   return round(len(set(pairs)) / max(len(pairs), 1), 4)
 
 
+class KnownInputs:
+  """A task's training inputs, indexed by their runs of words, to find copies of them."""
+
+  def __init__(self, task: Task):
+    texts = list(dict.fromkeys(" ".join(example.input.split()) for example in task.train))
+    self.texts = set(texts)
+    self.inputs_with: dict[tuple[str, ...], list[int]] = {}
+    for number, text in enumerate(texts):
+      for words in set(runs(text, RUN)):
+        self.inputs_with.setdefault(words, []).append(number)
+
+  def overlap(self, text: str) -> float:
+    """The largest share of a text's runs that stand in one training input."""
+    own = runs(text, RUN)
+    found = [number for words in own for number in self.inputs_with.get(words, ())]
+    return int(np.bincount(found).max()) / len(own) if found else 0.0
+
+
+def split_sample(sample: str, definition: str) -> tuple[str, str] | None:
+  """The instruction and the input of a sample; None where there are not both.
+
+  An instruction may hold the separator itself. So where the sample begins with the task's own, it
+  is cut behind that; else at the last separator.
+  """
+  words = r"\s+".join(map(re.escape, definition.split()))
+  own = re.match(rf"\s*{words}\s*{re.escape(SEPARATOR)}", sample)
+  if own:
+    parts = definition, sample[own.end() :].strip()
+  else:
+    before, separator, text = sample.rpartition(SEPARATOR)
+    parts = before.strip(), text.strip() if separator else ""
+  return parts if parts[1] and (parts[0] or not definition) else None
+
+
 def clean(
   samples: Sequence[str],
   task: Task,
@@ -82,30 +118,24 @@ def clean(
     has_room: whether a definition leaves room for an input in a prompt; a sample whose definition
       does not is malformed.
   """
-  known = {" ".join(example.input.split()) for example in task.train}
-  known_runs = [set(runs(text, RUN)) for text in known]
-
-  def overlap(text: str) -> float:
-    """The largest share of a text's runs that stand in one training input."""
-    own = runs(text, RUN)
-    return max(sum(words in of_one for words in own) for of_one in known_runs) / max(len(own), 1)
-
+  known = KnownInputs(task)
   pairs: Pairs = []
   seen: set[str] = set()
   counts = dict.fromkeys(("malformed", "repeated", "verbatim", "near_verbatim"), 0)
   for sample in samples:
-    definition, separator, text = (part.strip() for part in sample.partition(SEPARATOR))
-    flat = " ".join(text.split())
-    if not ((definition or not task.definition) and separator and text and has_room(definition)):
+    parts = split_sample(sample, task.definition)
+    if parts is None or not has_room(parts[0]):
       counts["malformed"] += 1
-    elif flat in seen:
+      continue
+    flat = " ".join(parts[1].split())
+    if flat in seen:
       counts["repeated"] += 1
-    elif flat in known:
+    elif flat in known.texts:
       counts["verbatim"] += 1
-    elif overlap(flat) > max_overlap:
+    elif known.overlap(flat) > max_overlap:
       counts["near_verbatim"] += 1
     else:
-      pairs.append((definition, text))
+      pairs.append(parts)
     seen.add(flat)
   kept = pairs[:keep]
   figures = {
@@ -145,7 +175,7 @@ class Generator:
 
   def rows(self, task: Task) -> list[Row]:
     """start marker -> definition, separator, input; one row per training example."""
-    start = self.codec.tokenizer(START)["input_ids"]
+    start = self.codec.encode(START)
     codec = dataclasses.replace(self.codec, max_target=self.options.max_length)
     return [
       Row(start, codec.target(f"{task.definition}\n{SEPARATOR} {example.input}"), 0)
@@ -158,7 +188,7 @@ class Generator:
     Raises:
       InputError: there is none.
     """
-    before_input = self.codec.tokenizer(f"{task.definition}\n{SEPARATOR}")["input_ids"]
+    before_input = self.codec.encode(f"{task.definition}\n{SEPARATOR}")
     if len(before_input) >= self.options.max_length:
       raise InputError(
         f"generator.max_length {self.options.max_length}: the instruction of {task.name} leaves "
@@ -167,14 +197,15 @@ class Generator:
 
   def write(self, task: Task, index: int, seed: int, log: Log) -> PseudoInputs:
     """Trains the task's generator block and returns its cleaned samples."""
-    rows, rng = self.rows(task), jax.random.fold_in(jax.random.key(seed), index)
+    rows, rng = self.rows(task), streams.of_seed(seed, "generator", index)
     steps = min(self.options.steps, self.trainer.steps(len(rows)))
     plan = Plan(f"{task.name} (inputs)", steps, None, log)
     learned = self.trainer.fit(self.method.start(rng), rows, plan)
     keep = wanted(self.options, len(task.train))
     drawn = math.ceil(keep * self.options.oversample)
     longest = min(self.options.max_length, bucket(max(len(row.target) for row in rows)))
-    answers = self.answerer.answer(learned, rows[:1] * drawn, longest, seed + index)
+    sampling = streams.of_seed(seed, "pseudo inputs", index)
+    answers = self.answerer.answer(learned, rows[:1] * drawn, longest, sampling)
     samples = [self.codec.text(ids) for ids in answers.tokens]
     pseudo = clean(samples, task, keep, self.options.max_overlap, self.codec.has_room)
     log({"pseudo_inputs": pseudo.figures})

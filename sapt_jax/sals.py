@@ -12,6 +12,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from sapt_jax.precision import exact
+
 BOTTLENECK = 100  # width between W_down and W_up, as in the public code
 
 
@@ -62,6 +64,7 @@ def pool_embeddings(embedded: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.max(jnp.where(mask[:, :, None], wide, -jnp.inf), axis=1)
 
 
+@exact
 def query(projection: QueryProjection, pooled: jax.Array, between: bool = False) -> jax.Array:
   """(B, D) pooled embeddings -> (B, D) queries, float32.
 
@@ -75,6 +78,7 @@ def query(projection: QueryProjection, pooled: jax.Array, between: bool = False)
   return (h - mean) * jax.lax.rsqrt(variance + 1e-5) * projection.scale + projection.bias
 
 
+@exact
 def scores(queries: jax.Array, keys: jax.Array, count: jax.Array) -> jax.Array:
   """q . k_i / sqrt(D) for the first `count` keys, -inf for empty slots:
   (B, D), (T, D), () int32 -> (B, T) (SAPT Eq. 2).
@@ -83,6 +87,7 @@ def scores(queries: jax.Array, keys: jax.Array, count: jax.Array) -> jax.Array:
   return jnp.where(jnp.arange(keys.shape[0]) < count, raw, -jnp.inf)
 
 
+@exact
 def log_mixture(
   projection: QueryProjection,
   keys: jax.Array,

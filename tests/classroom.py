@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import tiny
 
 from sapt_jax import config, methods
+from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Batch
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.tasks import Example, Task
@@ -28,6 +30,7 @@ class Study:
   Attributes:
     train, dev: features of the task's inputs; dev None: those of train.
     pseudo: features of its pseudo inputs; None: asking for them is a failure.
+    answers: of the training inputs; none: free text.
     measure: gives the moments of what has been learned.
     write: texts for the rows of `sample`, given what has been learned.
     left: what was to be kept for the reader, by folder.
@@ -37,6 +40,7 @@ class Study:
   dev: jax.Array | None = None
   pseudo: jax.Array | None = None
   measure: Callable[[Any], Any] | None = None
+  answers: Sequence[str] = ()
   index: int = 0
   stream: Sequence[Any] = ()
   seed: int = 0
@@ -47,7 +51,11 @@ class Study:
 
   @property
   def task(self):
-    return self.stream[self.index]
+    if self.stream:
+      return self.stream[self.index]
+    answers = self.answers or [f"answer {number}" for number in range(len(self.train))]
+    train = tuple(Example("input", (answer,)) for answer in answers)
+    return SimpleNamespace(task=Task("task", "", train, (), ()))
 
   def features(self, split):
     return self.train if split == "train" or self.dev is None else self.dev
@@ -62,7 +70,7 @@ class Study:
     self.check_pseudo_inputs()
     return self.pseudo
 
-  def sample(self, learned, rows, seed):
+  def sample(self, learned, rows):
     return self.write(learned, rows)
 
   def leave(self, folder, rows, figures):
@@ -78,11 +86,17 @@ def backbone(name="t5"):
   return tiny.random_model({"t5": tiny.T5, "llama": tiny.LLAMA}[name])
 
 
-def build(name, on="t5", kind="lora", **options):
+def random_model_in(dtype):
+  """The T5 with weights of this dtype."""
+  _, params = backbone()
+  return hf.build_model(tiny.T5, dtype), jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def build(name, on="t5", kind="lora", new_block="fresh", **options):
   """A method with room for four blocks of rank 2 or two soft tokens."""
   model, params = backbone(on)
   setting = Setting(
-    config.Pet(kind=kind, rank=2, prompt_length=2),
+    config.Pet(kind=kind, rank=2, prompt_length=2, new_block=new_block),
     model.config.lora_sites(),
     params["embedding"]["table"],
     4,

@@ -100,7 +100,7 @@ def other_options(kind):
     elif isinstance(field.default, float):
       values[field.name] = field.default / 2
     elif field.default is None or isinstance(field.default, int):
-      values[field.name] = 7 if field.default is None else field.default + 1
+      values[field.name] = 0.5 if field.default is None else field.default + 1
   return kind(**values)
 
 

@@ -14,6 +14,7 @@ import tiny
 from sapt_jax import config, sharding
 from sapt_jax.data.batches import Batcher, Row
 from sapt_jax.data.benchmarks import BENCHMARKS
+from sapt_jax.data.labels import closed_answers, flat
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.prompts import Codec, load_tokenizer
 from sapt_jax.data.tasks import Example, Task
@@ -23,9 +24,7 @@ from sapt_jax.methods.lfpt5 import method as lfpt5
 from sapt_jax.methods.lfpt5.method import WRITTEN, Lfpt5Options
 from sapt_jax.methods.lfpt5.pseudo_examples import (
   PseudoExamples,
-  closed_answers,
   example_row,
-  flat,
   sort_out,
 )
 from sapt_jax.mini import T5_MINI

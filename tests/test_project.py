@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = """
   train predict report export plan
   continual answering
-  results single
+  results single paired
   study scoring
   run_inputs
   generator learner run_folder interop
@@ -34,7 +34,7 @@ HOUSE = """
   arm
   sals pet data.tasks
   cli plots processes losses
-  sharding config cost
+  sharding config cost precision streams provenance
   checks
   errors
 """

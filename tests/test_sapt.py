@@ -50,7 +50,8 @@ def test_without_reflection_routing_forgets_earlier_tasks():
     blind = lost.remember(lost.begin(blind, jax.random.key(index), study), study)
   with pytest.raises(AssertionError, match="no pseudo inputs"):
     kept.check_task(study)
-  assert min(own_weights(lost, blind)) < min(own_weights(kept, learned_by(kept))) - 0.2
+  leaked = [1 - min(own_weights(*pair)) for pair in ((lost, blind), (kept, learned_by(kept)))]
+  assert leaked[0] > 5 * leaked[1]
 
 
 @pytest.mark.parametrize("kind", ["lora", "prompt"])

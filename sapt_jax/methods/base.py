@@ -34,6 +34,7 @@ from sapt_jax.methods.features import pooled_embeddings
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import Sites
+from sapt_jax.streams import stream
 
 Learned = Any
 Trainable = dict[str, Any]
@@ -106,8 +107,10 @@ class Study(Protocol):
   def pseudo_inputs(self) -> jax.Array:
     """Features (m, D) float32 of generated inputs that stand for the task (generator.py)."""
 
-  def sample(self, learned: Learned, rows: Sequence[Row], seed: int) -> list[str]:
-    """Texts that the backbone with these blocks writes after the rows' sources, one each."""
+  def sample(self, learned: Learned, rows: Sequence[Row]) -> list[str]:
+    """Texts that the backbone with these blocks writes after the rows' sources, one each; the
+    same ones whenever this task asks.
+    """
 
   def leave(self, folder: str, rows: Iterable[dict[str, Any]], figures: Any) -> None:
     """Has the run keep rows for the reader, in a file of that folder, and figures by its name."""
@@ -178,8 +181,16 @@ class Method:
 
   @property
   def label(self) -> str:
-    """What tables call it: the name, and the form where there are several."""
-    return self.options.name
+    """What tables call it: the name, the form where there are several, and the start of a block."""
+    return ", ".join([self.options.name, *self.forms(), *self._start_words()])
+
+  def forms(self) -> list[str]:
+    """What tells this form of the method from others, in words for tables."""
+    return []
+
+  def _start_words(self) -> list[str]:
+    pet = self.setting.pet
+    return [f"{pet.new_block} start"] if self.block_per_task and starts_from_others(pet) else []
 
   @classmethod
   def check(cls, options: Any, pet: config.Pet) -> None:
@@ -208,7 +219,9 @@ class Method:
   def new_block(self, rng: jax.Array) -> blocks.Block:
     """A fresh block of the setting's kind."""
     setting = self.setting
-    return blocks.init_block(rng, setting.pet, setting.sites, setting.embedding_table)
+    return blocks.init_block(
+      stream(rng, "block"), setting.pet, setting.sites, setting.embedding_table
+    )
 
   def start(self, rng: jax.Array) -> Learned:
     """What is there before the first task."""
@@ -216,10 +229,26 @@ class Method:
     return Pool(pool, jnp.zeros((), jnp.int32))
 
   def begin(self, learned: Learned, rng: jax.Array, study: Study) -> Learned:
-    """Makes room for a new task: here, a fresh block in the next slot."""
-    del study
-    pool = blocks.write(learned.blocks, self.new_block(rng), learned.count)
+    """Makes room for a new task: here, a block in the next slot."""
+    block = self.starting_block(learned, rng, study)
+    pool = blocks.write(learned.blocks, block, learned.count)
     return learned.replace(blocks=pool, count=learned.count + 1)
+
+  def starting_block(self, learned: Learned, rng: jax.Array, study: Study) -> blocks.Block:
+    """What the new block starts as (config.Pet.new_block)."""
+    pet = self.setting.pet
+    if not starts_from_others(pet) or not int(learned.count):
+      return self.new_block(rng)
+    weights = self.earlier_weights(learned, study)
+    return blocks.STARTS[pet.new_block](learned.blocks, weights / jnp.sum(weights), pet)
+
+  def earlier_weights(self, learned: Learned, study: Study) -> jax.Array:
+    """How much the new task's inputs take from each block so far, (T,) float32: here, the mean of
+    the mixtures that they get before the task is learned.
+    """
+    features = study.features("train")
+    newest = jnp.full(len(features), learned.count - 1)
+    return jnp.mean(self.mixture(learned, features, newest), axis=0)
 
   def remember(self, learned: Learned, study: Study) -> Learned:
     """Keeps what later tasks need of the task that has just been learned."""
@@ -341,6 +370,11 @@ class Method:
     """
     del generated
     return Row([0] * source, [0] * target, 0)
+
+
+def starts_from_others(pet: config.Pet) -> bool:
+  """Whether a new block starts from earlier ones; a soft prompt has no input directions."""
+  return pet.new_block != "fresh" and (pet.kind, pet.new_block) != ("prompt", "directions")
 
 
 def refuse_top_k(options: config.MethodOptions, pet: config.Pet) -> None:

@@ -5,13 +5,19 @@ what is remembered of each task.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sapt_jax import checks, config
-from sapt_jax.methods.base import Learned, Method, Pool, Study
+from sapt_jax.backbones.hf import Model
+from sapt_jax.data.batches import Batch
+from sapt_jax.data.labels import LABELS, classes_of
+from sapt_jax.methods.base import Method, Pool, Study
+from sapt_jax.methods.features import FEATURES, Feature
 from sapt_jax.pet import blocks
+from sapt_jax.precision import exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +25,10 @@ class EpiOptions(config.MethodOptions):
   """A block per task, found by an input's distance to each task (Wang et al., ACL 2023)."""
 
   name: str = "epi"
+  feature: Feature = "states"
+  """What the look-up sees of an input: the mean state of a plain pass, as published, or the
+  max-pooled token embeddings, which cost no pass.
+  """
   lookup_shrinkage: float = 0.1
   """How far the covariance of the look-up is drawn towards a multiple of the identity, above 0 and
   up to 1.
@@ -29,49 +39,55 @@ class EpiOptions(config.MethodOptions):
 
 
 class EpiLearned(Pool):
-  """What the look-up remembers.
+  """What the look-up remembers. C is data.labels.LABELS, the most classes of a task.
 
   Attributes:
-    means: (T, D) float32, each task's mean pooled embedding.
-    covariance: (D, D), of pooled embeddings within a task, the mean over tasks.
+    means: (T, C, D) float32, the mean feature of each class of each task.
+    present: (T, C) bool, which of them are there.
+    covariance: (D, D), of features within a class, the mean over classes and tasks.
     whitening: (D, D), turns a difference so that its squared length is the Mahalanobis distance.
     known: () int32, how many tasks these stand for: count, or one less while a task is being
       learned.
   """
 
   means: jax.Array
+  present: jax.Array
   covariance: jax.Array
   whitening: jax.Array
   known: jax.Array
 
 
 class Epi(Method):
-  """A task's block is learned on its own; afterwards argmin_t (e - mu_t)' Sigma^-1 (e - mu_t)
-  chooses one block for every input.
+  """A task's block is learned on its own. Afterwards the task of an input q is
+  argmin_t min_c (q - mu_tc)' Sigma^-1 (q - mu_tc), over the classes c of each task.
 
-  The mixture is one-hot, so its mean over a task's test inputs is the share that was sent to each
-  block: the diagonal is the accuracy of the look-up. Differences from the paper: e is the
-  max-pooled token embedding, not the mean of BERT's last states; a task has one mean, since a
-  text-to-text task has no classes; a block is LoRA or a soft prompt, not keys and values in every
-  layer; and Sigma is drawn towards a multiple of the identity (lookup_shrinkage), because a few
-  hundred inputs do not span D dimensions and a pseudo-inverse is blind to all differences between
-  tasks outside their span.
+  A task with free-text answers has one class. The mixture is one-hot, so its mean over a task's
+  test inputs is the share that was sent to each block: the diagonal is the accuracy of the look-up.
+
+  Differences from the paper: a block is LoRA or a soft prompt, not keys and values in every layer;
+  and Sigma is drawn towards a multiple of the identity (lookup_shrinkage), because a few hundred
+  inputs do not span D dimensions and a pseudo-inverse is blind to all differences between tasks
+  outside their span.
   """
 
   Options = EpiOptions
   options: EpiOptions
 
   def start(self, rng: jax.Array) -> EpiLearned:
-    pool, width = super().start(rng), self.setting.width
+    pool, width, capacity = super().start(rng), self.setting.width, self.setting.capacity
     square = jnp.zeros((width, width))
     return EpiLearned(
       pool.blocks,
       pool.count,
-      means=jnp.zeros((self.setting.capacity, width)),
+      means=jnp.zeros((capacity, LABELS, width)),
+      present=jnp.zeros((capacity, LABELS), bool),
       covariance=square,
       whitening=square,
       known=jnp.zeros((), jnp.int32),
     )
+
+  def features(self, model: Model, params: Any, batch: Batch) -> jax.Array:
+    return FEATURES[self.options.feature](model, params, batch)
 
   def mixture(self, learned: EpiLearned, features: jax.Array, task: jax.Array) -> jax.Array:
     learning = learned.known < learned.count  # a task that is being learned uses its own block
@@ -80,20 +96,39 @@ class Epi(Method):
     return jax.nn.one_hot(slot, blocks.capacity(learned.blocks))
 
   def remember(self, learned: EpiLearned, study: Study) -> EpiLearned:
-    features = study.features("train")
-    mean = jnp.mean(features, axis=0)
-    away = features - mean
-    # Not divided by n - 1: a task of one input would be NaN, and every task with it.
-    own = away.T @ away / away.shape[0]
-    covariance = learned.covariance + (own - learned.covariance) / learned.count
+    newest = learned.count - 1
+    classes = jnp.asarray(classes_of(study.task.task))
+    means, present, within = class_moments(study.features("train"), classes)
+    covariance = learned.covariance + (within - learned.covariance) / learned.count
     return learned.replace(
-      means=learned.means.at[learned.count - 1].set(mean),
+      means=learned.means.at[newest].set(means),
+      present=learned.present.at[newest].set(present),
       covariance=covariance,
       whitening=whitening(covariance, self.options.lookup_shrinkage),
       known=learned.count,
     )
 
 
+@exact
+def class_moments(
+  features: jax.Array, classes: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Means (C, D), which classes there are (C,), and the mean over these of their covariance (D, D).
+
+  Args:
+    features: (n, D) float32.
+    classes: (n,) int32.
+  """
+  member = jax.nn.one_hot(classes, LABELS)
+  sizes = jnp.maximum(jnp.sum(member, axis=0), 1.0)
+  means, present = (member.T @ features) / sizes[:, None], jnp.any(member > 0, axis=0)
+  away = features - member @ means
+  # Not divided by n - 1: a class of one input would be NaN, and every task with it.
+  share = member @ (1.0 / sizes) / jnp.sum(present)
+  return means, present, away.T @ (share[:, None] * away)
+
+
+@exact
 def whitening(covariance: jax.Array, shrinkage: float) -> jax.Array:
   """L^-1 with L L' = (1 - shrinkage) Sigma + shrinkage * (trace / D) I, (D, D): |L^-1 v|^2 is the
   squared Mahalanobis length of v.
@@ -104,10 +139,14 @@ def whitening(covariance: jax.Array, shrinkage: float) -> jax.Array:
   return jax.scipy.linalg.solve_triangular(lower, jnp.eye(width), lower=True)
 
 
-def distances(learned: Learned, features: jax.Array) -> jax.Array:
-  """Squared Mahalanobis distance of every input (B, D) to every task's mean, (B, T) float32,
-  infinite at empty slots.
+@exact
+def distances(learned: EpiLearned, features: jax.Array) -> jax.Array:
+  """Squared Mahalanobis distance of every input (B, D) to the nearest class of every task, (B, T)
+  float32, infinite at empty slots.
   """
-  away = (features[:, None] - learned.means) @ learned.whitening.T
-  taken = jnp.arange(learned.means.shape[0]) < learned.count
-  return jnp.where(taken, jnp.sum(jnp.square(away), axis=-1), jnp.inf)
+  # Both sides less one vector, so that the difference of two large ones is not taken.
+  origin = jnp.mean(features, axis=0)
+  inputs = (features - origin) @ learned.whitening.T
+  means = (learned.means - origin) @ learned.whitening.T
+  away = jnp.sum(jnp.square(inputs[:, None, None] - means), axis=-1)
+  return jnp.min(jnp.where(learned.present, away, jnp.inf), axis=2)

@@ -5,7 +5,8 @@ B batch, L source length, D width.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -42,3 +43,10 @@ def mean_states(model: Model, params: Any, batch: Batch) -> jax.Array:
 def unit(x: jax.Array) -> jax.Array:
   """Vectors (..., D) at length 1."""
   return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+Feature = Literal["states", "embeddings"]
+FEATURES: dict[Feature, Callable[[Model, Any, Batch], jax.Array]] = {
+  "states": mean_states,
+  "embeddings": pooled_embeddings,
+}

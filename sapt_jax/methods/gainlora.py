@@ -15,6 +15,8 @@ from sapt_jax.methods.base import Study, Trainable
 from sapt_jax.methods.features import unit
 from sapt_jax.methods.inflora import InfLora, InfLoraLearned, InfLoraOptions, widened_space
 from sapt_jax.pet import blocks
+from sapt_jax.precision import exact
+from sapt_jax.streams import stream
 
 GATE = ("down", "up", "keys")  # in the order that an input meets them
 
@@ -69,7 +71,7 @@ class GainLora(InfLora):
 
   def start(self, rng: jax.Array) -> GainLoraLearned:
     learned, width, capacity = super().start(rng), self.setting.width, self.setting.capacity
-    query = sals.init_query(jax.random.fold_in(rng, 1), width)
+    query = sals.init_query(stream(rng, "gate"), width)
 
     return GainLoraLearned(
       learned.blocks,
@@ -81,6 +83,7 @@ class GainLora(InfLora):
       gate_spaces=tuple(jnp.zeros((size, size)) for size in (width, sals.BOTTLENECK, width)),
     )
 
+  @exact
   def begin(self, learned: GainLoraLearned, rng: jax.Array, study: Study) -> GainLoraLearned:
     slot = int(learned.count)
     last = max(slot - 1, 0)
@@ -103,6 +106,7 @@ class GainLora(InfLora):
     gate = self.options.gate_learning_rate
     return {"block": block, "gate": block if gate is None else gate}
 
+  @exact
   def merge(self, learned: GainLoraLearned, trainable: Trainable) -> GainLoraLearned:
     """The gate's trainable part is what is added to it since `learned`, before projection."""
     learned = super().merge(learned, trainable)
@@ -112,6 +116,7 @@ class GainLora(InfLora):
       added[name] = getattr(learned, name).at[learned.count - 1].add(change - space @ change)
     return learned.replace(**added)
 
+  @exact
   def mixture(self, learned: GainLoraLearned, features: jax.Array, task: jax.Array) -> jax.Array:
     of_all_gates = jax.vmap(gate_states, in_axes=(0, 0, None), out_axes=1)
     _, _, z = of_all_gates(learned.down, learned.up, features)
@@ -119,6 +124,7 @@ class GainLora(InfLora):
     gates = jnp.abs(2 * jax.nn.sigmoid(4 * cosines) - 1)
     return jnp.where(jnp.arange(blocks.capacity(learned.blocks)) < learned.count, gates, 0.0)
 
+  @exact
   def remember(self, learned: GainLoraLearned, study: Study) -> GainLoraLearned:
     learned, newest = super().remember(learned, study), learned.count - 1
     states = gate_states(learned.down[newest], learned.up[newest], study.features("train"))
@@ -129,6 +135,7 @@ class GainLora(InfLora):
     return learned.replace(gate_spaces=tuple(spaces))
 
 
+@exact
 def gate_states(
   down: jax.Array, up: jax.Array, features: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

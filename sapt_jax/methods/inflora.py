@@ -15,6 +15,7 @@ from sapt_jax import checks, config
 from sapt_jax.methods.base import Learned, Pool, Study, Trainable
 from sapt_jax.methods.summed import Summed
 from sapt_jax.pet import blocks
+from sapt_jax.precision import exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +24,9 @@ class InfLoraOptions(config.MethodOptions):
 
   name: str = "inflora"
   kept_energy: float = 0.995
-  """Share of the energy of a task's inputs in the directions that later blocks leave alone; it
-  rises towards 1 over the stream, by equal steps that would reach it as the pool's capacity (the
-  next power of two) is full.
+  """Share of the energy of a task's second moments (the sum of their squared singular values) in
+  the directions that later blocks leave alone; it rises towards 1 over the stream, by equal steps
+  that would reach it as the pool's capacity (the next power of two) is full.
   """
 
   def __post_init__(self) -> None:
@@ -105,6 +106,7 @@ class InfLora(Summed):
     return kept + (1 - kept) * (learned.count - 1) / self.setting.capacity
 
 
+@exact
 def main_directions(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array:
   """The first left singular vectors of (I - P) C: C, P (layers, D, D) -> (layers, D, rank),
   orthonormal, orthogonal to P.
@@ -114,22 +116,26 @@ def main_directions(moment: jax.Array, space: jax.Array, rank: int) -> jax.Array
   return outside @ left[:, :, :rank]
 
 
+@exact
 def widened_space(
   moment: jax.Array, space: jax.Array, energy: jax.Array | float, free: int
 ) -> jax.Array:
-  """P with the first directions of (I - P) C (I - P) added that it takes to hold a share `energy`
-  of C's trace; (layers, D, D).
+  """P with the first left singular vectors of (I - P) C added that it takes to hold a share
+  `energy` of C's energy, the sum of its squared singular values (DualGPM); (layers, D, D).
 
   Args:
     free: how many directions stay outside at least.
   """
   width = space.shape[-1]
   outside = jnp.eye(width) - space
-  weakest_first = jnp.linalg.eigh(outside @ moment @ outside)
-  values, vectors = (jnp.flip(part, axis=-1) for part in weakest_first)
-  total = jnp.trace(moment, axis1=1, axis2=2)[:, None]
-  # What the space holds before each direction is added.
-  held = total - jnp.sum(values, axis=1, keepdims=True) + jnp.cumsum(values, axis=1) - values
+  vectors, values, _ = jnp.linalg.svd(outside @ moment, full_matrices=False)
+  energies = jnp.square(values)  # the strongest first
+  total = jnp.sum(jnp.square(moment), axis=(1, 2))[:, None]
+  # What is outside before each direction is added: summed from the smallest, as the difference of
+  # two large sums would lose it. Below the resolution of float32 there is nothing to add.
+  missing = jnp.flip(jnp.cumsum(jnp.flip(energies, axis=1), axis=1), axis=1)
+  allowed = jnp.maximum(1.0 - energy, 1e-12) * total
   room = width - free - jnp.trace(space, axis1=1, axis2=2)[:, None]
-  added = vectors * ((held < energy * total) & (jnp.arange(width) < room - 0.5))[:, None, :]
+  needed = (missing > allowed) & (jnp.arange(width) < room - 0.5)
+  added = vectors * needed[:, None, :]
   return space + added @ jnp.swapaxes(added, 1, 2)

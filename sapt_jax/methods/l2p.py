@@ -5,14 +5,19 @@ each input by keys.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from sapt_jax import checks, config
+from sapt_jax.backbones.hf import Model
+from sapt_jax.data.batches import Batch
 from sapt_jax.methods.base import Learned, Method, Pool, StepView, Study, Trainable
-from sapt_jax.methods.features import unit
+from sapt_jax.methods.features import FEATURES, Feature, unit
 from sapt_jax.pet.adapters import Adapters
+from sapt_jax.precision import exact
+from sapt_jax.streams import stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +25,10 @@ class L2pOptions(config.MethodOptions):
   """A shared pool of prompts, chosen for each input by keys (Wang et al., CVPR 2022)."""
 
   name: str = "l2p"
+  feature: Feature = "states"
+  """What keys are compared with: the mean state of a plain pass, as text ports have it, or the
+  max-pooled token embeddings, which cost no pass. Both less the first task's mean.
+  """
   pool_prompts: int = 10
   """Soft prompts in the pool, each of pet.prompt_length."""
   chosen_prompts: int = 4
@@ -58,9 +67,9 @@ class L2p(Method):
   chosen prompts stand in the order of the pool, so that a set of prompts is one input. The mixture
   is 1/k at the chosen ones; its mean over inputs is how often each is used.
 
-  What the paper leaves open for text: the feature must be frozen, and here it is the max-pooled
-  token embedding less the first task's mean, because pooled embeddings of different tasks are
-  almost one vector and every input would choose the same prompts. (That mean stays in all later
+  What the paper leaves open for text: the feature must be frozen. The first task's mean is taken
+  off, because features of different tasks are almost one vector and every input would choose the
+  same prompts. (That mean stays in all later
   tasks' features with the same sign; a mean over tasks would separate them better, but the feature
   would not be frozen.) The choice is each example's own: choosing by a batch's majority, as the
   public code does, tells the test batch's task. The paper's optional frequency penalty is in no
@@ -74,8 +83,8 @@ class L2p(Method):
 
   def start(self, rng: jax.Array) -> L2pLearned:
     size, width = self.options.pool_prompts, self.setting.width
-    prompts = jax.vmap(self.new_block)(jax.random.split(rng, size))
-    keys = jax.random.uniform(jax.random.fold_in(rng, 1), (size, width), minval=-1.0, maxval=1.0)
+    prompts = jax.vmap(self.new_block)(jax.random.split(stream(rng, "block"), size))
+    keys = jax.random.uniform(stream(rng, "key"), (size, width), minval=-1.0, maxval=1.0)
     return L2pLearned(
       prompts,
       jnp.asarray(size, jnp.int32),
@@ -83,6 +92,9 @@ class L2p(Method):
       centre=jnp.zeros(width),
       tasks=jnp.zeros((), jnp.int32),
     )
+
+  def features(self, model: Model, params: Any, batch: Batch) -> jax.Array:
+    return FEATURES[self.options.feature](model, params, batch)
 
   def begin(self, learned: L2pLearned, rng: jax.Array, study: Study) -> L2pLearned:
     mean = jnp.mean(study.features("train"), axis=0)
@@ -99,6 +111,7 @@ class L2p(Method):
   def merge(self, learned: L2pLearned, trainable: Trainable) -> L2pLearned:
     return learned.replace(blocks=trainable["block"], keys=trainable["keys"])
 
+  @exact
   def cosines(self, learned: L2pLearned, features: jax.Array) -> jax.Array:
     """Cosine of every input's feature with every key: (B, D) -> (B, N)."""
     return unit(features - learned.centre) @ unit(learned.keys).T
@@ -108,6 +121,7 @@ class L2p(Method):
     _, chosen = jax.lax.top_k(cosines, self.options.chosen_prompts)
     return jnp.mean(jax.nn.one_hot(chosen, self.options.pool_prompts), axis=1)
 
+  @exact
   def adapters(self, learned: L2pLearned, mixture: jax.Array) -> Adapters:
     # Of equal weights top_k takes the lower number first.
     _, chosen = jax.lax.top_k(mixture, self.options.chosen_prompts)

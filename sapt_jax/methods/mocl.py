@@ -14,6 +14,7 @@ from sapt_jax.data.batches import Batch
 from sapt_jax.methods.base import Method, Pool, StepView, Study, Trainable
 from sapt_jax.methods.features import mean_states, unit
 from sapt_jax.pet import blocks
+from sapt_jax.precision import exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Mocl(Method):
   def features(self, model: Model, params: Any, batch: Batch) -> jax.Array:
     return mean_states(model, params, batch)
 
+  @exact
   def cosines(self, learned: MoclLearned, features: jax.Array) -> jax.Array:
     """Cosine of every input's feature with every key: (B, D) -> (B, T)."""
     return unit(features) @ unit(learned.keys).T

@@ -13,6 +13,7 @@ from sapt_jax import checks, config
 from sapt_jax.methods.base import Learned, StepView
 from sapt_jax.methods.summed import Summed, site_factors
 from sapt_jax.pet import blocks
+from sapt_jax.precision import exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class NLora(Summed):
     return self.options.sparsity_weight * loss, {"update_norm": loss}
 
 
+@exact
 def update_norm(a: jax.Array, b: jax.Array) -> jax.Array:
   """sum |B A| / D_out over layers, () float32; a: (layers, D_in, R), b: (layers, R, D_out). One
   layer's product exists at a time.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from sapt_jax import checks, config
 from sapt_jax.methods.base import Learned, StepView
 from sapt_jax.methods.summed import Summed, site_factors
+from sapt_jax.precision import exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class OLora(Summed):
     return self.options.orthogonality_weight * loss, {"overlap": loss}
 
 
+@exact
 def overlap(a: jax.Array, newest: jax.Array) -> jax.Array:
   """sum |A_t A_newest^T| over layers and earlier tasks t, () float32; a: (layers, D_in, T, R) of
   one site, newest: () int32.

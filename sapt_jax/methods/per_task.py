@@ -7,9 +7,10 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from sapt_jax import config
-from sapt_jax.methods.base import Learned, Method
+from sapt_jax.methods.base import Learned, Method, Study
 from sapt_jax.pet import blocks
 
 
@@ -25,6 +26,10 @@ class PerTask(Method):
 
   Options = PerTaskOptions
   knows_task = True
+
+  def earlier_weights(self, learned: Learned, study: Study) -> jax.Array:
+    """All blocks alike: a block of its own is all that it knows of a task."""
+    return jnp.where(jnp.arange(blocks.capacity(learned.blocks)) < learned.count, 1.0, 0.0)
 
   def mixture(self, learned: Learned, features: jax.Array, task: jax.Array) -> jax.Array:
     return jax.nn.one_hot(task, blocks.capacity(learned.blocks))

@@ -44,9 +44,8 @@ class ProgPrompt(Method):
     super().__init__(options, setting)
     self.knows_task = options.task_known
 
-  @property
-  def label(self) -> str:
-    return f"{self.options.name}, task known" if self.knows_task else self.options.name
+  def forms(self) -> list[str]:
+    return ["task known"] if self.knows_task else []
 
   def mixture(self, learned: Learned, features: jax.Array, task: jax.Array) -> jax.Array:
     newest = task if self.knows_task else jnp.full(task.shape, learned.count - 1)

@@ -17,11 +17,14 @@ class ReplayOptions(config.MethodOptions):
   """One block, trained on and on with rows of earlier tasks (Chaudhry et al., 2019)."""
 
   name: str = "replay"
-  replay_share: float = 0.02
-  """Share of every earlier task's training rows that is kept and learned from again."""
+  replay_share: float | None = None
+  """Share of every earlier task's training rows that is kept and learned from again; none:
+  generator.keep, which is as many as SAPT keeps pseudo inputs.
+  """
 
   def __post_init__(self) -> None:
-    checks.share(self, "method", "replay_share")
+    if self.replay_share is not None:
+      checks.share(self, "method", "replay_share")
 
 
 class Replay(Sequential):
@@ -39,6 +42,7 @@ class Replay(Sequential):
 
   def lesson(self, learned: Learned, study: Study) -> Lesson:
     share = self.options.replay_share
+    share = study.sampling.keep if share is None else share
     earlier = [
       row
       for task in study.stream[: study.index]

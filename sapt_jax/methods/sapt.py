@@ -27,7 +27,6 @@ from sapt_jax.methods.base import (
   Learned,
   Method,
   Pool,
-  Setting,
   StepView,
   Study,
   Trainable,
@@ -36,6 +35,7 @@ from sapt_jax.methods.base import (
 from sapt_jax.methods.features import pooled_embeddings
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
+from sapt_jax.streams import stream
 
 # Most inputs of the new task in a routing step; more add cost and nothing else.
 ROUTING_INPUTS = 512
@@ -61,11 +61,6 @@ class SaptOptions(config.MethodOptions):
   """routed: Adam steps on query and new key before the blocks are trained."""
   routing_learning_rate: float = 3e-4
   """routed: learning rate of these steps."""
-  new_block: Literal["fresh", "mixture", "directions"] = "fresh"
-  """What a new block starts as: fresh; as the mixture of earlier blocks that the new task's inputs
-  get before it has a key of its own, brought down to pet.rank; or adding nothing, with the main
-  input directions of that mixture as its A (soft prompts: fresh).
-  """
   uniform: Literal["never", "answering", "always"] = "never"
   """For ablation: mix all blocks alike instead of by attention."""
   paper_nonlinearity: bool = False
@@ -100,22 +95,12 @@ class Sapt(Method):
   Options = SaptOptions
   options: SaptOptions
 
-  def __init__(self, options: SaptOptions, setting: Setting):
-    super().__init__(options, setting)
-    starts = {"mixture": blocks.merged, "directions": blocks.reading_alike}
-    self.new_block_from = starts.get(options.new_block)
-    if options.new_block == "directions" and setting.pet.kind == "prompt":
-      self.new_block_from = None  # a soft prompt reads nothing
-
-  @property
-  def label(self) -> str:
+  def forms(self) -> list[str]:
     departures = {
-      f"{self.options.new_block} start": self.new_block_from is not None,
       "no reflection": not self.options.reflection_weight,
       f"uniform {self.options.uniform}": self.options.uniform != "never",
     }
-    there = (words for words, is_there in departures.items() if is_there)
-    return ", ".join([self.options.name, self.options.attention, *there])
+    return [self.options.attention, *(words for words, there in departures.items() if there)]
 
   @classmethod
   def check(cls, options: SaptOptions, pet: config.Pet) -> None:
@@ -139,20 +124,16 @@ class Sapt(Method):
       pool.blocks,
       pool.count,
       keys=jnp.zeros((capacity, width)),
-      query=sals.init_query(jax.random.fold_in(rng, 1), width),
+      query=sals.init_query(stream(rng, "query"), width),
       centre=sals.no_centre(width),
       memory=arm.empty_memory(capacity, self.setting.memory_inputs, width),
     )
 
   def begin(self, learned: SaptLearned, rng: jax.Array, study: Study) -> SaptLearned:
-    features, slot, before = study.features("train"), learned.count, learned
+    features, slot = study.features("train"), learned.count
     learned = super().begin(learned, rng, study)
-    if self.new_block_from is not None and int(slot):
-      weights = jnp.mean(self.mixture(before, features, slot), axis=0)
-      block = self.new_block_from(before.blocks, weights, self.setting.pet)
-      learned = learned.replace(blocks=blocks.write(learned.blocks, block, slot))
     if self.options.attention == "published":
-      key = sals.init_key(jax.random.fold_in(rng, 1), self.setting.width)
+      key = sals.init_key(stream(rng, "key"), self.setting.width)
       return learned.replace(keys=learned.keys.at[slot].set(key))
     learned = learned.replace(centre=running_centre(learned.centre, features, slot))
     return self.route(learned, features[:ROUTING_INPUTS])

@@ -2,14 +2,15 @@
 
 So short a budget needs the routed form of the attention (SaptOptions.attention); the published
 one is a word away: --method.attention published. New blocks read what earlier ones read
-(SaptOptions.new_block), which is what transfers between tasks here.
+(Pet.new_block), which is what transfers between tasks here.
 """
 
-from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator
+from sapt_jax.config import Backbone, Config, Data, Evaluation, Fit, Generator, Pet
 from sapt_jax.methods.sapt import SaptOptions
 
 config = Config(
-  method=SaptOptions(attention="routed", attention_learning_rate=1e-4, new_block="directions"),
+  method=SaptOptions(attention="routed", attention_learning_rate=1e-4),
+  pet=Pet(new_block="directions"),
   fit=Fit(steps=100, batch_size=16, learning_rate=3e-3),
   generator=Generator(
     steps=100,

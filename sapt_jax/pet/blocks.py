@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from sapt_jax.config import Pet
 from sapt_jax.pet import lora
 from sapt_jax.pet.adapters import Adapters
+from sapt_jax.precision import exact
 
 Block = dict[str, Any]
 Blocks = dict[str, Any]
@@ -98,6 +99,7 @@ def grow(pool: Blocks, size: int) -> Blocks:
   return jax.tree_util.tree_map_with_path(widen, pool)
 
 
+@exact
 def merged(pool: Blocks, weights: jax.Array, pet: Pet) -> Block:
   """The one block that comes nearest to the pool mixed by weights (T,): sum_i w_i P_i, and for LoRA
   the best product of rank pet.rank (in the Frobenius norm, at each site) to sum_i w_i B_i A_i.
@@ -119,6 +121,7 @@ def at_sites(function: Callable[[Any], Any], pool: Blocks) -> Any:
   return jax.tree.map(function, pool["lora"], is_leaf=lambda x: "a" in x)
 
 
+@exact
 def mixed(
   pool: Blocks,
   mixture: jax.Array,
@@ -142,3 +145,7 @@ def mixed(
     mixture, chosen = jax.lax.top_k(mixture, pet.top_k)
   gates = mixture * (pet.alpha / pet.rank)
   return Adapters(pool["lora"], gates, chosen=chosen, newest=newest, detached=detached)
+
+
+# What a new block can start as, besides fresh, by the name that config.Pet.new_block gives it.
+STARTS = {"mixture": merged, "directions": reading_alike}

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from sapt_jax.precision import exact
+
 # Where LoRA sits: nested names (as the backbone takes them) -> (layers, D_in, D_out).
 Sites = dict[str, Any]
 
@@ -191,6 +193,7 @@ def main_directions(
   return {"a": left / math.sqrt(3), "b": jnp.zeros_like(right)}
 
 
+@exact
 def _singular(
   factors: dict[str, jax.Array], weights: jax.Array, rank: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -59,7 +59,8 @@ def batch_moments(
     if takes_lora(context, args):
       there = tokens_read(site_of(context.module.path), batch) & counted[:, None]
       x = jnp.where(there[:, :, None], args[0].astype(jnp.float32), 0.0)
-      context.module.sow("intermediates", "moment", jnp.einsum("bld,ble->de", x, x))
+      moment = jnp.einsum("bld,ble->de", x, x, precision="highest")
+      context.module.sow("intermediates", "moment", moment)
     return call(*args, **kwargs)
 
   features = method.features(model, params, batch)

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from sapt_jax import checks, config
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch, Row
+from sapt_jax.data.labels import closed_answers
 from sapt_jax.data.prepared import tokenised
 from sapt_jax.data.tasks import Example
 from sapt_jax.losses import distillation_loss, token_losses
 from sapt_jax.methods.base import Lesson, Pool, Study, Terms
 from sapt_jax.methods.lfpt5.pseudo_examples import (
   PseudoExamples,
-  closed_answers,
   example_row,
   marker,
   sort_out,
@@ -119,7 +119,7 @@ class Lfpt5(Sequential):
     drawn = math.ceil(keep * study.sampling.oversample)
     asking = [Row(marker(codec, task.index), [codec.eos_id], task.index) for task in earlier]
     asked = [row for row in asking for _ in range(drawn)]
-    texts = study.sample(learned, asked, study.seed + study.index)
+    texts = study.sample(learned, asked)
     separator = codec.frame[1].strip()
     recalled = [
       sort_out(

@@ -12,11 +12,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from sapt_jax.data.batches import Row
+from sapt_jax.data.labels import flat
 from sapt_jax.data.prompts import Codec
-from sapt_jax.data.tasks import Example, Task
-
-LABELS = 20  # most answers that a closed set has; DBpedia's 14 are the most in SAPT's streams
-EXAMPLES_PER_LABEL = 4  # training examples of each, on average, that a closed set has at least
+from sapt_jax.data.tasks import Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,24 +27,11 @@ class PseudoExamples:
   counts: dict[str, int]
 
 
-def flat(text: str) -> str:
-  """The text with single spaces, as tokenizers that know no other white space give it back."""
-  return " ".join(text.split())
-
-
-def closed_answers(task: Task) -> frozenset[str] | None:
-  """The answers that a task's training examples have, if those are a small closed set (LABELS,
-  EXAMPLES_PER_LABEL); None if not.
-  """
-  answers = frozenset(flat(example.references[0]) for example in task.train)
-  return answers if len(answers) <= min(LABELS, len(task.train) // EXAMPLES_PER_LABEL) else None
-
-
 def marker(codec: Codec, index: int) -> list[int]:
   """What asks for examples of the index-th task: words that any tokenizer can spell, and short, so
   that batches keep to few shapes.
   """
-  return codec.tokenizer(f"Task {index + 1}:")["input_ids"]
+  return codec.encode(f"Task {index + 1}:")
 
 
 def example_row(codec: Codec, index: int, example: Example, longest: int) -> Row:
@@ -55,7 +40,7 @@ def example_row(codec: Codec, index: int, example: Example, longest: int) -> Row
   between = codec.frame[1]
   room = codec.max_target + len(codec.tokenizer(between, **plain)["input_ids"])
   answer = dataclasses.replace(codec, max_target=room).target(between + example.references[0])
-  text = codec.tokenizer(example.input, **plain)["input_ids"]
+  text = codec.known(codec.tokenizer(example.input, **plain)["input_ids"])
   return Row(marker(codec, index), [*text[: max(0, longest - len(answer))], *answer], index)
 
 
