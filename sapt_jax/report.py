@@ -2,8 +2,9 @@
 
     python -m sapt_jax.report runs/mini-* --output runs/report
 
-Leaves comparison.csv (a row per run), PNG plots and index.html, and prints the table of means as
-Markdown.
+Leaves comparison.csv (a row per run), pairs.csv (paired differences between methods, with their
+intervals), PNG plots and index.html. Prints the table of means, and that of the differences between
+the best method and each other, as Markdown.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import dataclasses
 import html
 import json
 import pathlib
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -22,6 +24,7 @@ import tyro
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
+from sapt_jax.paired import HEADING, pairs_of
 
 FIGURES = ("AP", "F.Ra", "BWT", "FWT")
 NEEDED = ("method", "backbone", "tasks", "scores", "metrics", "protocol", "seed", "wall_s")
@@ -112,25 +115,22 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
   return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
+def write_rows(file: pathlib.Path, rows: Sequence[Sequence[Any]]) -> None:
+  """Writes a CSV file."""
+  with file.open("w", newline="", encoding="utf-8") as out:
+    csv.writer(out).writerows(rows)
+
+
 def write_csv(file: pathlib.Path, runs: Sequence[dict[str, Any]]) -> None:
   """A row per run: what it was, its four figures, its final score on each task."""
-  with file.open("w", newline="", encoding="utf-8") as out:
-    writer = csv.writer(out)
-    last = [f"{task} at the end" for task in runs[0]["tasks"]]
-    writer.writerow(["run", "method", "backbone", "protocol", "seed", *FIGURES, "wall_s", *last])
-    for run in runs:
-      writer.writerow(
-        [
-          run["run"],
-          run["label"],
-          run["backbone"],
-          run["protocol"],
-          run["seed"],
-          *(run["metrics"][name] for name in FIGURES),
-          run["wall_s"],
-          *run["scores"][-1],
-        ]
-      )
+  last = [f"{task} at the end" for task in runs[0]["tasks"]]
+  heading = ["run", "method", "backbone", "protocol", "seed", *FIGURES, "wall_s", *last]
+  rows = []
+  for run in runs:
+    what = [run[key] for key in ("run", "label", "backbone", "protocol", "seed")]
+    figures = [run["metrics"][name] for name in FIGURES]
+    rows.append([*what, *figures, run["wall_s"], *run["scores"][-1]])
+  write_rows(file, [heading, *rows])
 
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Comparison of runs</title>
@@ -141,6 +141,12 @@ tr:nth-child(even){{background:#f4f4f4}} img{{max-width:100%}}</style>
 """
 
 
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+  """The rows, the heading first, as an HTML table; what is bold in Markdown is bold here."""
+  text = table_row(rows[0], "th") + "".join(table_row(row, "td") for row in rows[1:])
+  return "<table>" + re.sub(r"[*]{2}(.+?)[*]{2}", r"<b>\1</b>", text) + "</table>"
+
+
 def table_row(cells: Sequence[str], tag: str) -> str:
   """A row of an HTML table, its cells of this tag."""
   return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
@@ -149,11 +155,10 @@ def table_row(cells: Sequence[str], tag: str) -> str:
 def write_page(
   file: pathlib.Path,
   runs: Sequence[dict[str, Any]],
-  rows: Sequence[Sequence[str]],
+  tables: Sequence[Sequence[Sequence[str]]],
   pictures: Sequence[pathlib.Path],
 ) -> None:
   """index.html with everything in it, so that it can be sent on as one file."""
-  body = "".join(table_row(row, "td") for row in rows[1:])
   encoded = {picture.stem: base64.b64encode(picture.read_bytes()).decode() for picture in pictures}
   images = "".join(
     f'<p><img alt="{name}" src="data:image/png;base64,{content}">'
@@ -164,7 +169,7 @@ def write_page(
     f"Backbone {first['backbone']}, protocol {first['protocol']} where the table names no other; "
     f"tasks in order: {', '.join(first['tasks'])}."
   )
-  comparison = f"<table>{table_row(rows[0], 'th')}{body}</table>"
+  comparison = "".join(html_table(rows) for rows in tables)
   file.write_text(
     PAGE.format(stream=html.escape(intro), table=comparison, pictures=images), encoding="utf-8"
   )
@@ -192,13 +197,13 @@ def main(arguments: Sequence[str]) -> None:
   last = {label: [rows[-1] for rows in group] for label, group in scores.items()}
   plots.final_scores(output / "final_scores.png", last, runs[0]["tasks"])
   write_csv(output / "comparison.csv", runs)
-  write_page(
-    output / "index.html",
-    runs,
-    table(groups),
-    [output / "average_so_far.png", output / "final_scores.png"],
-  )
-  print(markdown(table(groups)))
+  pairs = pairs_of(groups)
+  write_rows(output / "pairs.csv", [HEADING, *(pair.cells() for pair in pairs)])
+  best = [HEADING, *(pair.cells() for pair in pairs if pair.first == next(iter(groups)))]
+  tables = [table(groups), best] if pairs else [table(groups)]
+  pictures = [output / "average_so_far.png", output / "final_scores.png"]
+  write_page(output / "index.html", runs, tables, pictures)
+  print("\n\n".join(map(markdown, tables)))
 
 
 if __name__ == "__main__":

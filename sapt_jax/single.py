@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from sapt_jax import methods
 from sapt_jax.config import Config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.per_task import PerTaskOptions
@@ -36,9 +37,13 @@ def single_scores(
   if config.single == "train":
     place = output / "single"
     evaluation = dataclasses.replace(config.evaluation, every_task=False)
-    alone = dataclasses.replace(config, method=PerTaskOptions(), evaluation=evaluation, single="")
+    # Alone, so from a fresh start.
+    pet = dataclasses.replace(config.pet, new_block="fresh", top_k=0)
+    alone = dataclasses.replace(
+      config, method=PerTaskOptions(), pet=pet, evaluation=evaluation, single=""
+    )
     run(alone, place)
-  finished, its_weights = _finished_run(config.single, place)
+  finished, asked = _finished_run(config.single, place)
   scores = {name: finished["scores"][j][j] for j, name in enumerate(finished["tasks"])}
   missing = [name for name in names if name not in scores]
   if finished["method"] != "per_task" or missing:
@@ -46,25 +51,24 @@ def single_scores(
       f"single {config.single!r}: a per_task run of all tasks is needed, not "
       f"{finished['method']} without {missing}"
     )
-  _check_comparable(config, fingerprint, finished, its_weights)
+  _check_comparable(config, fingerprint, asked)
   return [scores[name] for name in names]
 
 
-def _check_comparable(
-  config: Config, fingerprint: str, finished: dict[str, Any], its_weights: str
-) -> None:
-  """Whether the scores of a finished run may be held beside those of this one.
+def _check_comparable(config: Config, fingerprint: str, asked: dict[str, Any]) -> None:
+  """Whether the scores of a run that was asked for so may be held beside those of this one: all
+  that changes a score is the same, but for the method.
 
   Raises:
     InputError: they may not; the message lists what differs.
   """
-  pairs = {
-    "seed": (finished["seed"], config.seed),
-    "data.protocol": (finished["protocol"], config.data.protocol),
-    "evaluation.metric": (finished["metric"], metric_of(config)),
-    "backbone.weights": (its_weights, fingerprint),
-  }
-  differing = [f"{name} {its} (here {own})" for name, (its, own) in pairs.items() if its != own]
+  its, own = _what_scores_depend_on(methods.config_from_json(asked)), _what_scores_depend_on(config)
+  its["backbone.weights"], own["backbone.weights"] = asked["backbone.weights"], fingerprint
+  differing = [
+    f"{name} {its.get(name)} (here {own.get(name)})"
+    for name in sorted(its | own)
+    if its.get(name) != own.get(name)
+  ]
   if differing:
     raise InputError(
       f"single {config.single!r}: a run with {', '.join(differing)}, whose scores are not to be "
@@ -72,19 +76,43 @@ def _check_comparable(
     )
 
 
-def _finished_run(asked: str, place: pathlib.Path) -> tuple[dict[str, Any], str]:
-  """scores.json of a run, and the fingerprint of its backbone.
+def _what_scores_depend_on(config: Config) -> dict[str, Any]:
+  """The values by which runs of one method on one task can differ in their score."""
+  pet, fit, data, backbone = config.pet, config.fit, config.data, config.backbone
+  unused = {"rank", "alpha"} if pet.kind == "prompt" else {"prompt_length"}
+  parts = {
+    "pet": (pet, {"kind", "rank", "alpha", "prompt_length"} - unused),
+    "fit": (fit, _names(fit) - {"accumulation", "checkpoint_every", "log_every"}),
+    "data": (data, _names(data) - {"root"}),
+    "backbone": (backbone, {"dtype", "bits"}),
+  }
+  values = {
+    f"{part}.{name}": getattr(options, name)
+    for part, (options, names) in parts.items()
+    for name in sorted(names)
+  }
+  # Blocks that start from others are not learned alone.
+  values["pet.new_block"] = pet.new_block if config.method.name == "per_task" else "fresh"
+  return values | {"seed": config.seed, "evaluation.metric": metric_of(config)}
+
+
+def _names(options: Any) -> set[str]:
+  return {field.name for field in dataclasses.fields(options)}
+
+
+def _finished_run(asked: str, place: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+  """scores.json and config.json of a run.
 
   Raises:
     InputError: they are not there, or not what a run writes.
   """
   try:
     finished = json.loads((place / "scores.json").read_text(encoding="utf-8"))
-    weights = json.loads((place / "config.json").read_text(encoding="utf-8"))["backbone.weights"]
-    for key in ("seed", "protocol", "metric", "method"):
-      finished[key]
+    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
+    for needed in (finished["method"], config["method"]["name"], config["backbone.weights"]):
+      str(needed)
     for j, _ in enumerate(finished["tasks"]):
-      finished["scores"][j][j]
+      float(finished["scores"][j][j])
   except OSError:
     raise InputError(
       f"single {asked!r}: no scores.json of a finished run is there; name the folder of one of "
@@ -95,4 +123,4 @@ def _finished_run(asked: str, place: pathlib.Path) -> tuple[dict[str, Any], str]
       f"single {asked!r}: {place / 'scores.json'} is not what a run writes; name a finished "
       "per_task run"
     ) from None
-  return finished, weights
+  return finished, config

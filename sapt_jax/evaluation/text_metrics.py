@@ -89,7 +89,13 @@ def normalised(text: str) -> str:
 
 
 def exact_match(prediction: str, reference: str) -> float:
-  """100 if both are the same in normalised form, else 0."""
+  """100 if both are the same in normalised form, else 0.
+
+  A reference of which that form leaves nothing, such as "-", is compared as it is written: an
+  empty answer is not the same.
+  """
+  if not normalised(reference):
+    return 100.0 * (prediction.strip() == reference.strip())
   return 100.0 * (normalised(prediction) == normalised(reference))
 
 

@@ -1,0 +1,213 @@
+"""The tables of docs/results.md and README.md, made from the committed scores of their runs.
+
+    python benchmarks/results.py collect runs/results/*    runs into docs/results/, a file each
+    python benchmarks/results.py check                     whether the runs of each table are fair
+    python benchmarks/results.py tables                    writes the tables into the documents
+
+A run's folder is named TABLE.METHOD.SEED, as launch/results.sh names it. A table stands in a
+document between the lines `<!-- table NAME -->` and `<!-- end -->`. What fair means is written
+in docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import statistics
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sapt_jax.errors import InputError
+from sapt_jax.paired import pair_of, words
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DATA = ROOT / "docs" / "results"
+DOCUMENTS = (ROOT / "docs" / "results.md", ROOT / "README.md")
+TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+# Options that may differ between the runs of one table: what a method is and what was tuned for
+# it, and what changes no number.
+FREE = (
+  "method.",
+  "fit.learning_rate",
+  "mesh.",
+  "fit.checkpoint_every",
+  "fit.log_every",
+  "generator.folder",
+  "single",
+  "seed",
+  "backbone.path",
+  "data.root",
+)
+
+Run = dict[str, Any]
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+  """Nested options by their dotted names."""
+  if not isinstance(value, Mapping):
+    return {prefix: value}
+  inner = (flat(one, f"{prefix}.{name}" if prefix else name) for name, one in value.items())
+  return {name: leaf for part in inner for name, leaf in part.items()}
+
+
+def collect(folders: Sequence[str]) -> None:
+  """Copies what finished runs say of themselves into docs/results."""
+  DATA.mkdir(exist_ok=True)
+  for folder in map(pathlib.Path, folders):
+    scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    options = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    # Where files lay on the machine is no part of what was run.
+    options = {name: value for name, value in options.items() if name not in PLACES}
+    kept = {name: scores[name] for name in KEPT if name in scores} | {"options": options}
+    lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in kept.items())
+    (DATA / f"{folder.name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+PLACES = ("backbone.path", "data.root", "generator.folder", "single")
+KEPT = (
+  "method",
+  "label",
+  "backbone",
+  "tasks",
+  "scores",
+  "metrics",
+  "metric",
+  "protocol",
+  "pet",
+  "dtype",
+  "precision",
+  "own_weight",
+  "blocks_used",
+  "seed",
+  "steps",
+  "wall_s",
+  "versions",
+  "made",
+  "rows",
+)
+
+
+def read_all() -> dict[str, dict[str, list[Run]]]:
+  """All committed runs: table -> method's row -> runs in order of their seeds."""
+  tables: dict[str, dict[str, list[Run]]] = {}
+  for file in sorted(DATA.glob("*.json")):
+    table, rest = file.stem.split(".", 1)
+    row = rest.rsplit(".", 1)[0]
+    run = json.loads(file.read_text(encoding="utf-8"))
+    tables.setdefault(table, {}).setdefault(row, []).append(run)
+  for rows in tables.values():
+    for runs in rows.values():
+      runs.sort(key=lambda run: run["seed"])
+  return tables
+
+
+def unfair(rows: Mapping[str, Sequence[Run]]) -> Iterator[str]:
+  """What keeps the runs of one table from being compared, a line each."""
+  seeds = {row: [run["seed"] for run in runs] for row, runs in rows.items()}
+  if len(set(map(tuple, seeds.values()))) > 1:
+    yield f"rows have different seeds: {seeds}"
+  first_row, first = next((row, runs[0]) for row, runs in rows.items())
+  for row, runs in rows.items():
+    for run in runs:
+      differing = [
+        f"{name} {run['options'].get(name)} (in {first_row}: {first['options'].get(name)})"
+        for name in sorted(run["options"].keys() | first["options"].keys())
+        if not name.startswith(FREE) and run["options"].get(name) != first["options"].get(name)
+      ]
+      where = f"{row}, seed {run['seed']}"
+      if differing:
+        yield f"{where}: {'; '.join(differing)}"
+      if run["tasks"] != first["tasks"]:
+        yield f"{where}: other tasks than {first_row}"
+      if (run["made"]["commit"] or "+").endswith("+"):
+        yield f"{where}: made from changed files ({run['made']['commit']})"
+      share = run["options"].get("method.replay_share")
+      if share not in (None, run["options"]["generator.keep"]):
+        yield f"{where}: keeps {share} of earlier rows, SAPT {run['options']['generator.keep']}"
+
+
+def table(rows: Mapping[str, Sequence[Run]]) -> str:
+  """A row per method, the best mean AP first: each seed, mean, spread, and the difference of the
+  first row to it.
+  """
+  ranked = dict(sorted(rows.items(), key=lambda item: -mean_of(item[1], "AP")))
+  best = next(iter(ranked))
+  heading = [
+    "method",
+    "AP, each seed",
+    "mean",
+    "spread",
+    "F.Ra",
+    "best less this",
+    "95 % over seeds",
+    "95 % over test rows",
+  ]
+  lines = [heading, ["---"] * len(heading)]
+  for row, runs in ranked.items():
+    aps = [run["metrics"]["AP"] for run in runs]
+    forgotten = mean_of(runs, "F.Ra")
+    pair = pair_of(best, ranked[best], row, runs) if row != best else None
+    lines.append(
+      [
+        row.replace("_", " "),
+        ", ".join(f"{ap:.1f}" for ap in aps),
+        f"{statistics.mean(aps):.1f}",
+        f"{statistics.stdev(aps):.1f}" if len(aps) > 1 else "-",
+        "-" if forgotten is None else f"{forgotten:.1f}",
+        "-" if pair is None else f"{pair.by_seed.mean:.1f}",
+        "-" if pair is None else words(pair.by_seed),
+        "-" if pair is None else words(pair.by_row),
+      ]
+    )
+  made = sorted(
+    {
+      f"{run['made']['commit']} on {run['made']['machine']}"
+      for runs in rows.values()
+      for run in runs
+    }
+  )
+  return (
+    "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\nRun at {'; '.join(made)}.\n"
+  )
+
+
+def mean_of(runs: Sequence[Run], figure: str) -> Any:
+  """Mean of a figure over runs; None where one has none."""
+  values = [run["metrics"][figure] for run in runs]
+  return None if None in values else statistics.mean(values)
+
+
+def with_tables(text: str, tables: Mapping[str, Mapping[str, Sequence[Run]]]) -> str:
+  """A document's text with its tables made anew."""
+
+  def made(match: re.Match[str]) -> str:
+    name = match.group("name")
+    if name not in tables:
+      raise InputError(f"table {name}: no run of it in {DATA}")
+    return f"{match.group(1)}{table(tables[name])}{match.group(3)}"
+
+  return TABLE.sub(made, text)
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Does what the first argument says; the exit code."""
+  action, *rest = arguments or ["help"]
+  if action == "collect":
+    collect(rest)
+  elif action == "check":
+    complaints = [f"{name}: {line}" for name, rows in read_all().items() for line in unfair(rows)]
+    print("\n".join(complaints) or "all tables are fair")
+    return 1 if complaints else 0
+  elif action == "tables":
+    for document in DOCUMENTS:
+      document.write_text(with_tables(document.read_text("utf-8"), read_all()), encoding="utf-8")
+  else:
+    print(__doc__)
+    return 0 if action in ("help", "--help", "-h") else 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main(sys.argv[1:]))

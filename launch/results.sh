@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# The runs behind docs/results.md, one at a time, each collected into docs/results/ as it ends.
+# Started again, it makes what is missing. docs/protocol.md says what is fair and how rates are tuned.
+#   launch/results.sh tune-lora          tuning; tune-prompt for soft prompts
+#   launch/results.sh mini-lora          a table; mini-prompt for soft prompts
+#   JOBS=2 SEEDS="0 1 2" PYTHON=python   runs at a time; seeds of tables; interpreter
+#   ONLY="epi mocl"                      these rows alone
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PYTHON=${PYTHON:-.venv/bin/python}
+table=${1:?name a table: tune-lora, tune-prompt, mini-lora, mini-prompt}
+kind=${table##*-}
+seeds=${SEEDS:-0 1 2}
+
+# One run: TABLE ROW SEED OPTIONS.
+run() {
+  local name=$1.$2.$3 out=runs/results/$1.$2.$3
+  [[ -e docs/results/$name.json ]] && return
+  mkdir -p runs/results/logs
+  if ! "$PYTHON" -m sapt_jax.train --seed "$3" --output "$out" "${@:4}" > "runs/results/logs/$name.log" 2>&1; then
+    echo "failed: $name, see runs/results/logs" >&2
+    return 1
+  fi
+  "$PYTHON" benchmarks/results.py collect "$out"
+  echo "$name $("$PYTHON" -c "import json, sys; print(json.load(open(sys.argv[1]))['metrics'])" "$out/scores.json")"
+}
+export -f run
+
+# Lines "ROW SEED OPTIONS" from stdin, JOBS at a time.
+all() { xargs -d '\n' -P "${JOBS:-1}" -I{} bash -c "run $table {}"; }
+
+wanted() { [[ -z ${ONLY:-} || " $ONLY " == *" $1 "* ]]; }
+
+# Rows "ROW OPTIONS", each with every seed. The rates are those that tuning found.
+rows() {
+  while read -r row options; do
+    [[ -n $row ]] && wanted "$row" && for seed in $seeds; do echo "$row $seed --pet.kind $kind $options"; done
+  done | all
+}
+
+# Rows "ROW OPTION RATES OPTIONS": the same stream for each rate of one option.
+tune() {
+  local common="--stream.tasks film_mood parcel_town headline_section chest_content queue_ends --evaluation.no-every-task"
+  while read -r row option rates options; do
+    [[ -n $row ]] && wanted "$row" && for rate in ${rates//,/ }; do
+      echo "$row@$(basename "${option#--}")=$rate 100 --pet.kind $kind $common $option $rate $options"
+    done
+  done | all
+}
+
+case $table in
+  tune-lora) tune <<'ROWS' ;;
+sapt --fit.learning-rate 1e-3,3e-3,1e-2
+sapt --method.attention-learning-rate 3e-5,3e-4
+sapt_published --fit.learning-rate 1e-3,3e-3,1e-2 --method.attention published --method.attention-learning-rate 3e-3
+sapt_published --method.attention-learning-rate 1e-3,1e-2 --method.attention published
+per_task --fit.learning-rate 1e-3,3e-3,1e-2 --method.name per_task
+epi --fit.learning-rate 1e-3,3e-3,1e-2 --method.name epi
+mocl --fit.learning-rate 1e-3,3e-3,1e-2 --method.name mocl
+mocl --method.key-learning-rate 1e-4,1e-1 --method.name mocl
+sequential --fit.learning-rate 3e-4,1e-3,3e-3 --method.name sequential
+replay --fit.learning-rate 3e-4,1e-3,3e-3 --method.name replay
+multi_task --fit.learning-rate 3e-4,1e-3,3e-3 --method.name multi_task
+tree_lora --fit.learning-rate 3e-4,1e-3,3e-3 --method.name tree_lora
+lfpt5 --fit.learning-rate 3e-4,1e-3,3e-3 --method.name lfpt5
+o_lora --fit.learning-rate 3e-4,1e-3,3e-3 --method.name o_lora
+n_lora --fit.learning-rate 1e-3,3e-3,1e-2 --method.name n_lora
+inflora --fit.learning-rate 1e-3,3e-3,1e-2 --method.name inflora
+gainlora --fit.learning-rate 1e-3,3e-3,1e-2 --method.name gainlora
+gainlora --method.gate-learning-rate 1e-4,1e-3 --method.name gainlora
+ROWS
+  tune-prompt) tune <<'ROWS' ;;
+sapt --fit.learning-rate 0.1,0.3,1
+sapt --method.attention-learning-rate 3e-5,3e-4 --fit.learning-rate 0.3
+per_task --fit.learning-rate 0.1,0.3,1 --method.name per_task
+epi --fit.learning-rate 0.1,0.3,1 --method.name epi
+mocl --fit.learning-rate 0.1,0.3,1 --method.name mocl --method.key-learning-rate 1e-2
+mocl --method.key-learning-rate 1e-3,1e-1 --method.name mocl --fit.learning-rate 0.3
+sequential --fit.learning-rate 0.03,0.1,0.3 --method.name sequential
+replay --fit.learning-rate 0.03,0.1,0.3 --method.name replay
+multi_task --fit.learning-rate 0.03,0.1,0.3 --method.name multi_task
+lfpt5 --fit.learning-rate 0.03,0.1,0.3 --method.name lfpt5
+l2p --fit.learning-rate 0.03,0.1,0.3 --method.name l2p --method.key-learning-rate 3e-2
+l2p --method.key-learning-rate 3e-3,3e-1 --method.name l2p --fit.learning-rate 0.1
+prog_prompt --fit.learning-rate 0.1,0.3,1 --method.name prog_prompt
+prog_prompt_known --fit.learning-rate 0.1,0.3,1 --method.name prog_prompt --method.task-known
+ROWS
+  *) echo "no table $table" >&2; exit 2 ;;
+esac
