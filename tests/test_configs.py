@@ -20,9 +20,7 @@ def test_every_committed_configuration_is_one(file):
 
 
 def test_every_experiment_of_the_paper_has_a_file():
-  committed = {
-    file.stem: load_config(str(file)) for file in FILES if file.parent.name == "paper"
-  }
+  committed = {file.stem: load_config(str(file)) for file in FILES if file.parent.name == "paper"}
   wanted = {
     f"{benchmark}_{order}_{model}": paper(benchmark, order, model)
     for benchmark in ORDERS
