@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -89,3 +90,32 @@ def torch() -> ModuleType:
   """PyTorch, the independent implementation that some tests compare with."""
   missing = "compares with PyTorch, not installed here: pip install -e '.[torch]'"
   return pytest.importorskip("torch", reason=missing)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+  """The options of a short run, with a model and data to run on."""
+  import tiny
+
+  return tiny.world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def loop(world: list[str]) -> Any:
+  """The loop of these options, compiled once for all folders that it runs in."""
+  from tests.runs import Loop
+
+  return Loop(world)
+
+
+@pytest.fixture(scope="session")
+def finished(loop: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+  """A run that went through without a stop; killed/1, ... beside it: what it would have left if it
+  had been killed after its first save, ...
+  """
+  from tests.runs import killed_after_each_save
+
+  folder = tmp_path_factory.mktemp("finished")
+  with killed_after_each_save(folder / "run", folder / "killed"):
+    loop.run(folder / "run")
+  return folder / "run"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import warnings
 
 import jax
 import numpy as np
@@ -73,7 +74,9 @@ def record_of(snapshot):
 
 def saved(snapshot):
   """Every array of a snapshot."""
-  return ocp.load(str(snapshot / checkpoint.TREE))
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Sharding info not provided")
+    return ocp.load(str(snapshot / checkpoint.TREE))
 
 
 def logged(folder):

@@ -57,7 +57,6 @@ def ran(request, world, tmp_path_factory):
   return loop, folder / "whole", min(killed)
 
 
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been_bit_for_bit(ran):
   loop, whole, killed = ran
   assert len(snapshots(killed)) == 1
@@ -71,7 +70,6 @@ def test_a_method_keeps_nothing_outside_the_tree_that_is_saved(ran):
   assert vars(method) == vars(methods.build(loop.config.method, method.setting))
 
 
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_task_leaves_the_blocks_of_earlier_tasks_as_they_are(ran):
   loop, whole, _ = ran
   start = loop.loop.built.start(0)

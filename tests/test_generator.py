@@ -10,6 +10,7 @@ from sapt_jax import train
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
 from sapt_jax.generator import Stored, clean, distinct_2
+from tests.runs import rows_of
 
 TRAINED = "the red kite flew over the old stone bridge at noon"
 TASK = Task("task001", "Say it.", (Example(TRAINED, ("a",)), Example("short one", ("b",))), (), ())
@@ -48,7 +49,8 @@ def test_a_definition_that_leaves_no_room_for_an_input_is_malformed():
 
 
 def test_a_copy_is_as_near_as_the_option_says():
-  half = "Say it. Input: the red kite flew over the old tower and fell down"  # 4 of its 9 runs of four words stand in TRAINED
+  # 4 of its 9 runs of four words stand in TRAINED.
+  half = "Say it. Input: the red kite flew over the old tower and fell down"
   assert [clean([half], TASK, 1, most).figures["kept"] for most in (0.4, 0.5)] == [0, 1]
 
 
@@ -122,33 +124,16 @@ def test_what_is_missing_or_broken_is_named(tmp_path, line, complaint):
 
 
 def test_a_run_reflects_on_the_pseudo_inputs_it_was_given(tmp_path):
-  model = tiny.model_folder(tmp_path / "t5", tiny.T5)
-  tiny.benchmark_folder(tmp_path / "data", tiny.TASKS)
+  model = tiny.model_folder(tmp_path / "llama", tiny.LLAMA)
+  options = tiny.world(tmp_path)
   for name, (_, rows) in tiny.TASKS.items():
     write_published(tmp_path / "pseudo", name, [f"other {text}" for text, _ in rows[:3]])
-  options = (
-    "--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 4 --fit.steps 2 "
-    "--fit.batch-size 4 --evaluation.batch-size 8 --pet.rank 2"
-  )
-  train.main(
-    [
-      *options.split(),
-      "--backbone.path",
-      str(model),
-      "--data.root",
-      str(tmp_path / "data"),
-      "--output",
-      str(tmp_path / "run"),
-      "--generator.folder",
-      str(tmp_path / "pseudo"),
-    ]
-  )
-  rows = [
-    json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-  ]
+  options += ["--backbone.path", str(model), "--generator.folder", str(tmp_path / "pseudo")]
+  run = tmp_path / "run"
+  train.main([*options, "--fit.steps", "2", "--output", str(run)])
+  rows = rows_of(run / "metrics.jsonl")
   assert [row["pseudo_inputs"]["read"] for row in rows if "pseudo_inputs" in row] == [3, 3]
-  assert not any("(inputs)" in str(row) for row in rows)
-  assert (
-    len((tmp_path / "run" / "pseudo_inputs" / "00_task001_colour.jsonl").read_text().splitlines())
-    == 3
-  )
+  assert [row["step"] for row in rows if "loss" in row] == [1, 2, 1, 2]  # no generator was trained
+  assert len(rows_of(run / "pseudo_inputs/00_task001_colour.jsonl")) == 3
+  reflections = {row["index"]: row["reflection"] for row in rows if "reflection" in row}
+  assert reflections[0] == 0 < reflections[1]

@@ -317,7 +317,6 @@ def test_a_task_is_learned_from_its_examples_and_what_the_learned_prompt_recalls
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_run_learns_recalls_and_goes_on_after_a_stop_bit_for_bit(tmp_path, monkeypatch):
   # A random model writes nothing well-formed: any sample will do as an example here, so that other
   # samples would be another run.

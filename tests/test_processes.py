@@ -5,6 +5,7 @@ lost process, other meshes to go on.
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -17,16 +18,13 @@ import tiny
 from sapt_jax import config, processes, sharding
 from sapt_jax.config import Distributed
 from sapt_jax.errors import InputError
+from sapt_jax.methods.sequential import SequentialOptions
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.training import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OPTIONS = (
-  "--data.benchmark superni --data.protocol published --data.max-source-length 128 --data.max-target-length 8 --fit.steps 4 "
-  "--fit.batch-size 4 --fit.checkpoint-every 3 --fit.log-every 1 --evaluation.batch-size 8 --method.attention routed "
-  "--method.routing-steps 5 --pet.rank 2 --generator.steps 2 --generator.batch-size 4 --generator.rank 2 "
-  "--generator.max-length 48 --generator.keep 0.2 --generator.oversample 2"
-).split()
+# As short as a run can be in which everything is shared that processes share.
+SHORT = "--fit.steps 4 --fit.checkpoint-every 3"
 
 # A training run that sends itself a signal in its second task, after step 2. It then waits until
 # the runtime has seen it, as it looks once a second.
@@ -47,12 +45,9 @@ cli.run(train.main)
 
 def start(options, output, devices=1, number=None, **environment):
   """A process that trains, on so many simulated devices; `number`: the signal it sends itself."""
-  # Half-optimised programs compute the same and compile faster.
-  own = {
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "PYTHONPATH": str(ROOT),
-  }
+  # All else, such as where compiled programs are kept, is inherited (conftest.py).
+  flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+  own = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
   program = ["-m", "sapt_jax.train"] if number is None else ["-c", SIGNALLED, str(number)]
   return subprocess.Popen(
     [sys.executable, *program, *options, "--output", str(output)],
@@ -106,7 +101,9 @@ def together(count, options, output, numbers=None):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-  return tiny.world(tmp_path_factory.mktemp("world"), OPTIONS)
+  root = tmp_path_factory.mktemp("world")
+  model = tiny.model_folder(root / "llama", tiny.LLAMA)
+  return [*tiny.world(root), *SHORT.split(), "--backbone.path", str(model)]
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +148,8 @@ def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
   outcomes = together(2, [*world, "--mesh.data", "2"], tmp_path / "run", numbers=(0, 15))
   assert [code for code, _, _ in outcomes] == [75, 75], outcomes
   record = json.loads((tmp_path / "run/progress/01" / checkpoint.RECORD).read_text())
-  stop = f"stopped: SIGTERM came; 2/2 task002_count, step {record['step']} of 4 is saved; the same command continues this run"
+  where = f"2/2 task002_count, step {record['step']} of 4"
+  stop = f"stopped: SIGTERM came; {where} is saved; the same command continues this run"
   assert all(stop in err for _, _, err in outcomes)
   assert record["step"] in (2, 3)
   [(code, _, err)] = ended(
@@ -169,7 +167,10 @@ def test_wrong_input_that_one_process_meets_ends_all_with_one_line_each(world, t
     str(tmp_path / "nowhere"),
     *world[world.index("--data.root") + 2 :],
   ]
-  shared = f"--mesh.data 2 --distributed.address {free_address()} --distributed.processes 2 --distributed.process-id".split()
+  shared = (
+    f"--mesh.data 2 --distributed.address {free_address()} --distributed.processes 2 "
+    "--distributed.process-id"
+  ).split()
   outcomes = ended(
     [start([*options, *shared, str(i)], tmp_path / "run") for i, options in enumerate((world, odd))]
   )
@@ -180,7 +181,8 @@ def test_wrong_input_that_one_process_meets_ends_all_with_one_line_each(world, t
 
 @pytest.mark.slow
 def test_a_process_ends_soon_and_says_why_when_another_is_killed(world, tmp_path):
-  outcomes = together(2, [*world, "--mesh.data", "2"], tmp_path / "run", numbers=(0, 9))
+  options = [*world, "--mesh.data", "2", "--method.name", "sequential"]
+  outcomes = together(2, options, tmp_path / "run", numbers=(0, 9))
   assert outcomes[1][0] == -9
   code, _, err = outcomes[0]
   # It meets the broken connection; heartbeats are not waited for.
@@ -194,7 +196,7 @@ def test_a_process_ends_soon_and_says_why_when_another_is_killed(world, tmp_path
 
 def test_a_folder_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "all_say", lambda here: [here, False])
-  folder = RunFolder(tmp_path / "run", config.Config(), "")
+  folder = RunFolder(tmp_path / "run", config.Config(SequentialOptions()), "")
   with (
     pytest.raises(InputError, match="process 1 does not find there what process 0 wrote"),
     folder,

@@ -10,12 +10,6 @@ import tiny
 
 from sapt_jax import train
 
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-  return tiny.world(tmp_path_factory.mktemp("world"))
-
-
 # What is wrong -> extra arguments, what is done to the data and model folders, what the one line
 # must name. {} is the folder of both.
 WRONG = {

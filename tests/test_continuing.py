@@ -1,0 +1,190 @@
+"""Runs that go on: after a stop, after harm, with other options; and what is refused."""
+
+import json
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import tiny
+
+from sapt_jax import config, train
+from sapt_jax.methods.sapt import SaptOptions
+from sapt_jax.run_folder import RunFolder, sound_snapshots
+from sapt_jax.training import checkpoint, fit
+from tests.runs import assert_same_run, scores, snapshots
+
+
+def killed_after(finished, number, tmp_path):
+  """A folder as the finished run would have left it if it had been killed after a save."""
+  return shutil.copytree(finished.parent / "killed" / str(number), tmp_path / "run")
+
+
+# Of each task three checkpoints and a snapshot are saved.
+@pytest.mark.parametrize(
+  "saves", [1, 3, 7], ids=["in task 1", "before a snapshot", "at the end of task 2"]
+)
+def test_a_killed_run_ends_where_an_undisturbed_one_does_bit_for_bit(
+  loop, finished, tmp_path, saves
+):
+  folder = killed_after(finished, saves, tmp_path)
+  loop.run(folder)
+  assert_same_run(folder, finished)
+
+
+def test_a_new_process_goes_on_from_what_is_in_the_folder_alone(world, finished, tmp_path):
+  folder = killed_after(finished, 5, tmp_path)
+  train.main([*world, "--output", str(folder)])
+  assert_same_run(folder, finished)
+
+
+def test_no_step_stands_in_the_log_twice_and_half_a_line_is_dropped(tmp_path):
+  folder = RunFolder(tmp_path, config.Config(SaptOptions()), "weights")
+  checkpoint.save(folder.progress(1), {"x": np.zeros(1)}, {"step": 4})
+
+  def step(index, number, **more):
+    return json.dumps({"index": index, "step": number, **more})
+
+  kept = [
+    step(0, 6, loss=1.0),
+    step(0, 3, loss=1.0),
+    '{"index": 0, "compile_s": 1}',
+    step(1, 2, loss=1.0),
+    step(1, 4, dev=50.0),
+    step(1, 4, loss=1.0),
+  ]
+  later = [
+    step(1, 6, loss=1.0),
+    step(1, 3, loss=1.0),
+    '{"index": 1, "pseudo_inputs": {}}',
+    '{"index": 1, "st',
+  ]
+  (tmp_path / "metrics.jsonl").write_text("\n".join([*kept, *later]))
+  folder.trim_log(1)
+  assert (tmp_path / "metrics.jsonl").read_text().splitlines() == kept
+  shutil.rmtree(folder.progress(1))
+  folder.trim_log(1)
+  assert (tmp_path / "metrics.jsonl").read_text().splitlines() == kept[:3]
+
+
+def test_the_hundredth_snapshot_comes_after_the_ninety_ninth(tmp_path):
+  for index in (11, 99, 100, 2):
+    checkpoint.save(tmp_path / f"snapshots/{index:02d}_task", {"x": np.zeros(1)}, {})
+  assert [int(folder.name.split("_")[0]) for folder in sound_snapshots(tmp_path)] == [
+    2,
+    11,
+    99,
+    100,
+  ]
+
+
+def test_a_finished_run_is_not_learned_again(loop, finished, monkeypatch):
+  def learned_again(*_):
+    raise AssertionError
+
+  monkeypatch.setattr(fit.Trainer, "fit", learned_again)
+  before = scores(finished)
+  loop.run(finished)
+  assert scores(finished) == before
+
+
+def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(
+  loop, finished, tmp_path, monkeypatch, capsys
+):
+  folder = shutil.copytree(finished, tmp_path / "run")
+  harmed = next(path for path in (snapshots(folder)[-1] / "tree").rglob("d/*") if path.is_file())
+  harmed.write_bytes(harmed.read_bytes()[:-1])
+  learned = []
+  original = fit.Trainer.fit
+
+  def look(self, start, rows, plan):
+    learned.append(plan.label)
+    return original(self, start, rows, plan)
+
+  monkeypatch.setattr(fit.Trainer, "fit", look)
+  loop.run(folder)
+  assert str(harmed) in capsys.readouterr().err
+  assert [label for label in learned if "inputs" not in label] == ["2/2 task002_count"]
+  assert scores(folder)["scores"] == scores(finished)["scores"]
+
+
+def test_sigterm_saves_a_checkpoint_and_ends_with_code_75(world, tmp_path, monkeypatch, capsys):
+  def add(meter, step, *rest, original=fit.Meter.add):
+    original(meter, step, *rest)
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  monkeypatch.setattr(fit.Meter, "add", add)
+  before = signal.getsignal(signal.SIGTERM)
+  arguments = [*world, "--method.name", "sequential", "--output", tmp_path / "run"]
+  code, complaint = tiny.run_program(train, arguments, monkeypatch, capsys)
+  stop = (
+    "stopped: SIGTERM came; 1/2 task001_colour, step 3 of 6 is saved; "
+    "the same command continues this run"
+  )
+  assert (code, stop in complaint) == (75, True)
+  assert json.loads((tmp_path / "run/progress/00" / checkpoint.RECORD).read_text())["step"] == 3
+  assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_damaged_checkpoint_is_named_and_its_task_is_learned_from_the_beginning(
+  loop, finished, tmp_path, capsys
+):
+  folder = killed_after(finished, 2, tmp_path)
+  harmed = folder / "progress/00" / checkpoint.RECORD
+  harmed.write_text("{}")
+  loop.run(folder)
+  assert str(harmed) in capsys.readouterr().err
+  assert_same_run(folder, finished)
+
+
+def test_other_options_in_the_same_folder_are_refused_and_listed(
+  world, finished, monkeypatch, capsys
+):
+  code, complaint = tiny.run_program(
+    train, [*world, "--output", finished, "--fit.steps", "7"], monkeypatch, capsys
+  )
+  assert (code, "fit.steps: 6 -> 7" in complaint) == (2, True)
+
+
+def test_a_run_from_before_an_option_was_there_goes_on_with_its_default(
+  world, loop, finished, tmp_path, monkeypatch, capsys
+):
+  folder = shutil.copytree(finished, tmp_path / "run")
+  file = folder / "config.json"
+  begun = json.loads(file.read_text())
+  del begun["method"]["uniform"]
+  file.write_text(json.dumps(begun))
+  code, complaint = tiny.run_program(
+    train, [*world, "--output", folder, "--method.uniform", "always"], monkeypatch, capsys
+  )
+  assert (code, "method.uniform: never -> always" in complaint) == (2, True)
+  loop.run(folder)
+
+
+def test_other_weights_of_the_same_shape_are_refused(
+  world, finished, tmp_path, monkeypatch, capsys
+):
+  model = tiny.model_folder(tmp_path / "t5", tiny.T5, seed=1)
+  monkeypatch.setattr("sapt_jax.learner.backbone_folder", lambda _: model)
+  code, complaint = tiny.run_program(train, [*world, "--output", finished], monkeypatch, capsys)
+  assert (code, "backbone.weights" in complaint) == (2, True)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(world, tmp_path):
+  model = tiny.model_folder(tmp_path / "broken", tiny.T5, scale=float("nan"))
+  arguments = ["--backbone.path", str(model), "--method.name", "sequential"]
+  with pytest.raises(fit.DivergedError, match="step 1: loss nan"):
+    train.main([*world, *arguments, "--output", str(tmp_path / "run")])
+  assert not list((tmp_path / "run" / "snapshots").iterdir())
+
+
+def test_what_is_not_to_be_logged_is_looked_at_before_it_is_saved():
+  meter = fit.Meter(fit.Plan("task", 100, None, print), 0, 10)
+  metrics = {"loss": np.float32("nan"), "gradient_norm": np.float32(1)}
+  meter.pending = (3, metrics)
+  meter.flush()  # not read, so not waited for
+  meter.pending = (3, metrics)
+  with pytest.raises(fit.DivergedError, match="step 3: loss nan"):
+    meter.flush(look=True)

@@ -1,0 +1,194 @@
+"""What is done with finished runs: answering, exporting, reporting."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+from safetensors.numpy import load_file
+
+from sapt_jax import export, predict, report
+from sapt_jax.answering import Answering
+from sapt_jax.errors import InputError
+from sapt_jax.training import checkpoint
+from tests.classroom import same
+from tests.runs import rows_of, scores
+
+
+def ask(folder, tmp_path, questions):
+  given, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  given.write_text("".join(json.dumps(question) + "\n" for question in questions))
+  predict.main(["--run", str(folder), "--input", str(given), "--output", str(answers)])
+  return rows_of(answers)
+
+
+def test_predict_answers_as_the_run_did_and_says_its_mixture(finished, tmp_path):
+  asked = [
+    {"definition": definition, "input": text, "id": i}
+    for i, (definition, rows) in enumerate(tiny.TASKS.values())
+    for text, _ in rows[:5]
+  ]
+  answers = ask(finished, tmp_path, [*asked, {"input": "free text " * 40}])
+  predictions = rows_of(finished / "predictions.jsonl")
+  assert [answer["output"] for answer in answers[:-1]] == [
+    row["prediction"] for row in predictions[5:]
+  ]
+  for answer in answers:
+    assert list(answer["mixture"]) == list(tiny.TASKS)
+    assert sum(answer["mixture"].values()) == pytest.approx(1, abs=1e-5)
+  assert answers[3]["id"] == 0
+
+
+# The method's part of config.json before each method had options of its own.
+ONCE = {
+  "replay_share": 0.02,
+  "orthogonality_weight": 0.5,
+  "sparsity_weight": 0.4,
+  "kept_energy": 0.995,
+  "pool_prompts": 10,
+  "chosen_prompts": 4,
+  "key_weight": 1.0,
+  "lm_weight": 0.25,
+  "kd_weight": 0.01,
+  "pseudo_examples": 20,
+  "task_known": False,
+  "lookup_shrinkage": 0.1,
+}
+
+
+def test_a_run_from_before_methods_had_options_of_their_own_answers(finished, tmp_path):
+  folder = shutil.copytree(finished, tmp_path / "run")
+  values = json.loads((folder / "config.json").read_text())
+  values["method"] |= ONCE
+  values["fit"]["attention_learning_rate"] = values["method"].pop("attention_learning_rate")
+  (folder / "config.json").write_text(json.dumps(values))
+  answering = Answering(folder)
+  assert answering.built.method.options.reflection_weight == 0.5
+  assert same(answering.learned, Answering(finished).learned)
+
+
+def test_predict_goes_back_to_the_snapshot_before_a_damaged_one(finished, tmp_path, capsys):
+  shutil.copytree(finished, tmp_path / "run")
+  harmed = max((tmp_path / "run" / "snapshots").iterdir()) / checkpoint.RECORD
+  harmed.write_text("{}")
+  [answer] = ask(tmp_path / "run", tmp_path, [{"input": "red"}])
+  assert list(answer["mixture"]) == ["task001_colour"]
+  assert str(harmed) in capsys.readouterr().err
+
+
+def test_predict_refuses_what_is_no_run_or_no_question(finished, tmp_path, monkeypatch, capsys):
+  (tmp_path / "q.jsonl").write_text('{"input": "a"}\n{"inptu": "b"}\n')
+
+  def run(*extra):
+    return tiny.run_program(
+      predict,
+      ["--output", tmp_path / "o", "--input", tmp_path / "q.jsonl", *extra],
+      monkeypatch,
+      capsys,
+    )
+
+  assert "q.jsonl:2: field 'input'" in run("--run", finished)[1]
+  (tmp_path / "q.jsonl").write_text('{"input": "a"}\n')
+  assert run("--run", tmp_path)[0] == 2
+  (tmp_path / "q.jsonl").write_text(
+    '{"input": "a"}\n' + json.dumps({"input": "b", "definition": "long " * 200}) + "\n"
+  )
+  assert "input 2: its definition leaves no room" in run("--run", finished)[1]
+  assert not (tmp_path / "o").exists()
+
+
+def test_answers_do_not_depend_on_how_many_are_asked_at_once(finished, tmp_path):
+  rows = [{"input": f"question number {i}"} for i in range(5)]
+  together = ask(finished, tmp_path, rows)
+  assert ask(finished, tmp_path, rows[3:4])[0]["output"] == together[3]["output"]
+
+
+def test_a_report_compares_finished_runs(finished, tmp_path, monkeypatch, capsys):
+  other = tmp_path / "other"
+  other.mkdir()
+  changed = scores(finished) | {"label": "better"}
+  changed["metrics"] = changed["metrics"] | {"AP": 99.0}
+  (other / "scores.json").write_text(json.dumps(changed))
+  report.main([str(finished), str(other), "--output", str(tmp_path / "report")])
+  table = capsys.readouterr().out.splitlines()
+  assert [line.split(" | ")[0] for line in table[2:]] == [
+    "| better",
+    "| sapt, routed, directions start",
+  ]
+  assert "99.0" in (tmp_path / "report" / "index.html").read_text()
+  assert len((tmp_path / "report" / "comparison.csv").read_text().splitlines()) == 3
+  (other / "scores.json").write_text(json.dumps(changed | {"tasks": ["another"]}))
+  code, complaint = tiny.run_program(
+    report, [finished, other, "--output", tmp_path / "report"], monkeypatch, capsys
+  )
+  assert (code, "different streams" in complaint) == (2, True)
+
+
+def test_a_report_averages_seeds_of_one_experiment_alone():
+  run = {
+    "label": "sapt",
+    "backbone": "t5",
+    "protocol": "clean",
+    "metric": "rouge_l",
+    "pet": "lora of rank 4",
+    "steps": [5, 5],
+  }
+  others = [
+    {"seed": 1},
+    {"pet": "prompt of 10"},
+    {"label": "replay", "steps": [5, 9]},
+    {"label": "replay", "steps": [5, 10]},
+  ]
+  runs = [
+    run | other | {"metrics": {"AP": 50.0 - number}} for number, other in enumerate([{}, *others])
+  ]
+  groups = {label: len(members) for label, members in report.grouped(runs).items()}
+  assert groups == {
+    "sapt, lora of rank 4": 2,
+    "sapt, prompt of 10": 1,
+    "replay, lora of rank 4, 14 steps": 1,
+    "replay, lora of rank 4, 15 steps": 1,
+  }
+
+
+def test_a_block_and_a_mean_mixture_are_exported_for_peft(finished, tmp_path, capsys):
+  for what in ("block", "mixture"):
+    export.main(
+      [
+        "--run",
+        str(finished),
+        "--what",
+        what,
+        "--task",
+        "task002",
+        "--output",
+        str(tmp_path / what),
+      ]
+    )
+    assert "task002_count" in capsys.readouterr().out
+  learned = Answering(finished).learned
+  name = "decoder.block.1.layer.1.EncDecAttention.v.lora"
+  block, mixture = (
+    load_file(tmp_path / what / "adapter_model.safetensors") for what in ("block", "mixture")
+  )
+  pool = learned.blocks["lora"]["decoder"]["cross"]["v"]["b"][
+    1
+  ]  # (T, R, D_out) of the second layer
+  np.testing.assert_array_equal(block[f"base_model.model.{name}_B.weight"], np.asarray(pool[1]).T)
+  weights = np.asarray(learned.memory.target)[1]
+  expected = np.concatenate([weights[task] * np.asarray(pool[task]) for task in range(2)]).T
+  np.testing.assert_allclose(mixture[f"base_model.model.{name}_B.weight"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("arguments", "named"),
+  [
+    (["--task", "task0"], "fits several of the run: task001_colour, task002_count"),
+    (["--task", "task9"], "not a task"),
+    (["--what", "pool"], "no centre"),
+  ],
+)
+def test_what_cannot_be_exported_is_said(finished, tmp_path, arguments, named):
+  with pytest.raises(InputError, match=named):
+    export.main(["--run", str(finished), "--output", str(tmp_path / "out"), *arguments])
