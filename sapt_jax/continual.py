@@ -14,6 +14,7 @@ from sapt_jax.config import Config
 from sapt_jax.cost import Cost
 from sapt_jax.methods.base import Learned, Lesson
 from sapt_jax.pet.blocks import capacity_for
+from sapt_jax.provenance import provenance
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.run_inputs import RunInputs, most_pseudo_inputs, read_inputs
 from sapt_jax.scoring import Scorer
@@ -102,6 +103,7 @@ class Continual:
       "training_mixture": training_mixture,
       "testing_mixture": evaluation.mixtures,
       "wall_s": round(time.monotonic() - began, 1),
+      "made": provenance(),
     }
     record |= self.sizes | study.figures
     lines = {"predictions": evaluation.answers} | study.left

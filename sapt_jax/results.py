@@ -14,7 +14,6 @@ from sapt_jax import plots
 from sapt_jax.config import Config, Pet
 from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
 from sapt_jax.methods.base import Method
-from sapt_jax.provenance import provenance
 from sapt_jax.run_folder import RunFolder, read_lines, write_lines
 from sapt_jax.scoring import metric_of
 from sapt_jax.training.checkpoint import write_json
@@ -44,7 +43,7 @@ def summary(
     "steps": [record["steps"] for record in records],
     "wall_s": round(sum(record["wall_s"] for record in records), 1),
     "versions": versions(),
-    "made": provenance(),
+    "made": records[-1].get("made"),
     "rows": records[-1].get("rows"),
   }
   last_mixtures = records[-1]["testing_mixture"]

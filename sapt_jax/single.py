@@ -51,22 +51,26 @@ def single_scores(
       f"single {config.single!r}: a per_task run of all tasks is needed, not "
       f"{finished['method']} without {missing}"
     )
-  _check_comparable(config, fingerprint, asked)
+  _check_comparable(config, fingerprint, asked, finished)
   return [scores[name] for name in names]
 
 
-def _check_comparable(config: Config, fingerprint: str, asked: dict[str, Any]) -> None:
-  """Whether the scores of a run that was asked for so may be held beside those of this one: all
-  that changes a score is the same, but for the method.
+def _check_comparable(
+  config: Config, fingerprint: str, asked: dict[str, Any], finished: dict[str, Any]
+) -> None:
+  """Whether the scores of a finished run that was asked for so may be held beside those of this
+  one: all that changes a score is the same, but for the method.
 
   Raises:
     InputError: they may not; the message lists what differs.
   """
   its, own = _what_scores_depend_on(methods.config_from_json(asked)), _what_scores_depend_on(config)
   its["backbone.weights"], own["backbone.weights"] = asked["backbone.weights"], fingerprint
+  said = {"seed": "seed", "evaluation.metric": "metric", "data.protocol": "protocol"}
+  its |= {name: finished[key] for name, key in said.items() if key in finished}
   differing = [
     f"{name} {its.get(name)} (here {own.get(name)})"
-    for name in sorted(its | own)
+    for name in own | its
     if its.get(name) != own.get(name)
   ]
   if differing:
@@ -86,14 +90,14 @@ def _what_scores_depend_on(config: Config) -> dict[str, Any]:
     "data": (data, _names(data) - {"root"}),
     "backbone": (backbone, {"dtype", "bits"}),
   }
-  values = {
+  values = {"seed": config.seed, "evaluation.metric": metric_of(config)} | {
     f"{part}.{name}": getattr(options, name)
     for part, (options, names) in parts.items()
     for name in sorted(names)
   }
   # Blocks that start from others are not learned alone.
   values["pet.new_block"] = pet.new_block if config.method.name == "per_task" else "fresh"
-  return values | {"seed": config.seed, "evaluation.metric": metric_of(config)}
+  return values
 
 
 def _names(options: Any) -> set[str]:

@@ -5,6 +5,7 @@ and where reference data is found.
 import importlib.util
 import mmap
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -61,6 +62,16 @@ def pytest_configure(config: pytest.Config) -> None:
   if config.pluginmanager.hasplugin("cacheprovider") and config.cache is not None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+@pytest.fixture(autouse=True)
+def no_mesh() -> None:
+  """No test works on the mesh that another one has left behind."""
+  if "jax" in sys.modules:
+    import jax
+    import numpy as np
+
+    jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
 
 @pytest.fixture

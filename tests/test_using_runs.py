@@ -112,7 +112,7 @@ def test_a_report_compares_finished_runs(finished, tmp_path, monkeypatch, capsys
   (other / "scores.json").write_text(json.dumps(changed))
   report.main([str(finished), str(other), "--output", str(tmp_path / "report")])
   table = capsys.readouterr().out.splitlines()
-  assert [line.split(" | ")[0] for line in table[2:]] == [
+  assert [line.split(" | ")[0] for line in table[2:4]] == [
     "| better",
     "| sapt, routed, directions start",
   ]
