@@ -1,7 +1,7 @@
 """How much of what a task's LoRA block reads was read by the blocks before it: the overlap that
 O-LoRA penalises, for any finished run.
 
-    python benchmarks/subspaces.py runs/mini_results/lora/{o_lora,sequential}-0
+    python benchmarks/subspaces.py runs/results/mini-lora.{o_lora,sequential}.0
 
 Prints a row per run: the share of the newest A's row space that lies in the span of all earlier
 ones, the mean over tasks after the first, sites and layers. 0: orthogonal; 1: nothing new; blocks
