@@ -187,6 +187,10 @@ class Stream:
   """Task names; a name may be cut short where that is unambiguous (task363). Empty: all tasks of
   the benchmark, in its order.
   """
+  fit: tuple[str, ...] = ()
+  """What is learned otherwise than the other tasks: TASK:OPTION=VALUE, an option of fit.* for one
+  task, such as cb:steps=100.
+  """
 
   def __post_init__(self) -> None:
     require(

@@ -20,7 +20,7 @@ from sapt_jax.run_inputs import RunInputs, most_pseudo_inputs, read_inputs
 from sapt_jax.scoring import Scorer
 from sapt_jax.single import single_scores
 from sapt_jax.study import Instruments, TaskStudy
-from sapt_jax.training.fit import Plan, Trainer
+from sapt_jax.training.fit import Plan
 
 
 def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class Continual:
 
   def __init__(self, config: Config, inputs: RunInputs, folder: RunFolder, cost: Cost):
     self.config, self.folder, self.cost = config, folder, cost
-    self.stream, self.names = inputs.stream, inputs.names
+    self.stream, self.names, self.fits = inputs.stream, inputs.names, inputs.fits
     # The shapes of all that is learned; a snapshot is restored into the same ones.
     self.sizes = {
       "capacity": capacity_for(len(self.stream)),
@@ -54,7 +54,6 @@ class Continual:
     }
     self.built = built = learner.build(config, inputs.backbone, **self.sizes)
     self.method = built.method
-    self.trainer = Trainer(built.backbone, self.method, config.fit, built.batcher, built.mesh)
     self.scorer = Scorer(config, built, inputs.codec, self.stream)
     self.instruments = Instruments(config, built, inputs.codec, inputs.stored)
     for index in range(len(self.stream)):
@@ -82,7 +81,7 @@ class Continual:
     rng = streams.of_seed(self.config.seed, "task", index)
     learned = self.method.begin(learned, rng, study)
     lesson = self.method.lesson(learned, study)
-    steps = self.steps(lesson)
+    steps = self.steps(lesson, index)
     self.cost.lap("begin")
 
     learned = self.learn(learned, lesson, steps, study)
@@ -122,24 +121,24 @@ class Continual:
       log=lambda figures: self.folder.log({"index": index, "task": name, **figures}),
     )
 
-  def steps(self, lesson: Lesson) -> int:
+  def steps(self, lesson: Lesson, index: int) -> int:
     """Updates that a lesson takes."""
-    counted = [len(lesson.rows)] if lesson.counted is None else lesson.counted
-    return sum(self.trainer.steps(rows) for rows in counted)
+    counted = {index: len(lesson.rows)} if lesson.counted is None else lesson.counted
+    return sum(self.built.trainer(self.fits[task]).steps(rows) for task, rows in counted.items())
 
   def learn(self, learned: Learned, lesson: Lesson, steps: int, study: TaskStudy) -> Learned:
     """Trains the newest block, and what goes with it, on the lesson."""
+    fit = self.fits[study.index]
     judged = [study.index] if lesson.judged is None else lesson.judged
-    label = f"{study.index + 1}/{len(self.stream)} {study.task.name}"
-    validates = self.config.fit.validate_every or self.config.fit.validate_epochs
+    dev_score = partial(self.scorer.dev_score, tasks=judged)
     plan = Plan(
-      label,
+      f"{study.index + 1}/{len(self.stream)} {study.task.name}",
       steps,
       self.folder.progress(study.index),
       study.log,
-      partial(self.scorer.dev_score, tasks=judged) if validates else None,
+      dev_score if fit.validate_every or fit.validate_epochs else None,
     )
-    return self.trainer.fit(learned, lesson.rows, plan)
+    return self.built.trainer(fit).fit(learned, lesson.rows, plan)
 
   def scored_after(self, index: int, lesson: Lesson) -> list[int]:
     """The tasks that are scored after the index-th: after the last one, all; before, none while

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from functools import cache
 
 import jax
 
 from sapt_jax import methods, sharding, streams
 from sapt_jax.backbones import hf
-from sapt_jax.config import Config
+from sapt_jax.config import Config, Fit
 from sapt_jax.data.batches import Batcher
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prompts import Codec, load_tokenizer
 from sapt_jax.evaluation.evaluate import Answerer, FeatureReader
 from sapt_jax.methods.base import Learned, Method, Setting
 from sapt_jax.mini import T5_MINI
+from sapt_jax.training.fit import Trainer
 
 
 def backbone_folder(config: Config) -> pathlib.Path:
@@ -42,7 +44,7 @@ def make_codec(config: Config, folder: pathlib.Path) -> Codec:
   )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Learner:
   """mesh: the devices; batcher: for training; answerer and features: compiled answering, and what
   the method looks at of inputs.
@@ -55,6 +57,12 @@ class Learner:
   batcher: Batcher
   answerer: Answerer
   features: FeatureReader
+
+  @cache  # noqa: B019 (a learner lives as long as its run)
+  def trainer(self, fit: Fit) -> Trainer:
+    """Compiled learning with these options; the same one whenever they are asked for."""
+    batcher = dataclasses.replace(self.batcher, size=fit.batch_size, window=fit.length_window)
+    return Trainer(self.backbone, self.method, fit, batcher, self.mesh)
 
   def start(self, seed: int) -> Learned:
     """What the method knows before the first task, on every device."""

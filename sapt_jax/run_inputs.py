@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 
 from sapt_jax import learner, methods
 from sapt_jax.backbones import hf
-from sapt_jax.config import Config
+from sapt_jax.config import Config, Fit
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.prompts import Codec
-from sapt_jax.data.sources import load_stream
+from sapt_jax.data.sources import choose, load_stream
+from sapt_jax.data.tasks import Task
 from sapt_jax.errors import InputError
 from sapt_jax.generator import Stored, wanted
 
@@ -22,12 +24,14 @@ class RunInputs:
 
   Attributes:
     stream: the tasks, in order.
+    fits: how each of them is learned.
     backbone: the model's folder.
     fingerprint: of the model's weights.
     stored: pseudo inputs that exist already; None: they are generated.
   """
 
   stream: list[PreparedTask]
+  fits: list[Fit]
   backbone: pathlib.Path
   fingerprint: str
   codec: Codec
@@ -61,7 +65,42 @@ def read_inputs(config: Config) -> RunInputs:
   stream = [PreparedTask(index, task, codec) for index, task in enumerate(tasks)]
   if codec.vocabulary is not None and len(codec.tokenizer) > codec.vocabulary:
     check_tokens(stream)
-  return RunInputs(stream, backbone, hf.fingerprint(backbone), codec, stored)
+  return RunInputs(
+    stream, fits_of(config, tasks), backbone, hf.fingerprint(backbone), codec, stored
+  )
+
+
+def fits_of(config: Config, tasks: Sequence[Task]) -> list[Fit]:
+  """How each task is learned: config.fit, but for what stream.fit says of it.
+
+  Raises:
+    InputError: no such task or option, or a value that does not fit.
+  """
+  fits = [config.fit] * len(tasks)
+  for entry in config.stream.fit:
+    match = re.fullmatch(r"(.+):(\w+)=(.+)", entry)
+    if match is None:
+      raise InputError(f"stream.fit {entry!r}: must be TASK:OPTION=VALUE, such as cb:steps=100")
+    name, option, value = match.groups()
+    [full] = choose([task.name for task in tasks], [name], "the stream")
+    index = [task.name for task in tasks].index(full)
+    fits[index] = with_option(fits[index], option, value, entry)
+    dataclasses.replace(config, fit=fits[index])  # checks it beside the other options
+  return fits
+
+
+def with_option(fit: Fit, option: str, value: str, entry: str) -> Fit:
+  """The same with one option changed, given as text; `entry` is what an error calls it."""
+  options = {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit)}
+  if option not in options:
+    raise InputError(f"stream.fit {entry!r}: fit has no {option}: {', '.join(options)}")
+  kind = type(options[option])
+  try:
+    return dataclasses.replace(fit, **{option: kind(value)})
+  except InputError as error:
+    raise InputError(f"stream.fit {entry!r}: {error}") from None
+  except ValueError:
+    raise InputError(f"stream.fit {entry!r}: {value!r} is no {kind.__name__}") from None
 
 
 def check_tokens(stream: Sequence[PreparedTask]) -> None:

@@ -95,6 +95,7 @@ def _what_scores_depend_on(config: Config) -> dict[str, Any]:
     for part, (options, names) in parts.items()
     for name in sorted(names)
   }
+  values["stream.fit"] = config.stream.fit
   # Blocks that start from others are not learned alone.
   values["pet.new_block"] = pet.new_block if config.method.name == "per_task" else "fresh"
   return values

@@ -16,7 +16,7 @@ Letters: B batch, T capacity of the pool, D embedding width, M target length, V 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import flax.struct
@@ -122,14 +122,14 @@ class Lesson:
 
   Attributes:
     rows: to learn from; none: nothing is learned yet, and nothing can be scored.
-    counted: numbers of rows whose steps (fit.steps, or fit.epochs over so many rows) add up to
-      the lesson's; None: all rows together.
+    counted: task -> rows; the steps that each asks for (fit.steps, or fit.epochs over so many rows)
+      add up to the lesson's. None: all rows together, as the task itself asks for.
     judged: places in the stream of the tasks whose dev rows say how good the weights are; None:
       the task itself.
   """
 
   rows: Sequence[Row]
-  counted: Sequence[int] | None = None
+  counted: Mapping[int, int] | None = None
   judged: Sequence[int] | None = None
 
 

@@ -29,7 +29,7 @@ class MultiTask(Sequential):
 
   def lesson(self, learned: Learned, study: Study) -> Lesson:
     if study.index + 1 < len(study.stream):
-      return Lesson(rows=[], counted=[])
+      return Lesson(rows=[], counted={})
     rows = [row for task in study.stream for row in task.train.rows]
-    sizes = [len(task.train) for task in study.stream]
+    sizes = {task.index: len(task.train) for task in study.stream}
     return Lesson(rows, counted=sizes, judged=range(len(study.stream)))
