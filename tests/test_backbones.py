@@ -18,7 +18,7 @@ from sapt_jax.backbones.positions import relative_buckets
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.beam import beam_search
 from sapt_jax.evaluation.decode import generate
-from sapt_jax.training.step import token_losses
+from sapt_jax.losses import token_losses
 from tests import torch_models
 
 MAX_NEW = 10
