@@ -45,7 +45,7 @@ class Sizes:
   rank: int = 4  # of a LoRA block
 
   def t5(self) -> dict[str, Any]:
-    """config.json of this model. No token ends an answer: the end id is behind the vocabulary."""
+    """config.json of this model."""
     return {
       "model_type": "t5",
       "vocab_size": self.vocab,
@@ -58,13 +58,13 @@ class Sizes:
       "feed_forward_proj": "gated-gelu",
       "tie_word_embeddings": False,
       "pad_token_id": 0,
-      "eos_token_id": self.vocab,
+      "eos_token_id": 1,
       "decoder_start_token_id": 0,
     }
 
   def llama(self) -> dict[str, Any]:
     """config.json of a LLaMA with as many layers as this T5's decoder, and a key head for every
-    head; no token ends an answer.
+    head.
     """
     return {
       "model_type": "llama",
@@ -77,7 +77,7 @@ class Sizes:
       "num_key_value_heads": self.heads,
       "tie_word_embeddings": False,
       "pad_token_id": 0,
-      "eos_token_id": self.vocab,
+      "eos_token_id": 1,
     }
 
   def step_gflops(self) -> float:

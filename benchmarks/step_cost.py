@@ -65,8 +65,9 @@ class Prepared:
 
 
 def random_backbone(raw: dict, mesh: jax.sharding.Mesh, remat: str) -> hf.Backbone:
-  """A model with random weights, placed as a loaded one is."""
+  """A model with random weights, placed as a loaded one is; no token ends its answers."""
   model = hf.build_model(raw, remat=remat)
+  model = type(model)(dataclasses.replace(model.config, eos_id=model.config.vocab_size))
   init = partial(hf.init_params, model, jax.random.key(0))
   places = jax.tree.map(lambda x: x.sharding, sharding.abstract_params(init, mesh))
   params = jax.jit(lambda: nn.meta.unbox(init()), out_shardings=places)()

@@ -56,8 +56,7 @@ class Peer:
 
     torch.manual_seed(seed)
     # Its generate() knows no end token outside the vocabulary; min_new_tokens holds this one back.
-    raw = s.t5() | {"eos_token_id": 1}
-    config = transformers.T5Config(**raw, dropout_rate=0.0)
+    config = transformers.T5Config(**s.t5(), dropout_rate=0.0)
     self.model: Any = transformers.T5ForConditionalGeneration(config)
     head = torch.randn(s.vocab, s.d_model) / math.sqrt(s.d_model)
     self.model.lm_head.weight = torch.nn.Parameter(head)  # transformers 5 ties it

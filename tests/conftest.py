@@ -6,6 +6,7 @@ import importlib.util
 import mmap
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -62,6 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
   if config.pluginmanager.hasplugin("cacheprovider") and config.cache is not None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+  if hasattr(config.option, "loadscopereorder"):
+    config.option.loadscopereorder = False  # pytest_collection_modifyitems has put them in order
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Files with slow tests come first, so that none is left when all other processes are done."""
+  slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+  items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)

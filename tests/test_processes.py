@@ -15,16 +15,17 @@ import numpy as np
 import pytest
 import tiny
 
-from sapt_jax import config, processes, sharding
+from sapt_jax import config, processes, sharding, train
 from sapt_jax.config import Distributed
 from sapt_jax.errors import InputError
 from sapt_jax.methods.sequential import SequentialOptions
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.training import checkpoint
+from tests.runs import rows_of, scores
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # As short as a run can be in which everything is shared that processes share.
-SHORT = "--fit.steps 4 --fit.checkpoint-every 3"
+SHORT = "--fit.steps 6 --fit.checkpoint-every 5"
 
 # A training run that sends itself a signal in its second task, after step 2. It then waits until
 # the runtime has seen it, as it looks once a second.
@@ -43,15 +44,15 @@ cli.run(train.main)
 """
 
 
-def start(options, output, devices=1, number=None, **environment):
-  """A process that trains, on so many simulated devices; `number`: the signal it sends itself."""
+def start(options, output, number=None):
+  """A process that trains, on one simulated device; `number`: the signal it sends itself."""
   # All else, such as where compiled programs are kept, is inherited (conftest.py).
-  flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
+  flags = re.sub(r"(device_count)=\d+", r"\1=1", os.environ["XLA_FLAGS"])
   own = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
   program = ["-m", "sapt_jax.train"] if number is None else ["-c", SIGNALLED, str(number)]
   return subprocess.Popen(
     [sys.executable, *program, *options, "--output", str(output)],
-    env={**os.environ, **own, **environment},
+    env=os.environ | own,
     cwd=output.parent,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -82,20 +83,12 @@ def free_address():
 def together(count, options, output, numbers=None):
   """Outcomes of so many processes that share a run."""
   # No heartbeat is missed on a machine that is busy or paused.
-  shared = [
-    "--distributed.heartbeat",
-    "600",
-    "--distributed.address",
-    free_address(),
-    "--distributed.processes",
-    str(count),
-    "--distributed.process-id",
-  ]
+  shared = (
+    f"--distributed.heartbeat 600 --distributed.address {free_address()} "
+    f"--distributed.processes {count} --distributed.process-id"
+  ).split()
   return ended(
-    [
-      start([*options, *shared, str(i)], output, number=numbers and numbers[i])
-      for i in range(count)
-    ]
+    [start([*options, *shared, str(i)], output, numbers and numbers[i]) for i in range(count)]
   )
 
 
@@ -110,63 +103,56 @@ def world(tmp_path_factory):
 def alone(world, tmp_path_factory):
   """A run of one process on one device."""
   folder = tmp_path_factory.mktemp("alone") / "run"
-  [(code, _, err)] = ended([start(world, folder)])
-  assert code == 0, err
+  train.main([*world, "--output", str(folder)])
   return folder
 
 
 def logged(folder):
-  rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+  rows = rows_of(folder / "metrics.jsonl")
   return [
     (row["index"], row["step"], row["loss"], row["gradient_norm"]) for row in rows if "loss" in row
   ]
 
 
-def assert_same_run(folder, other):
-  result, expected = (json.loads((place / "scores.json").read_text()) for place in (folder, other))
-  assert result["scores"] == expected["scores"]
+def assert_nearly_same_run(folder, other):
+  assert scores(folder)["scores"] == scores(other)["scores"]
   assert (folder / "predictions.jsonl").read_text() == (other / "predictions.jsonl").read_text()
   np.testing.assert_allclose(logged(folder), logged(other), rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_four_processes_give_what_one_gives_and_one_of_them_speaks(world, alone, tmp_path):
-  outcomes = together(4, [*world, "--mesh.data", "2", "--mesh.fsdp", "2"], tmp_path / "run")
-  assert [code for code, _, _ in outcomes] == [0] * 4, outcomes
-  assert_same_run(tmp_path / "run", alone)
-  assert (
-    ["scores.json" in out for _, out, _ in outcomes]
-    == ["step/s" in err for _, _, err in outcomes]
-    == [True, False, False, False]
-  )
+def test_processes_of_two_devices_give_what_one_device_gives_and_one_of_them_speaks(
+  world, alone, tmp_path
+):
+  options = "--mesh.data 2 --mesh.fsdp 2 --distributed.local-devices 2".split()
+  outcomes = together(2, [*world, *options], tmp_path / "run")
+  assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+  assert_nearly_same_run(tmp_path / "run", alone)
+  printed = ["scores.json" in out for _, out, _ in outcomes]
+  assert printed == ["step/s" in err for _, _, err in outcomes] == [True, False]
 
 
 @pytest.mark.slow
 def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
-  world, alone, tmp_path
+  world, alone, tmp_path, capsys
 ):
-  outcomes = together(2, [*world, "--mesh.data", "2"], tmp_path / "run", numbers=(0, 15))
+  outcomes = together(2, [*world, "--mesh.fsdp", "2"], tmp_path / "run", numbers=(0, 15))
   assert [code for code, _, _ in outcomes] == [75, 75], outcomes
   record = json.loads((tmp_path / "run/progress/01" / checkpoint.RECORD).read_text())
-  where = f"2/2 task002_count, step {record['step']} of 4"
+  where = f"2/2 task002_count, step {record['step']} of 6"
   stop = f"stopped: SIGTERM came; {where} is saved; the same command continues this run"
   assert all(stop in err for _, _, err in outcomes)
-  assert record["step"] in (2, 3)
-  [(code, _, err)] = ended(
-    [start([*world, "--mesh.data", "2", "--mesh.fsdp", "2"], tmp_path / "run", devices=4)]
-  )
-  assert code == 0, err
-  assert f"{record['step']}/4" in err.split("2/2 task002_count:")[1]  # the bar begins there
-  assert_same_run(tmp_path / "run", alone)
+  assert 2 <= record["step"] < 6
+  options = ["--mesh.data", "2", "--mesh.fsdp", "2", "--output", str(tmp_path / "run")]
+  train.main([*world, *options])
+  # The bar begins there.
+  assert f"{record['step']}/6" in capsys.readouterr().err.split("2/2 task002_count:")[1]
+  assert_nearly_same_run(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
 def test_wrong_input_that_one_process_meets_ends_all_with_one_line_each(world, tmp_path):
-  odd = [
-    *world[: world.index("--data.root") + 1],
-    str(tmp_path / "nowhere"),
-    *world[world.index("--data.root") + 2 :],
-  ]
+  odd = [*world, "--data.root", str(tmp_path / "nowhere")]
   shared = (
     f"--mesh.data 2 --distributed.address {free_address()} --distributed.processes 2 "
     "--distributed.process-id"

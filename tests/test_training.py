@@ -111,8 +111,8 @@ def test_four_devices_compute_what_one_computes(on, shape):
   batch = joined(uneven_batch(on)) if on == "llama" else uneven_batch(on)
   alone, alone_metrics = one_step(batch, on)
   mesh = sharding.make_mesh(**shape)
+  step, state = program.__wrapped__(on)  # traced on this mesh, and only here
   with jax.set_mesh(mesh):
-    step, state = program.__wrapped__(on)  # traced on this mesh, and only here
     state, learned = jax.device_put((state, sapt(on)[1]), sharding.replicated(mesh))
     there = jax.device_put(batch, sharding.batch_sharded(mesh))
     together, together_metrics = step(state, split(on, mesh), learned, there)
