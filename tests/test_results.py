@@ -1,0 +1,98 @@
+"""Tables are made from committed runs, and only from fair ones."""
+
+import copy
+import json
+
+import pytest
+import results
+
+from sapt_jax.errors import InputError
+
+
+def run(seed, ap, **options):
+  """What docs/results holds of one run: two tasks of two test rows."""
+  rows = [[100.0, 0.0], [ap, ap]]
+  usual = {"fit.steps": 100, "generator.keep": 0.08, "pet.new_block": "fresh"}
+  return {
+    "seed": seed,
+    "tasks": ["a", "b"],
+    "metrics": {"AP": ap, "F.Ra": 0.5},
+    "rows": rows,
+    "options": usual | options,
+    "made": {"commit": "abc123", "machine": "a laptop"},
+  }
+
+
+@pytest.fixture
+def rows():
+  tuned = {"method.name": "epi", "fit.learning_rate": 1.0}
+  return {
+    "sapt": [run(seed, 80.0 + seed) for seed in range(3)],
+    "epi": [run(seed, 70.0, **tuned) for seed in range(3)],
+  }
+
+
+def test_a_table_ranks_by_mean_and_gives_the_difference_to_the_best(rows):
+  lines = results.table(rows).splitlines()
+  assert lines[2].startswith("| sapt | 80.0, 81.0, 82.0 | 81.0 | 1.0 | 0.5 | - |")
+  assert lines[3].startswith(
+    "| epi | 70.0, 70.0, 70.0 | 70.0 | 0.0 | 0.5 | 11.0 | **+8.5 to +13.5**"
+  )
+  assert lines[-1] == "Run at abc123 on a laptop."
+
+
+def test_runs_that_were_tuned_are_fair_and_others_are_named(rows):
+  assert list(results.unfair(rows)) == []
+  for change, message in [
+    ({"fit.steps": 200}, "fit.steps 200 (in sapt: 100)"),
+    ({"pet.new_block": "directions"}, "pet.new_block directions (in sapt: fresh)"),
+    ({"method.replay_share": 0.5}, "keeps 0.5 of earlier rows, SAPT 0.08"),
+  ]:
+    changed = copy.deepcopy(rows)
+    changed["epi"][1]["options"] |= change
+    [line] = results.unfair(changed)
+    assert line.startswith("epi, seed 1")
+    assert message in line
+
+
+def test_missing_seeds_other_tasks_and_changed_files_are_named(rows):
+  changed = copy.deepcopy(rows)
+  changed["epi"].pop()
+  assert "different seeds" in next(results.unfair(changed))
+  changed = copy.deepcopy(rows)
+  changed["epi"][0]["tasks"] = ["b", "a"]
+  assert list(results.unfair(changed)) == ["epi, seed 0: other tasks than sapt"]
+  changed = copy.deepcopy(rows)
+  changed["epi"][0]["made"]["commit"] = "abc123+"
+  assert "made from changed files" in next(results.unfair(changed))
+
+
+def test_a_document_gets_its_tables_and_keeps_its_text(rows):
+  text = "before\n<!-- table mini -->\nold\n<!-- end -->\nafter\n"
+  made = results.with_tables(text, {"mini": rows})
+  assert made == f"before\n<!-- table mini -->\n{results.table(rows)}<!-- end -->\nafter\n"
+  assert results.with_tables(made, {"mini": rows}) == made
+  with pytest.raises(InputError, match="table mini: no run of it"):
+    results.with_tables(text, {})
+
+
+def test_what_is_collected_of_a_run_names_no_place_of_the_machine(tmp_path, monkeypatch):
+  folder = tmp_path / "mini.epi.0"
+  folder.mkdir()
+  options = {"method": {"name": "epi"}, "backbone": {"path": "/home/x/t5", "bits": 0}, "seed": 0}
+  (folder / "config.json").write_text(json.dumps(options))
+  (folder / "scores.json").write_text(json.dumps({"method": "epi", "seed": 0, "extra": 1}))
+  monkeypatch.setattr(results, "DATA", tmp_path / "results")
+  results.collect([str(folder)])
+  assert results.read_all()["mini"]["epi"] == [
+    {"method": "epi", "seed": 0, "options": {"method.name": "epi", "backbone.bits": 0, "seed": 0}}
+  ]
+
+
+def test_committed_tables_are_those_of_the_committed_runs_and_fair():
+  tables = results.read_all()
+  for document in results.DOCUMENTS:
+    text = document.read_text("utf-8")
+    assert results.with_tables(text, tables) == text
+    for match in results.TABLE.finditer(text):
+      assert list(results.unfair(tables[match.group("name")])) == []
