@@ -28,7 +28,7 @@ class Answering:
       values = json.loads((run / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
       raise InputError(f"--run {run}: no config.json of a run there") from None
-    options = methods.config_from_json(values)
+    options = self.options_of(run, values)
     mesh, rows = mesh or config.Mesh(), batch_size or options.evaluation.batch_size
     per_step = mesh.data * mesh.fsdp  # nothing is trained: any size that the mesh can split
     options = dataclasses.replace(
@@ -40,14 +40,25 @@ class Answering:
     )
     snapshots = sound_snapshots(run)
     folder = learner.backbone_folder(options)
-    if hf.fingerprint(folder) != values["backbone.weights"]:
+    if hf.fingerprint(folder) != values.get("backbone.weights"):
       raise InputError(f"--run {run}: {folder} does not hold the weights that it was trained on")
     record = json.loads((snapshots[-1] / checkpoint.RECORD).read_text(encoding="utf-8"))
     self.tasks = [snapshot.name.split("_", 1)[1] for snapshot in snapshots]
     self.codec = learner.make_codec(options, folder)
     self.built = learner.build(options, folder, record["capacity"], record["memory_inputs"])
-    self.learned, _ = checkpoint.load(snapshots[-1], self.built.start(options.seed))
+    try:
+      self.learned, _ = checkpoint.load(snapshots[-1], self.built.start(options.seed))
+    except checkpoint.DamagedError as error:
+      raise InputError(f"--run {run}: {error}") from None
     self.max_new = options.data.max_target_length
+
+  @staticmethod
+  def options_of(run: pathlib.Path, values: Any) -> config.Config:
+    """The options that a run's config.json holds."""
+    try:
+      return methods.config_from_json(values)
+    except InputError as error:
+      raise InputError(f"--run {run}: {error}") from None
 
   def check(self, pairs: Sequence[tuple[str | None, str]]) -> None:
     """Whether it can answer these (definition, input).
@@ -67,7 +78,7 @@ class Answering:
           f"input {number}: its definition leaves no room for it in the {self.codec.max_source} "
           "tokens of a prompt that the run was trained with; shorten it"
         )
-      if definition is None and not self.source(None, text):
+      if not self.source(definition, text):
         raise InputError(f"input {number}: {text!r} has no tokens, and no definition goes with it")
 
   def __call__(

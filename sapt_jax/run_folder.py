@@ -47,7 +47,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _asked(config: Config, fingerprint: str) -> dict[str, Any]:
   """What config.json holds."""
-  asked = json.loads(json.dumps(dataclasses.asdict(config))) | {"backbone.weights": fingerprint}
+  asked = json.loads(json.dumps(dataclasses.asdict(config)))
+  asked |= {"backbone.weights": fingerprint, "numbers": NUMBERS}
   del asked["distributed"]  # each process has its own
   return asked
 
@@ -66,6 +67,11 @@ def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
   texts may hold.)
   """
   return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+# What the same options compute: raised when a new version computes something else, so that no run
+# is half the one and half the other.
+NUMBERS = 2
 
 
 class RunFolder:
@@ -171,6 +177,11 @@ class RunFolder:
   def _as_begun(self, file: pathlib.Path) -> dict[str, Any]:
     """The configuration that the run was begun with, as this version of the library reads it."""
     values = json.loads(file.read_text(encoding="utf-8"))
+    if values.get("numbers", 1) != NUMBERS:
+      raise InputError(
+        f"{self.path}: begun with an older version of the library, which computed other numbers; "
+        "it can be asked and exported, but not gone on with: choose another --output"
+      )
     config = methods.config_from_json(values)
     return _flat(_asked(config, values["backbone.weights"]))
 

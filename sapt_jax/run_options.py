@@ -82,6 +82,16 @@ def parse_over_config(
   return dataclasses.replace(chosen, method=plain.method)
 
 
+# Options that stood elsewhere in older versions, by their names there.
+MOVED = {
+  "new_block": "--pet.new-block",
+  "fit.attention_learning_rate": (
+    "--method.attention-learning-rate (sapt), --method.key-learning-rate (l2p, mocl) or "
+    "--method.gate-learning-rate (gainlora)"
+  ),
+}
+
+
 def check_method_options(method: MethodOptions, arguments: Sequence[str]) -> None:
   """Whether each --method.OPTION among the arguments is one of the method's.
 
@@ -90,10 +100,14 @@ def check_method_options(method: MethodOptions, arguments: Sequence[str]) -> Non
   """
   own = {field.name for field in dataclasses.fields(method)}
   for argument in arguments:
-    match = re.match(r"--(?:no-)?method[.]([\w.-]+)", argument.replace("method.no-", "method."))
-    name = match.group(1).replace("-", "_") if match else "name"
+    option = re.match(r"--(?:method[.]no-|method[.])?([\w.-]+)", argument)
+    name = option.group(1).replace("-", "_") if option else "name"
+    if not argument.startswith("--method.") and name not in MOVED:
+      continue
     if name in own:
       continue
+    if name in MOVED:
+      raise InputError(f"{argument.split('=')[0]}: is {MOVED[name]} now")
     owners = [other for other, kind in METHODS.items() if name in fields_of(kind.Options)]
     if owners:
       raise InputError(

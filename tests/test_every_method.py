@@ -11,6 +11,7 @@ from sapt_jax import config, methods, run_options, train
 from sapt_jax.errors import InputError
 from sapt_jax.methods import METHODS
 from sapt_jax.pet import blocks
+from sapt_jax.run_folder import RunFolder
 from sapt_jax.training import checkpoint
 from tests.classroom import build, same
 from tests.runs import (
@@ -160,3 +161,30 @@ def test_some_methods_cannot_use_each_kind_of_block():
   kinds = {name: METHODS[name].kinds for name in METHODS}
   assert [kinds[name] for name in ("o_lora", "n_lora", "inflora")] == [("lora",)] * 3
   assert kinds["l2p"] == kinds["prog_prompt"] == ("prompt",)
+
+
+def test_a_run_that_an_older_version_began_is_read_and_not_gone_on_with(tmp_path):
+  old = {
+    "method": {"name": "l2p", "new_block": "directions", "pool_prompts": 7, "replay_share": 0.02},
+    "pet": {"kind": "prompt"},
+    "fit": {"attention_learning_rate": 1e-4},
+    "backbone.weights": "same",
+  }
+  read = methods.config_from_json(old)
+  assert (read.method.pool_prompts, read.method.feature) == (7, "embeddings")
+  assert (read.method.key_learning_rate, read.pet.new_block) == (1e-4, "directions")
+  (tmp_path / "config.json").write_text(json.dumps(old))
+  done = tmp_path / "snapshots" / "00_task"
+  done.mkdir(parents=True)
+  (done / "manifest.json").write_text("{}")
+  with (
+    pytest.raises(InputError, match="older version of the library, which computed other numbers"),
+    RunFolder(tmp_path, read, "same"),
+  ):
+    pass
+
+
+@pytest.mark.parametrize("values", [[], {}, {"method": {"name": "epi"}, "pet": 5, "fit": {}}])
+def test_a_damaged_configuration_is_one_line(values):
+  with pytest.raises(InputError, match="does not hold the options of a run"):
+    methods.config_from_json(values)

@@ -161,3 +161,54 @@ def test_an_activation_that_is_not_known_is_named(tmp_path):
   (place / "config.json").write_text(json.dumps(raw | {"hidden_act": "mish"}))
   with pytest.raises(InputError, match="activation 'mish' is not supported: relu, gelu"):
     hf.load_backbone(str(place))
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    "{}",
+    "[]",
+    "<html>",
+    '{"weight_map": ["a"]}',
+    '{"weight_map": {"a": 1}}',
+    '{"weight_map": {}}',
+    '{"weight_map": {"a": "../x"}}',
+  ],
+)
+def test_a_broken_index_is_named_unless_a_single_file_counts(folder, content):
+  place, tensors = folder
+  (place / "model.safetensors.index.json").write_text(content)
+  np.testing.assert_array_equal(table_of(place), tensors["shared.weight"])
+  (place / "model.safetensors").unlink()
+  with pytest.raises(InputError, match=r"index.json: not an index of weights"):
+    hf.load_backbone(str(place))
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"vocab_size": "272"},
+    {"d_model": "32"},
+    {"num_heads": 0},
+    {"feed_forward_proj": 3},
+    {"feed_forward_proj": "gated-mish"},
+    {"model_type": ["t5"]},
+    {"num_layers": None},
+  ],
+)
+def test_a_value_of_the_wrong_kind_in_config_json_is_one_line(folder, change):
+  place, _ = folder
+  raw = json.loads((place / "config.json").read_text())
+  (place / "config.json").write_text(json.dumps(raw | change))
+  with pytest.raises(InputError, match=r"config\.json: "):
+    hf.load_backbone(str(place))
+  (place / "config.json").write_text("[]")
+  with pytest.raises(InputError, match="must hold an object, not list"):
+    hf.load_backbone(str(place))
+
+
+def test_an_integer_buffer_is_no_quantised_model(folder):
+  place, tensors = folder
+  write(place, tensors | {"encoder.position_ids": np.arange(8)})
+  with pytest.raises(InputError, match=r"not used: encoder\.position_ids"):
+    hf.load_backbone(str(place))

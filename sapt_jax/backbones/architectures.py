@@ -130,7 +130,7 @@ def t5_config(raw: dict[str, Any]) -> T5Config:
   """config.json of a T5 -> T5Config;
   keys that may be absent take the defaults that Hugging Face documents.
   """
-  projection = raw.get("feed_forward_proj", "relu")
+  projection = raw.get("feed_forward_proj") or "relu"
   gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
   return T5Config(
     vocab_size=raw["vocab_size"],

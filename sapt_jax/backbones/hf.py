@@ -86,6 +86,8 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     ) from None
   except (UnicodeDecodeError, json.JSONDecodeError) as error:
     raise InputError(f"{file}: not JSON ({error})") from None
+  if not isinstance(raw, dict):
+    raise InputError(f"{file}: must hold an object, not {type(raw).__name__}")
   if raw.get("quantization_config"):
     quantised = raw["quantization_config"]
     kind = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"
@@ -93,7 +95,7 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
       f"{file}: a quantised model ({kind}); name the full-precision one (--backbone.bits quantises "
       "it while it is loaded)"
     )
-  if raw.get("model_type") not in ARCHITECTURES:
+  if str(raw.get("model_type")) not in ARCHITECTURES:
     raise InputError(
       f"{file}: model_type {raw.get('model_type')!r} is not supported: {', '.join(ARCHITECTURES)}"
     )
@@ -116,6 +118,13 @@ def build_model(
     raise InputError(f"{where}: {error.args[0]!r} is missing") from None
   except InputError as error:
     raise InputError(f"{where}: {error}") from None
+  except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    raise InputError(f"{where}: a value of the wrong kind ({error})") from None
+  for field in dataclasses.fields(c):
+    value = getattr(c, field.name)
+    least = 0 if field.name.endswith("_id") else 1
+    if field.type == "int" and (type(value) is not int or value < least):
+      raise InputError(f"{where}: {field.name} would be {value!r}, which is no size")
   c = dataclasses.replace(c, dtype=jnp.dtype(dtype), bits=bits, remat=remat, unroll=unroll)
   return architecture.model(c)
 

@@ -20,6 +20,7 @@ from sapt_jax.backbones.architectures import Architecture, Weight
 from sapt_jax.errors import InputError
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+QUANTISED = ("qweight", "qzeros", "absmax", "quant_map", "SCB", "weight_format")  # ends of names
 
 
 class WeightFiles:
@@ -38,14 +39,22 @@ class WeightFiles:
     self.folder = folder
     self.stored: dict[str, str] = {}  # names that are kept under another one
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    shards = _indexed_files(index) if index.exists() else []
-    self.paths = [single] if single.is_file() or not shards else shards
-    self.where = _tensors_of(self.paths)
-    if self.paths == [single] and shards and all(path.is_file() for path in shards):
-      self._check_same(_tensors_of(shards), index)
+    whole = single.is_file()
+    shards = _indexed_files(index) if index.exists() and not whole else []
+    self.paths = [single] if whole or not shards else shards
+    self.where, self.dtypes = _tensors_of(self.paths)
+    if whole and index.exists():
+      self._check_shards(index)
 
-  def _check_same(self, others: dict[str, pathlib.Path], index: pathlib.Path) -> None:
-    """Whether tensors of other files are those of this object."""
+  def _check_shards(self, index: pathlib.Path) -> None:
+    """Whether shards beside the single file, if they are all there, hold what it holds."""
+    try:
+      shards = _indexed_files(index)
+    except InputError:  # the single file counts
+      return
+    if not all(path.is_file() for path in shards):
+      return
+    others, _ = _tensors_of(shards)
     differing = sorted(self.where.keys() ^ others.keys())
     differing = differing or [
       name for name in others if not _same_tensor(name, self.where[name], others[name])
@@ -80,16 +89,25 @@ class WeightFiles:
 
 
 def _indexed_files(index: pathlib.Path) -> list[pathlib.Path]:
-  """The files that an index names."""
-  return [
-    index.parent / name
-    for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-  ]
+  """The files that an index names.
+
+  Raises:
+    InputError: it is none.
+  """
+  try:
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    if not names or not all(pathlib.PurePath(name).name == name for name in names):
+      raise ValueError("weight_map names no files of this folder")
+  except (ValueError, LookupError, TypeError, AttributeError) as error:
+    reason = str(error) or type(error).__name__
+    raise InputError(f"{index}: not an index of weights ({reason}); download it again") from None
+  return [index.parent / name for name in sorted(names)]
 
 
-def _tensors_of(paths: list[pathlib.Path]) -> dict[str, pathlib.Path]:
-  """The names of all tensors in some files, with the file that each is in."""
+def _tensors_of(paths: list[pathlib.Path]) -> tuple[dict[str, pathlib.Path], dict[str, str]]:
+  """The names of all tensors in some files, with the file that each is in, and with its dtype."""
   where: dict[str, pathlib.Path] = {}
+  dtypes: dict[str, str] = {}
   for path in paths:
     if not path.is_file():
       raise InputError(
@@ -100,17 +118,12 @@ def _tensors_of(paths: list[pathlib.Path]) -> dict[str, pathlib.Path]:
     try:
       with safe_open(path, "numpy") as file:
         for name in file.keys():  # noqa: SIM118 (the file itself cannot be iterated over)
-          if file.get_slice(name).get_dtype() not in FLOATS and not name.endswith("inv_freq"):
-            raise InputError(
-              f"{path}: {name} is kept as {file.get_slice(name).get_dtype()}: a quantised model; "
-              "name the full-precision one (--backbone.bits quantises it while it is loaded)"
-            )
-          where[name] = path
+          where[name], dtypes[name] = path, file.get_slice(name).get_dtype()
     except SafetensorError as error:
       raise InputError(
         f"{path}: not a whole safetensors file ({error}); was it downloaded in full?"
       ) from None
-  return where
+  return where, dtypes
 
 
 def _same_tensor(
@@ -134,6 +147,12 @@ def check_names(files: WeightFiles, table: list[Weight], architecture: Architect
   extra = {name for name in files.where.keys() - wanted if not name.endswith(architecture.ignored)}
   tied = {name: architecture.tied[name] for name in extra & architecture.tied.keys()}
   unused = sorted(extra - tied.keys())
+  for name in sorted((wanted | set(unused)) & files.dtypes.keys()):
+    if files.dtypes[name] not in FLOATS and (name in wanted or name.endswith(QUANTISED)):
+      raise InputError(
+        f"{files.folder}: {name} is kept as {files.dtypes[name]}: a quantised model; name the "
+        "full-precision one (--backbone.bits quantises it while it is loaded)"
+      )
   if missing or unused:
     raise InputError(
       f"{files.folder}: weights do not fit config.json; missing: {_listed(missing)}; "

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from sapt_jax.errors import InputError
 
 
@@ -92,6 +94,12 @@ class Codec:
       )
     return ids
 
+  @property
+  def may_not_fit(self) -> bool:
+    """Whether the tokenizer has tokens without a row in the backbone's embedding."""
+    most = max(self.tokenizer.get_vocab().values(), default=0)
+    return self.vocabulary is not None and most >= self.vocabulary
+
   def prompt(self, definition: str, text: str) -> str:
     """The whole prompt as text; without a definition its line is left out."""
     before, after = self.frame
@@ -116,6 +124,10 @@ class Codec:
     """Token ids of an answer, ended by the end token, at most max_target."""
     ids = self.known(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
     return [*ids[: self.max_target - 1], self.eos_id]
+
+  def spelled(self, text: str) -> str:
+    """A text as it comes back from the tokenizer, which may not know all of its letters."""
+    return self.text(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
   def text(self, ids: list[int]) -> str:
     """The answer that ids spell, up to the end token."""
@@ -147,11 +159,13 @@ class Codec:
 
 
 def token_ends(tokenizer: Any, text: str) -> list[int]:
-  """Where in the text each of its tokens ends; of a tokenizer that does not tell, as evenly as its
-  characters' own bytes can be divided (ByT5 has a token for each byte).
+  """Where in the text each of its tokens ends; of a tokenizer that does not tell, by the bytes that
+  its characters take (ByT5 has a token for each byte).
   """
   if tokenizer.is_fast:
     told = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return [end for _, end in told["offset_mapping"]]
   count = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-  return [round(len(text) * (place + 1) / count) for place in range(count)]
+  bytes_before = np.cumsum([len(character.encode()) for character in text])
+  ends: Any = bytes_before[-1:] * (np.arange(count) + 1) / max(count, 1)
+  return [int(np.searchsorted(bytes_before, end)) + 1 for end in ends]

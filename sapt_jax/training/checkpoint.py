@@ -131,6 +131,13 @@ def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(abstract)
   )
-  flat = ocp.load(str((folder / TREE).absolute()), target)
+  try:
+    flat = ocp.load(str((folder / TREE).absolute()), target)
+  except (ValueError, KeyError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise DamagedError(
+      f"{folder}: other arrays than this version of the library reads ({reason[:120]}); use the "
+      "version that wrote them"
+    ) from error
   leaves = [flat[name] for name in _flat(abstract)]
   return jax.tree.unflatten(jax.tree.structure(abstract), leaves), read_record(folder)
