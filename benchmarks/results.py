@@ -198,7 +198,7 @@ def main(arguments: Sequence[str]) -> int:
     collect(rest)
   elif action == "check":
     complaints = [f"{name}: {line}" for name, rows in read_all().items() for line in unfair(rows)]
-    print("\n".join(complaints) or "all tables are fair")
+    print("\n".join(complaints) or f"{len(read_all())} tables, all fair")
     return 1 if complaints else 0
   elif action == "tables":
     for document in DOCUMENTS:

@@ -2,15 +2,13 @@
 # The runs behind docs/results.md, one at a time, each collected into docs/results/ as it ends.
 # Started again, it makes what is missing. docs/protocol.md says what is fair and how rates are tuned.
 #   launch/results.sh tune-lora          tuning; tune-prompt for soft prompts
-#   launch/results.sh mini-lora          a table; mini-prompt for soft prompts
-#   JOBS=2 SEEDS="0 1 2" PYTHON=python   runs at a time; seeds of tables; interpreter
+#   JOBS=2 PYTHON=python                 runs at a time; interpreter
 #   ONLY="epi mocl"                      these rows alone
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHON=${PYTHON:-.venv/bin/python}
-table=${1:?name a table: tune-lora, tune-prompt, mini-lora, mini-prompt}
+table=${1:?name a table: tune-lora, tune-prompt}
 kind=${table##*-}
-seeds=${SEEDS:-0 1 2}
 
 # One run: TABLE ROW SEED OPTIONS.
 run() {
@@ -31,19 +29,13 @@ all() { xargs -d '\n' -P "${JOBS:-1}" -I{} bash -c "run $table {}"; }
 
 wanted() { [[ -z ${ONLY:-} || " $ONLY " == *" $1 "* ]]; }
 
-# Rows "ROW OPTIONS", each with every seed. The rates are those that tuning found.
-rows() {
-  while read -r row options; do
-    [[ -n $row ]] && wanted "$row" && for seed in $seeds; do echo "$row $seed --pet.kind $kind $options"; done
-  done | all
-}
-
 # Rows "ROW OPTION RATES OPTIONS": the same stream for each rate of one option.
 tune() {
   local common="--stream.tasks film_mood parcel_town headline_section chest_content queue_ends --evaluation.no-every-task"
   while read -r row option rates options; do
-    [[ -n $row ]] && wanted "$row" && for rate in ${rates//,/ }; do
-      echo "$row@$(basename "${option#--}")=$rate 100 --pet.kind $kind $common $option $rate $options"
+    wanted "$row" || continue
+    for rate in ${rates//,/ }; do
+      echo "$row@${option#--}=$rate 100 --pet.kind $kind $common $option $rate $options"
     done
   done | all
 }

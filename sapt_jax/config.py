@@ -28,10 +28,10 @@ class Pet:
   prompt_length: int = 10
   """Soft tokens of a prompt block."""
   new_block: Literal["fresh", "mixture", "directions"] = "fresh"
-  """What a block starts as, in every method with a block per task: fresh; as the mixture of
-  earlier blocks that the method gives the new task's inputs before it has learned them, brought
-  down to rank; or adding nothing, with the main input directions of that mixture as its A (soft
-  prompts: fresh).
+  """What a block starts as, in every method with a block per task that does not design it: fresh;
+  as the mixture of earlier blocks that the method gives the new task's inputs before it has
+  learned them, brought down to rank; or adding nothing, with the main input directions of that
+  mixture as its A (soft prompts: fresh).
   """
   top_k: int = 0
   """LoRA: an input uses the so many blocks with the largest weights, so that a step on a pool of
@@ -96,6 +96,10 @@ class Generator:
   """Take pseudo inputs from here and train no generator: a folder that holds
   BENCHMARK/TASK/train.json, as those in the public code's generated_data do, or the pseudo_inputs
   folder of another run on the same tasks."""
+
+  def kept_of(self, examples: int) -> int:
+    """Pseudo inputs to keep of a task with so many training examples."""
+    return max(self.keep_at_least, int(self.keep * examples))
 
   def __post_init__(self) -> None:
     at_least(

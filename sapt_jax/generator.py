@@ -50,11 +50,6 @@ class PseudoInputs:
   figures: dict[str, float]
 
 
-def wanted(options: config.Generator, examples: int) -> int:
-  """Pseudo inputs to keep of a task with so many training examples."""
-  return max(options.keep_at_least, int(options.keep * examples))
-
-
 def runs(text: str, length: int) -> list[tuple[str, ...]]:
   """Every run of `length` words of a text."""
   words = text.split()
@@ -72,8 +67,8 @@ def distinct_2(texts: Sequence[str]) -> float:
 class KnownInputs:
   """A task's training inputs, indexed by their runs of words, to find copies of them."""
 
-  def __init__(self, task: Task):
-    texts = list(dict.fromkeys(" ".join(example.input.split()) for example in task.train))
+  def __init__(self, task: Task, spelled: Callable[[str], str]):
+    texts = list(dict.fromkeys(" ".join(spelled(one.input).split()) for one in task.train))
     self.texts = set(texts)
     self.inputs_with: dict[tuple[str, ...], list[int]] = {}
     for number, text in enumerate(texts):
@@ -109,6 +104,7 @@ def clean(
   keep: int,
   max_overlap: float,
   has_room: Callable[[str], bool] = lambda definition: True,
+  spelled: Callable[[str], str] = lambda text: text,
 ) -> PseudoInputs:
   """Well-formed, distinct samples that are no copies of a training input, word for word or nearly,
   at most `keep` of them.
@@ -117,13 +113,15 @@ def clean(
     max_overlap: see config.Generator. Inputs of fewer than four words are compared as a whole.
     has_room: whether a definition leaves room for an input in a prompt; a sample whose definition
       does not is malformed.
+    spelled: how a text comes back from the tokenizer that wrote the samples, which may lose some of
+      it.
   """
-  known = KnownInputs(task)
+  known, definition = KnownInputs(task, spelled), spelled(task.definition)
   pairs: Pairs = []
   seen: set[str] = set()
   counts = dict.fromkeys(("malformed", "repeated", "verbatim", "near_verbatim"), 0)
   for sample in samples:
-    parts = split_sample(sample, task.definition)
+    parts = split_sample(sample, definition)
     if parts is None or not has_room(parts[0]):
       counts["malformed"] += 1
       continue
@@ -168,7 +166,7 @@ class Generator:
       learning_rate=options.learning_rate,
       epochs=options.epochs,
     )
-    training = dataclasses.replace(answering, size=options.batch_size)
+    training = dataclasses.replace(answering, size=options.batch_size, stream="generator batches")
     self.trainer = Trainer(backbone, self.method, fit, training, mesh)
     choose = sampler(options.top_k, options.repetition_penalty, options.temperature)
     self.answerer = Answerer(backbone, self.method, answering, mesh, choose)
@@ -201,13 +199,15 @@ class Generator:
     steps = min(self.options.steps, self.trainer.steps(len(rows)))
     plan = Plan(f"{task.name} (inputs)", steps, None, log)
     learned = self.trainer.fit(self.method.start(rng), rows, plan)
-    keep = wanted(self.options, len(task.train))
+    keep = self.options.kept_of(len(task.train))
     drawn = math.ceil(keep * self.options.oversample)
     longest = min(self.options.max_length, bucket(max(len(row.target) for row in rows)))
     sampling = streams.of_seed(seed, "pseudo inputs", index)
     answers = self.answerer.answer(learned, rows[:1] * drawn, longest, sampling)
     samples = [self.codec.text(ids) for ids in answers.tokens]
-    pseudo = clean(samples, task, keep, self.options.max_overlap, self.codec.has_room)
+    pseudo = clean(
+      samples, task, keep, self.options.max_overlap, self.codec.has_room, self.codec.spelled
+    )
     log({"pseudo_inputs": pseudo.figures})
     if len(pseudo.pairs) < keep:
       processes.say(

@@ -67,5 +67,8 @@ def pair_of(first: str, runs: Runs, second: str, others: Runs) -> Pair | None:
   rows: list[Any]
   others_rows: list[Any]
   rows, others_rows = ([group[seed].get("rows") for seed in seeds] for group in (left, right))
-  by_row = None if None in rows + others_rows else over_test_rows(rows, others_rows)
+  try:
+    by_row = None if None in rows + others_rows else over_test_rows(rows, others_rows)
+  except ValueError:  # scored on different numbers of rows
+    by_row = None
   return Pair(first, second, seeds, over_seeds(aps, others_aps), by_row)

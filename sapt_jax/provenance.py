@@ -38,6 +38,8 @@ def commit() -> str | None:
   """
   folder = pathlib.Path(__file__).parent
   try:
+    if pathlib.Path(_git(folder, "rev-parse", "--show-toplevel")) != folder.resolve().parent:
+      return None  # installed inside a repository of something else
     name = _git(folder, "rev-parse", "--short=9", "HEAD")
     changed = _git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".")
   except (OSError, subprocess.SubprocessError):
@@ -63,4 +65,5 @@ def machine() -> str:
     model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
   except (OSError, StopIteration):
     pass
-  return f"{model}, {len(os.sched_getaffinity(0))} cores"
+  here = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+  return f"{model}, {len(here(0)) if here else os.cpu_count()} cores"

@@ -69,7 +69,7 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     alike = {"steps": [other for other in runs if other["label"] == run["label"]]}
     differing = [
       name
-      for name in ("backbone", "protocol", "metric", "pet", "steps")
+      for name in ("backbone", "protocol", "metric", "pet", "dtype", "precision", "steps")
       if any(other.get(name) != run.get(name) for other in alike.get(name, runs))
     ]
     values = {
@@ -79,11 +79,23 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
       for name in differing
     }
     groups.setdefault(", ".join([run["label"], *values.values()]), []).append(run)
+  groups = {
+    label: runs for name, group in groups.items() for label, runs in by_run(name, group).items()
+  }
   return dict(
     sorted(
       groups.items(), key=lambda item: -statistics.mean(run["metrics"]["AP"] for run in item[1])
     )
   )
+
+
+def by_run(name: str, group: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+  """The group as it is; where a seed stands in it twice, something else differs, and each run is a
+  group of its own, named by its folder.
+  """
+  if len({run["seed"] for run in group}) == len(group):
+    return {name: group}
+  return {f"{name}, {run['run']}": [run] for run in group}
 
 
 def spread(values: Sequence[float | None]) -> str:

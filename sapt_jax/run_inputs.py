@@ -15,7 +15,7 @@ from sapt_jax.data.prompts import Codec
 from sapt_jax.data.sources import choose, load_stream
 from sapt_jax.data.tasks import Task
 from sapt_jax.errors import InputError
-from sapt_jax.generator import Stored, wanted
+from sapt_jax.generator import Stored, prompt_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,10 @@ def read_inputs(config: Config) -> RunInputs:
     names = [task.name for task in tasks]
     stored = Stored.read(config.generator.folder, config.data.benchmark, names, codec.has_room)
   stream = [PreparedTask(index, task, codec) for index, task in enumerate(tasks)]
-  if codec.vocabulary is not None and len(codec.tokenizer) > codec.vocabulary:
+  if codec.may_not_fit:
     check_tokens(stream)
+    for pairs in stored.pairs.values() if stored else ():
+      prompt_rows(codec, pairs)
   return RunInputs(
     stream, fits_of(config, tasks), backbone, hf.fingerprint(backbone), codec, stored
   )
@@ -121,4 +123,4 @@ def most_pseudo_inputs(config: Config, inputs: RunInputs) -> int:
   """Most pseudo inputs that are remembered of one task of the run."""
   if inputs.stored is not None:
     return inputs.stored.most
-  return max(wanted(config.generator, len(task.train)) for task in inputs.stream)
+  return max(config.generator.kept_of(len(task.train)) for task in inputs.stream)

@@ -18,6 +18,8 @@ from sapt_jax.evaluation.evaluate import row_scores
 from sapt_jax.learner import Learner
 from sapt_jax.methods.base import Learned
 
+ROWS = 1024  # whose mixtures are computed at once, where no backbone is needed
+
 
 def metric_of(config: Config) -> str:
   """The metric that a run's answers are scored by."""
@@ -96,8 +98,11 @@ class Scorer:
 
   def training_mixture(self, learned: Learned, features: jax.Array, task: int) -> list[float]:
     """Mean mixture of inputs with these features (n, D), of a task that has just been learned."""
-    mixture = self.method.mixture(learned, features, jnp.full(len(features), task))
-    return self.mean_mixture(np.asarray(mixture))
+    mixtures = [
+      np.asarray(self.method.mixture(learned, some, jnp.full(len(some), task)))
+      for some in (features[start : start + ROWS] for start in range(0, len(features), ROWS))
+    ]
+    return self.mean_mixture(np.concatenate(mixtures))
 
   def mean_mixture(self, mixtures: np.ndarray) -> list[float]:
     """Mean weight of each block over inputs (n, T)."""

@@ -3,17 +3,24 @@
 import numpy as np
 import pytest
 
+from sapt_jax import config
 from sapt_jax.data.rehearsal import draw
 from tests.classroom import NOWHERE, Study, build, stream
 
 
-def test_drawn_rows_are_a_fixed_share_in_their_own_order():
+def test_drawn_rows_are_as_many_as_asked_for_in_their_own_order():
   rows = list(range(150))
-  assert draw(rows, 0.02, 1) == draw(rows, 0.02, 1) == sorted(draw(rows, 0.02, 1))
-  assert draw(rows, 0.02, 1) != draw(rows, 0.02, 2)
-  assert [len(draw(rows[:n], 0.02, 0)) for n in (150, 149, 20)] == [3, 2, 1]
-  assert draw(rows, 0, 0) == []
-  assert draw(rows, 1.0, 0) == rows
+  assert draw(rows, 3, 1) == draw(rows, 3, 1) == sorted(draw(rows, 3, 1))
+  assert draw(rows, 3, 1) != draw(rows, 3, 2)
+  assert [len(draw(rows, count, 0)) for count in (0, 1, 150, 999)] == [0, 1, 150, 150]
+  assert draw(rows, 150, 0) == rows
+
+
+def test_replay_keeps_as_many_rows_as_sapt_keeps_pseudo_inputs_unless_told_otherwise():
+  sampling = config.Generator(keep=0.1, keep_at_least=4)
+  study = Study(NOWHERE, sampling=sampling)
+  assert [build("replay").kept(rows, study) for rows in (100, 20)] == [10, 4]
+  assert [build("replay", replay_share=0.02).kept(rows, study) for rows in (150, 20)] == [3, 1]
 
 
 def lessons(name, **options):
@@ -46,5 +53,5 @@ def test_what_the_tasks_are_learned_from(name, options, expected):
 
 def test_multi_task_learning_takes_the_steps_of_all_tasks_and_is_judged_on_all():
   _, (first, last) = lessons("multi_task")
-  assert (first.rows, first.counted) == ([], [])
-  assert (last.counted, list(last.judged)) == ([12, 10], [0, 1])
+  assert (first.rows, first.counted) == ([], {})
+  assert (last.counted, list(last.judged)) == ({0: 12, 1: 10}, [0, 1])

@@ -45,3 +45,20 @@ def test_paired_rows_that_agree_leave_nothing_to_doubt():
   assert over_test_rows(rows, rows) == (0.0, 0.0, 0.0)
   with pytest.raises(ValueError, match=r"shorter|longer"):
     over_test_rows(rows, [*rows, rows[0]])
+
+
+def test_rows_that_runs_share_are_not_counted_as_more_rows():
+  rng = np.random.default_rng(0)
+  first, second = ([[list(100.0 * (rng.random(30) < 0.5))]] for _ in range(2))
+  once, thrice = over_test_rows(first, second), over_test_rows(3 * first, 3 * second)
+  assert thrice == pytest.approx(once, abs=0.5)
+
+
+def test_one_test_row_says_nothing_of_others_and_unlike_rows_are_an_error():
+  found = over_test_rows([[[100.0]]], [[[0.0]]])
+  assert found.mean == 100.0
+  assert math.isnan(found.low)
+  with pytest.raises(ValueError, match="argument 2 is"):
+    over_test_rows([[[1.0, 2.0]]], [[[1.0]]])
+  with pytest.raises(ValueError, match="different numbers of test rows"):
+    over_test_rows([[[1.0, 2.0]], [[1.0]]], [[[1.0, 2.0]], [[1.0]]])

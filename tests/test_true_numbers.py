@@ -179,6 +179,16 @@ def test_copies_are_found_behind_an_instruction_that_holds_the_separator():
   assert kept.pairs == [(FEW_SHOT, "a new one here today")]
 
 
+def test_copies_are_found_though_the_tokenizer_loses_letters():
+  def spelled(text):
+    return text.replace("é", "")
+
+  definition = "Répondre: tone? Input: Review."
+  task = Task("t", definition, (Example("the café on the hill was good", ("yes",)),), (), ())
+  sample = spelled(f"{definition}\nInput: the café on the hill was good")
+  assert clean([sample], task, 5, 0.8, spelled=spelled).figures["verbatim"] == 1
+
+
 def test_the_overlap_is_the_largest_share_of_runs_in_one_training_input():
   rng = np.random.default_rng(0)
   words = np.array("a b c d e f".split())

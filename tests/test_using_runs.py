@@ -133,10 +133,14 @@ def test_a_report_averages_seeds_of_one_experiment_alone():
     "metric": "rouge_l",
     "pet": "lora of rank 4",
     "steps": [5, 5],
+    "seed": 0,
+    "run": "one",
   }
   others = [
     {"seed": 1},
     {"pet": "prompt of 10"},
+    {"label": "epi"},
+    {"label": "epi", "run": "other"},
     {"label": "replay", "steps": [5, 9]},
     {"label": "replay", "steps": [5, 10]},
   ]
@@ -147,6 +151,8 @@ def test_a_report_averages_seeds_of_one_experiment_alone():
   assert groups == {
     "sapt, lora of rank 4": 2,
     "sapt, prompt of 10": 1,
+    "epi, lora of rank 4, one": 1,  # the same seed twice: something else differs
+    "epi, lora of rank 4, other": 1,
     "replay, lora of rank 4, 14 steps": 1,
     "replay, lora of rank 4, 15 steps": 1,
   }

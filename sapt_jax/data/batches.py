@@ -14,6 +14,8 @@ import flax.struct
 import jax
 import numpy as np
 
+from sapt_jax import streams
+
 # Lengths that batches are padded to: each shape is compiled once.
 BUCKETS = tuple(
   int(length)
@@ -102,6 +104,7 @@ class Batcher:
     size: rows in every batch.
     seed: of the order in training.
     divisor: devices that share a batch; every batch has a multiple of so many rows.
+    stream: what the order is for: each purpose has a random stream of its own.
     window: batches whose rows are sorted by length together in training: the more, the less
       padding, and the less random.
   """
@@ -112,6 +115,7 @@ class Batcher:
   seed: int = 0
   divisor: int = 1
   window: int = 8
+  stream: str = "batches"
 
   def collate(self, rows: Sequence[Row], joined: bool = False) -> Batch:
     """One batch of these rows."""
@@ -142,7 +146,7 @@ class Batcher:
     """Row numbers of each batch of one pass, in training order. Every row occurs; the last batch is
     filled up from the beginning.
     """
-    rng = np.random.default_rng((self.seed, epoch))
+    rng = streams.host(self.seed, self.stream, epoch)
     order = np.resize(rng.permutation(len(rows)), self.steps_per_epoch(len(rows)) * self.size)
     windows = [
       order[start : start + self.window * self.size]

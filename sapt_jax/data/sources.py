@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sapt_jax import config
+from sapt_jax import config, streams
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
@@ -103,7 +103,7 @@ def clean_split(task: Task, seed: int) -> Task:
       f"task {task.name}: {len(task.train)} training row(s) are too few to carve dev out of; "
       "use --data.protocol published"
     )
-  order = np.random.default_rng(seed).permutation(len(task.train))
+  order = streams.host(seed, "clean split").permutation(len(task.train))
   dev, train = np.sort(order[:size]), np.sort(order[size:])
   return dataclasses.replace(
     task, train=tuple(task.train[i] for i in train), dev=tuple(task.train[i] for i in dev)

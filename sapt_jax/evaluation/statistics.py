@@ -53,24 +53,35 @@ def over_test_rows(
 ) -> Interval:
   """Mean over runs and tasks of the difference in mean score, with the bootstrap interval of 95 %.
 
-  Test rows are drawn again with replacement within each task of each run, the same ones for both
-  methods. So the interval says what other test rows of the same tasks could have given; it says
-  nothing of other seeds.
+  Test rows are drawn again with replacement within each task, the same ones for both methods and
+  for all runs, which may share their rows. So the interval says what other test rows of the same
+  tasks could have given; it says nothing of other seeds.
 
   Args:
     first, second: the score of every test row, [run][task][row]; the runs stand in one order.
 
+  Returns:
+    no interval (nan) where no task has more than one row.
+
   Raises:
     ValueError: runs, tasks or rows do not match.
   """
-  rng = np.random.default_rng(seed)
-  drawn = np.zeros(RESAMPLES)
-  means = []
-  for run, other in zip(first, second, strict=True):
-    for rows, others in zip(run, other, strict=True):
-      differences = np.array(rows) - np.array(others)
-      means.append(differences.mean())
-      chosen = rng.integers(0, len(differences), (RESAMPLES, len(differences)))
-      drawn += differences[chosen].mean(axis=1)
-  low, high = np.quantile(drawn / len(means), [0.025, 0.975])
-  return Interval(float(np.mean(means)), float(low), float(high))
+  differences = [
+    [
+      np.array([a - b for a, b in zip(rows, others, strict=True)])
+      for rows, others in zip(run, other, strict=True)
+    ]
+    for run, other in zip(first, second, strict=True)
+  ]
+  rng, drawn, terms = np.random.default_rng(seed), np.zeros(RESAMPLES), 0
+  for tasks in zip(*differences, strict=True):
+    if len({len(rows) for rows in tasks}) > 1:
+      raise ValueError("runs have different numbers of test rows")
+    chosen = rng.integers(0, len(tasks[0]), (RESAMPLES, len(tasks[0])))
+    drawn += sum(rows[chosen].mean(axis=1) for rows in tasks)
+    terms += len(tasks)
+  mean = float(np.mean([rows.mean() for run in differences for rows in run]))
+  if all(len(rows) < 2 for run in differences for rows in run):
+    return Interval(mean, float("nan"), float("nan"))
+  low, high = np.quantile(drawn / terms, [0.025, 0.975])
+  return Interval(mean, float(low), float(high))

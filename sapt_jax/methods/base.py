@@ -189,8 +189,13 @@ class Method:
     return []
 
   def _start_words(self) -> list[str]:
+    return [f"{self.setting.pet.new_block} start"] if self.starts_from_others() else []
+
+  def starts_from_others(self) -> bool:
+    """Whether a new block starts from earlier ones; a soft prompt has no input directions."""
     pet = self.setting.pet
-    return [f"{pet.new_block} start"] if self.block_per_task and starts_from_others(pet) else []
+    nothing_to_read = (pet.kind, pet.new_block) == ("prompt", "directions")
+    return self.block_per_task and pet.new_block != "fresh" and not nothing_to_read
 
   @classmethod
   def check(cls, options: Any, pet: config.Pet) -> None:
@@ -236,10 +241,9 @@ class Method:
 
   def starting_block(self, learned: Learned, rng: jax.Array, study: Study) -> blocks.Block:
     """What the new block starts as (config.Pet.new_block)."""
-    pet = self.setting.pet
-    if not starts_from_others(pet) or not int(learned.count):
+    if not self.starts_from_others() or not int(learned.count):
       return self.new_block(rng)
-    weights = self.earlier_weights(learned, study)
+    pet, weights = self.setting.pet, self.earlier_weights(learned, study)
     return blocks.STARTS[pet.new_block](learned.blocks, weights / jnp.sum(weights), pet)
 
   def earlier_weights(self, learned: Learned, study: Study) -> jax.Array:
@@ -370,11 +374,6 @@ class Method:
     """
     del generated
     return Row([0] * source, [0] * target, 0)
-
-
-def starts_from_others(pet: config.Pet) -> bool:
-  """Whether a new block starts from earlier ones; a soft prompt has no input directions."""
-  return pet.new_block != "fresh" and (pet.kind, pet.new_block) != ("prompt", "directions")
 
 
 def refuse_top_k(options: config.MethodOptions, pet: config.Pet) -> None:

@@ -148,5 +148,8 @@ def distances(learned: EpiLearned, features: jax.Array) -> jax.Array:
   origin = jnp.mean(features, axis=0)
   inputs = (features - origin) @ learned.whitening.T
   means = (learned.means - origin) @ learned.whitening.T
-  away = jnp.sum(jnp.square(inputs[:, None, None] - means), axis=-1)
+  # |a|^2 - 2 a b + |b|^2: the differences themselves would be an array (B, T, C, D).
+  both = jnp.einsum("bd,tcd->btc", inputs, means)
+  lengths = jnp.sum(jnp.square(inputs), axis=-1)[:, None, None] + jnp.sum(means**2, axis=-1)
+  away = jnp.maximum(lengths - 2 * both, 0.0)
   return jnp.min(jnp.where(learned.present, away, jnp.inf), axis=2)

@@ -58,6 +58,9 @@ class InfLora(Summed):
   Options: ClassVar[type[config.MethodOptions]] = InfLoraOptions
   options: Any
 
+  def starts_from_others(self) -> bool:
+    return False  # A is designed, and B is 0
+
   def start(self, rng: jax.Array) -> InfLoraLearned:
     pool = super().start(rng)
     spaces = jax.tree.map(

@@ -18,8 +18,8 @@ class ReplayOptions(config.MethodOptions):
 
   name: str = "replay"
   replay_share: float | None = None
-  """Share of every earlier task's training rows that is kept and learned from again; none:
-  generator.keep, which is as many as SAPT keeps pseudo inputs.
+  """Share of every earlier task's training rows that is kept and learned from again, at least one;
+  none: as many as SAPT keeps pseudo inputs (generator.keep, generator.keep_at_least).
   """
 
   def __post_init__(self) -> None:
@@ -41,11 +41,14 @@ class Replay(Sequential):
   options: ReplayOptions
 
   def lesson(self, learned: Learned, study: Study) -> Lesson:
-    share = self.options.replay_share
-    share = study.sampling.keep if share is None else share
     earlier = [
       row
       for task in study.stream[: study.index]
-      for row in rehearsal.draw(task.train.rows, share, study.seed)
+      for row in rehearsal.draw(task.train.rows, self.kept(len(task.train), study), study.seed)
     ]
     return Lesson([*earlier, *study.task.train.rows])
+
+  def kept(self, rows: int, study: Study) -> int:
+    """How many of a task's rows are kept."""
+    share = self.options.replay_share
+    return study.sampling.kept_of(rows) if share is None else max(1, int(share * rows))

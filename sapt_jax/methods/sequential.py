@@ -25,6 +25,7 @@ class Sequential(Method):
 
   Options: ClassVar[type[config.MethodOptions]] = SequentialOptions
   block_per_task = False
+  weights_differ = False
 
   def start(self, rng: jax.Array) -> Learned:
     learned = super().start(rng)

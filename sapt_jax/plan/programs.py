@@ -15,7 +15,6 @@ from sapt_jax import learner, methods, sharding
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config
 from sapt_jax.data.batches import Batch, bucket
-from sapt_jax.generator import wanted
 from sapt_jax.methods.base import Learned
 from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.training.fit import Trainer
@@ -44,7 +43,7 @@ class Programs:
     params = sharding.abstract_params(lambda: hf.init_params(model, jax.random.key(0)), mesh)
     backbone = hf.Backbone(model, params, pathlib.Path(), raw)
     self.built = learner.put_together(
-      config, mesh, backbone, capacity_for(blocks), wanted(config.generator, examples)
+      config, mesh, backbone, capacity_for(blocks), config.generator.kept_of(examples)
     )
     self.trainer = Trainer(backbone, self.built.method, config.fit, self.built.batcher, mesh)
 
