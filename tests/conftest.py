@@ -6,7 +6,6 @@ import importlib.util
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,8 +39,8 @@ os.environ.setdefault("XLA_FLAGS", " ".join(XLA_FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Products in true float32 on every platform: that is what the tolerances are for.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
-# Programs for tests run a few times on tiny arrays: optimising them is most of what they cost.
-# `optimised` is for what needs it.
+# Programs for tests run a few times on tiny arrays: optimising them is most of what they cost. What
+# is counted in a program (sapt_jax/plan) is the same without it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Every model, tokenizer and data set in the tests is a local folder; reaching for a hub is a
 # failure, at once.
@@ -70,17 +69,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Files with slow tests come first, so that none is left when all other processes are done."""
   slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
   items.sort(key=lambda item: -slow[item.path])
-
-
-@pytest.fixture
-def optimised() -> Iterator[None]:
-  """Programs compiled as users' are, for tests of what the compiler makes."""
-  import jax
-
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", False)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")
