@@ -7,7 +7,6 @@ import mmap
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,8 +40,8 @@ os.environ.setdefault("XLA_FLAGS", " ".join(XLA_FLAGS))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Products in true float32 on every platform: that is what the tolerances are for.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "float32")
-# Programs for tests run a few times on tiny arrays: optimising them is most of what they cost.
-# `optimised` is for what needs it.
+# Programs for tests run a few times on tiny arrays: optimising them is most of what they cost. What
+# is counted in a program (sapt_jax/plan) is the same without it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Every model, tokenizer and data set in the tests is a local folder; reaching for a hub is a
 # failure, at once.
@@ -81,17 +80,6 @@ def no_mesh() -> None:
     import numpy as np
 
     jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
-
-
-@pytest.fixture
-def optimised() -> Iterator[None]:
-  """Programs compiled as users' are, for tests of what the compiler makes."""
-  import jax
-
-  before = jax.config.read("jax_disable_most_optimizations")
-  jax.config.update("jax_disable_most_optimizations", False)
-  yield
-  jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from sapt_jax import sharding
 from sapt_jax.plan.hlo import Module, real_pairs
-
-pytestmark = pytest.mark.usefixtures("optimised")
 
 
 def test_loops_inside_loops_count_as_often_as_they_run():

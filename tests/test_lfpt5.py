@@ -334,7 +334,8 @@ def test_a_run_learns_recalls_and_goes_on_after_a_stop_bit_for_bit(tmp_path, mon
     "--method.name lfpt5 --method.pseudo-examples 5 --fit.steps 4 --fit.learning-rate 0.1 "
     "--data.max-target-length 12 --generator.max-length 32 --generator.top-k 64"
   )
-  loop = Loop([*tiny.world(tmp_path), *options.split()])
+  model = tiny.model_folder(tmp_path / "llama", tiny.LLAMA)
+  loop = Loop([*tiny.world(tmp_path), "--backbone.path", str(model), *options.split()])
   whole = tmp_path / "whole"
   with killed_after_each_save(whole, tmp_path / "killed"):
     loop.run(whole)

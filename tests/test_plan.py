@@ -22,8 +22,6 @@ from sapt_jax.plan.hlo import Module
 from sapt_jax.plan.programs import Programs
 from sapt_jax.plan.sizes import SIZES
 
-pytestmark = pytest.mark.usefixtures("optimised")
-
 # Wide enough that the products of a hand formula are nearly all there is.
 SMALL = tiny.LLAMA | {
   "hidden_size": 64,
