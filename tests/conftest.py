@@ -6,6 +6,7 @@ import importlib.util
 import mmap
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -69,6 +70,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Files with slow tests come first, so that none is left when all other processes are done."""
   slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
   items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture
+def mesh_put_back() -> Iterator[None]:
+  """Runs and benchmarks set the mesh for their whole process; one of several devices must not be
+  left to the tests that follow.
+  """
+  import jax
+
+  before = jax.sharding.get_mesh()
+  yield
+  jax.set_mesh(before)
 
 
 @pytest.fixture(scope="session")

@@ -133,6 +133,7 @@ def test_processes_of_two_devices_give_what_one_device_gives_and_one_of_them_spe
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("mesh_put_back")
 def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
   world, alone, tmp_path, capsys
 ):
