@@ -113,15 +113,6 @@ def dot_flops(jaxpr):
   return total
 
 
-@pytest.fixture
-def no_mesh():
-  """Benchmarks set the mesh for their whole process; here it is put back."""
-  before = jax.sharding.get_mesh()
-  yield
-  jax.set_mesh(before)
-
-
-@pytest.mark.usefixtures("no_mesh")
 def test_the_formula_counts_the_products_of_the_real_step():
   import step_cost
 
@@ -207,7 +198,6 @@ def test_wrong_options_are_one_line(program):
   assert "--tasks" in done.stderr
 
 
-@pytest.mark.usefixtures("no_mesh")
 def test_step_and_decoder_rows_have_what_is_promised(capsys):
   import decode_cost
   import step_cost
