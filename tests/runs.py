@@ -35,6 +35,7 @@ class Loop:
     with RunFolder(folder, self.config, self.inputs.fingerprint) as place, Cost() as cost:
       if self.loop is None:
         self.loop = Continual(self.config, self.inputs, place, cost)
+      jax.set_mesh(self.loop.built.mesh)  # else all would be traced and compiled for none
       self.loop.folder, self.loop.cost = place, cost
       return self.loop.run(None)
 
