@@ -82,10 +82,10 @@ def parse_over_config(
   return dataclasses.replace(chosen, method=plain.method)
 
 
-# Options that stood elsewhere in older versions, by their names there.
+# Options that stood elsewhere in older versions, as they were given, - written _.
 MOVED = {
-  "new_block": "--pet.new-block",
-  "fit.attention_learning_rate": (
+  "__method.new_block": "--pet.new-block",
+  "__fit.attention_learning_rate": (
     "--method.attention-learning-rate (sapt), --method.key-learning-rate (l2p, mocl) or "
     "--method.gate-learning-rate (gainlora)"
   ),
@@ -98,27 +98,26 @@ def check_method_options(method: MethodOptions, arguments: Sequence[str]) -> Non
   Raises:
     InputError: one is not; the message names the methods that have it, or what it may be meant for.
   """
-  own = {field.name for field in dataclasses.fields(method)}
+  own = fields_of(type(method))
   for argument in arguments:
-    option = re.match(r"--(?:method[.]no-|method[.])?([\w.-]+)", argument)
-    name = option.group(1).replace("-", "_") if option else "name"
-    if not argument.startswith("--method.") and name not in MOVED:
+    given = argument.split("=")[0]
+    dotted = given.replace("-", "_").replace("method.no_", "method.")
+    if dotted in MOVED:
+      raise InputError(f"{given}: is {MOVED[dotted]} now")
+    name = dotted.removeprefix("__method.")
+    if name in own or name == dotted:
       continue
-    if name in own:
-      continue
-    if name in MOVED:
-      raise InputError(f"{argument.split('=')[0]}: is {MOVED[name]} now")
     owners = [other for other, kind in METHODS.items() if name in fields_of(kind.Options)]
     if owners:
       raise InputError(
-        f"{argument.split('=')[0]}: not an option of method {method.name}; "
+        f"{given}: not an option of method {method.name}; "
         f"{', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it"
       )
     near = difflib.get_close_matches(name, own, 1)
     meant = [f"; did you mean --method.{close.replace('_', '-')}?" for close in near]
     words = ", ".join(sorted(f"--method.{each.replace('_', '-')}" for each in own - {"name"}))
     raise InputError(
-      f"{argument.split('=')[0]}: no method has this option"
+      f"{given}: no method has this option"
       + (meant[0] if meant else f"; {method.name} has {words or 'none'}")
     )
 

@@ -188,3 +188,17 @@ def test_a_run_that_an_older_version_began_is_read_and_not_gone_on_with(tmp_path
 def test_a_damaged_configuration_is_one_line(values):
   with pytest.raises(InputError, match="does not hold the options of a run"):
     methods.config_from_json(values)
+
+
+@pytest.mark.parametrize(
+  ("option", "message"),
+  [
+    ("--method.new-block", "--method.new-block: is --pet.new-block now"),
+    ("--fit.attention-learning-rate=1e-4", "is --method.attention-learning-rate"),
+    ("--method.poolprompts", "no method has this option; did you mean --method.pool-prompts?"),
+    ("--method.no-task-known", "not an option of method l2p; prog_prompt has it"),
+  ],
+)
+def test_options_that_moved_or_belong_elsewhere_say_where_to(option, message):
+  with pytest.raises(InputError, match=re.escape(message)):
+    run_options.check_method_options(METHODS["l2p"].Options(), [option, "fresh"])
