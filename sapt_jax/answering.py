@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sapt_jax import config, learner, methods
+from sapt_jax import config, learner, saved_options
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Row
 from sapt_jax.errors import InputError
@@ -56,7 +56,7 @@ class Answering:
   def options_of(run: pathlib.Path, values: Any) -> config.Config:
     """The options that a run's config.json holds."""
     try:
-      return methods.config_from_json(values)
+      return saved_options.config_from_json(values)
     except InputError as error:
       raise InputError(f"--run {run}: {error}") from None
 

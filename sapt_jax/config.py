@@ -7,8 +7,7 @@ library holds a default of an option.
 from __future__ import annotations
 
 import dataclasses
-import typing
-from typing import Any, Literal
+from typing import Literal
 
 from sapt_jax.checks import at_least, positive, require, share
 
@@ -260,9 +259,13 @@ class Backbone:
   """
   unroll: int = 1
   """Layers per iteration of the loop over layers."""
+  dropout: float = 0.0
+  """Of a T5 while it is learned with, where it was pretrained with dropout: the share of entries
+  that are zero; 0.1 in the public scripts of the paper."""
 
   def __post_init__(self) -> None:
     at_least(self, "backbone", 1, "unroll")
+    require(0 <= self.dropout < 1, f"backbone.dropout {self.dropout}: must be in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -378,22 +381,3 @@ class Config:
     for name, rows in computed_at_once.items():
       message = f"{name} {rows}: must be a multiple of mesh.data * mesh.fsdp = {devices}"
       require(rows % devices == 0, message)
-
-
-def from_dict(kind: Any, values: dict[str, Any]) -> Any:
-  """The inverse of dataclasses.asdict for Config and its parts, from JSON values.
-
-  Keys that are not fields are passed over; values that are parts already stay as they are.
-  """
-  hints = typing.get_type_hints(kind)
-
-  def value_of(name: str) -> Any:
-    value = values[name]
-    if isinstance(value, list):
-      return tuple(value)
-    if isinstance(value, dict) and dataclasses.is_dataclass(hints[name]):
-      return from_dict(hints[name], value)
-    return value
-
-  names = [field.name for field in dataclasses.fields(kind) if field.name in values]
-  return kind(**{name: value_of(name) for name in names})

@@ -84,7 +84,7 @@ def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: in
   jax.set_mesh(mesh)
   c = config.backbone
   jax.config.update("jax_default_matmul_precision", c.precision)
-  backbone = hf.load_backbone(str(folder), c.dtype, mesh, c.remat, c.unroll, c.bits)
+  backbone = hf.load_backbone(str(folder), c.dtype, mesh, c.remat, c.unroll, c.bits, c.dropout)
   return put_together(config, mesh, backbone, capacity, memory_inputs)
 
 

@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from sapt_jax import methods, processes
+from sapt_jax import processes, saved_options
 from sapt_jax.config import Config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.base import Learned
@@ -182,7 +182,7 @@ class RunFolder:
         f"{self.path}: begun with an older version of the library, which computed other numbers; "
         "it can be asked and exported, but not gone on with: choose another --output"
       )
-    config = methods.config_from_json(values)
+    config = saved_options.config_from_json(values)
     return _flat(_asked(config, values["backbone.weights"]))
 
   def snapshot(self, index: int, task: str) -> pathlib.Path:

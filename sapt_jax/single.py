@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from sapt_jax import methods
+from sapt_jax import saved_options
 from sapt_jax.config import Config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.per_task import PerTaskOptions
@@ -64,7 +64,8 @@ def _check_comparable(
   Raises:
     InputError: they may not; the message lists what differs.
   """
-  its, own = _what_scores_depend_on(methods.config_from_json(asked)), _what_scores_depend_on(config)
+  its = _what_scores_depend_on(saved_options.config_from_json(asked))
+  own = _what_scores_depend_on(config)
   its["backbone.weights"], own["backbone.weights"] = asked["backbone.weights"], fingerprint
   said = {"seed": "seed", "evaluation.metric": "metric", "data.protocol": "protocol"}
   its |= {name: finished[key] for name, key in said.items() if key in finished}

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 
-def stream(key: jax.Array, name: str, number: int = 0) -> jax.Array:
+def stream(key: jax.Array, name: str, number: int | jax.Array = 0) -> jax.Array:
   """The key of one purpose, and of one of its many uses where they have numbers."""
   return jax.random.fold_in(jax.random.fold_in(key, zlib.crc32(name.encode())), number)
 
 
-def of_seed(seed: int, name: str, number: int = 0) -> jax.Array:
+def of_seed(seed: int, name: str, number: int | jax.Array = 0) -> jax.Array:
   """The key of one purpose of a run with this seed."""
   return stream(jax.random.key(seed), name, number)
 

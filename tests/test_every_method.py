@@ -7,7 +7,7 @@ import re
 import pytest
 import tiny
 
-from sapt_jax import config, methods, run_options, train
+from sapt_jax import config, methods, run_options, saved_options, train
 from sapt_jax.errors import InputError
 from sapt_jax.methods import METHODS
 from sapt_jax.pet import blocks
@@ -109,7 +109,7 @@ def test_options_come_back_from_the_file_that_a_run_writes(name):
   assert method != METHODS[name].Options() or len(dataclasses.fields(method)) == 1
   options = config.Config(method=method, fit=config.Fit(steps=3))
   written = json.loads(json.dumps(dataclasses.asdict(options)))
-  assert methods.config_from_json(written) == options
+  assert saved_options.config_from_json(written) == options
 
 
 @EACH
@@ -170,7 +170,7 @@ def test_a_run_that_an_older_version_began_is_read_and_not_gone_on_with(tmp_path
     "fit": {"attention_learning_rate": 1e-4},
     "backbone.weights": "same",
   }
-  read = methods.config_from_json(old)
+  read = saved_options.config_from_json(old)
   assert (read.method.pool_prompts, read.method.feature) == (7, "embeddings")
   assert (read.method.key_learning_rate, read.pet.new_block) == (1e-4, "directions")
   (tmp_path / "config.json").write_text(json.dumps(old))
@@ -187,7 +187,7 @@ def test_a_run_that_an_older_version_began_is_read_and_not_gone_on_with(tmp_path
 @pytest.mark.parametrize("values", [[], {}, {"method": {"name": "epi"}, "pet": 5, "fit": {}}])
 def test_a_damaged_configuration_is_one_line(values):
   with pytest.raises(InputError, match="does not hold the options of a run"):
-    methods.config_from_json(values)
+    saved_options.config_from_json(values)
 
 
 @pytest.mark.parametrize(

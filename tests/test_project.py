@@ -21,7 +21,7 @@ HOUSE = """
   study scoring
   run_inputs
   generator learner run_folder interop
-  run_options paper mini.default
+  run_options saved_options paper mini.default
   methods
   evaluation
   training

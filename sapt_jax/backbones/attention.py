@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from sapt_jax.backbones.layers import dropped
 from sapt_jax.sharding import constrain
 
 MASKED = -1e9  # a logit of attention that softmax turns into zero, in float32 and bfloat16
@@ -23,7 +24,13 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 
 
 def attend(
-  q: jax.Array, k: jax.Array, v: jax.Array, *biases: jax.Array, scale: float = 1.0
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  *biases: jax.Array,
+  scale: float = 1.0,
+  dropout: float = 0.0,
+  key: jax.Array | None = None,
 ) -> jax.Array:
   """softmax(scale * q k^T + biases) v with float32 scores and softmax;
   key heads may be fewer than query heads.
@@ -34,11 +41,12 @@ def attend(
     biases: float32, each broadcastable to (B, H, L, S): position bias and/or MASKED entries. They
       are added one by one, as the sum of a position bias (1, H, L, S) and a mask (B, 1, 1, S) would
       be as large as the scores, and kept for all layers.
+    dropout, key: of the weights; see layers.dropped.
 
   Returns:
     (B, L, H * K) in q's dtype.
   """
-  y = _core(scale, q, k, v, biases)
+  y = _core(scale, dropout, q, k, v, biases, key if dropout else None)
   return y.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1)
 
 
@@ -46,11 +54,19 @@ def attend(
 # softmax. This rule keeps one, the exponentials, and divides what is small in place of them: with e
 # = exp(scores - max), z = sum e and y = e v / z,
 #   dv = e^T (dy / z)    dscores = e * ((dy / z) v^T - (dy / z) . y)
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+# Dropout multiplies e by what it keeps wherever e or its gradient meets v. What it keeps is drawn
+# again in the backward pass.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _core(
-  scale: float, q: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...]
+  scale: float,
+  dropout: float,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  biases: tuple[jax.Array, ...],
+  key: jax.Array | None,
 ) -> jax.Array:
-  return _forward(scale, q, k, v, biases)[0]
+  return _forward(scale, dropout, q, k, v, biases, key)[0]
 
 
 def _by_key_head(x: jax.Array, groups: int) -> jax.Array:
@@ -61,7 +77,13 @@ def _by_key_head(x: jax.Array, groups: int) -> jax.Array:
 
 
 def _forward(
-  scale: float, q: jax.Array, k: jax.Array, v: jax.Array, biases: tuple[jax.Array, ...]
+  scale: float,
+  dropout: float,
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  biases: tuple[jax.Array, ...],
+  key: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
   groups, of_scores = k.shape[1], (*q.shape[:3], k.shape[2])
   product = partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -70,24 +92,25 @@ def _forward(
   e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   z = jnp.sum(e, axis=-1, keepdims=True)
   e = e.astype(v.dtype)
-  y = product("bgls,bgsk->bglk", _by_key_head(e, groups), v)
+  y = product("bgls,bgsk->bglk", _by_key_head(dropped(e, dropout, key), groups), v)
   y = (y.reshape(q.shape) / z).astype(q.dtype)
-  return y, (q, k, v, biases, e, z, y)
+  return y, (q, k, v, biases, key, e, z, y)
 
 
-def _backward(scale: float, saved: tuple, dy: jax.Array) -> tuple:
-  q, k, v, biases, e, z, y = saved
+def _backward(scale: float, dropout: float, saved: tuple, dy: jax.Array) -> tuple:
+  q, k, v, biases, key, e, z, y = saved
   groups = k.shape[1]
   wide = dy.astype(jnp.float32) / z
   share = jnp.sum(wide * y.astype(jnp.float32), axis=-1, keepdims=True)
-  dy, e_grouped = _by_key_head(wide.astype(v.dtype), groups), _by_key_head(e, groups)
-  dv = jnp.einsum("bgls,bglk->bgsk", e_grouped, dy)
+  dy = _by_key_head(wide.astype(v.dtype), groups)
+  dv = jnp.einsum("bgls,bglk->bgsk", _by_key_head(dropped(e, dropout, key), groups), dy)
   de = jnp.einsum("bglk,bgsk->bgls", dy, v, preferred_element_type=jnp.float32).reshape(e.shape)
+  de = dropped(de, dropout, key)
   dscores = e.astype(jnp.float32) * (de - share)
   d_grouped = _by_key_head((dscores * scale).astype(q.dtype), groups)
   dq = jnp.einsum("bgls,bgsk->bglk", d_grouped, k).reshape(q.shape)
   dk = jnp.einsum("bgls,bglk->bgsk", d_grouped, _by_key_head(q, groups))
-  return dq, dk, dv, tuple(_summed_to(bias.shape, dscores) for bias in biases)
+  return dq, dk, dv, tuple(_summed_to(bias.shape, dscores) for bias in biases), None
 
 
 def _summed_to(shape: tuple[int, ...], x: jax.Array) -> jax.Array:

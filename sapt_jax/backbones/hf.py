@@ -109,6 +109,7 @@ def build_model(
   unroll: int = 1,
   where: str = "config.json",
   bits: quantize.Bits = 0,
+  dropout: float = 0.0,
 ) -> Model:
   """The Flax module that a config.json describes; `where` is what an error calls it."""
   architecture = ARCHITECTURES[raw["model_type"]]
@@ -126,6 +127,12 @@ def build_model(
     if field.type == "int" and (type(value) is not int or value < least):
       raise InputError(f"{where}: {field.name} would be {value!r}, which is no size")
   c = dataclasses.replace(c, dtype=jnp.dtype(dtype), bits=bits, remat=remat, unroll=unroll)
+  if isinstance(c, T5Config):
+    c = dataclasses.replace(c, dropout=dropout)
+  elif dropout:
+    raise InputError(
+      f"backbone.dropout {dropout}: {raw['model_type']} models have none ({where}); give 0"
+    )
   return architecture.model(c)
 
 
@@ -157,6 +164,7 @@ def load_backbone(
   remat: str = "dots",
   unroll: int = 1,
   bits: quantize.Bits = 0,
+  dropout: float = 0.0,
 ) -> Backbone:
   """Loads a frozen model, parameter by parameter, each straight to its place on the mesh.
 
@@ -170,6 +178,7 @@ def load_backbone(
     unroll: layers per iteration of the scan over layers.
     bits: 8 or 4 quantises the kernels of all layers (quantize.py) while they are read; embeddings,
       head, norms and position biases stay in dtype. 0: nothing is quantised.
+    dropout: of a T5 while it is learned with.
 
   Raises:
     InputError: no folder, no or unreadable config.json, another architecture, no safetensors, names
@@ -180,7 +189,7 @@ def load_backbone(
   if raw.get("scale_decoder_outputs") is False and "lm_head.weight" in files.where:
     # transformers 5 calls every T5 tied, also one whose files hold a head of its own.
     raw["tie_word_embeddings"] = False
-  model = build_model(raw, dtype, remat, unroll, where=str(folder / "config.json"), bits=bits)
+  model = build_model(raw, dtype, remat, unroll, str(folder / "config.json"), bits, dropout)
   architecture = ARCHITECTURES[raw["model_type"]]
   table = architecture.weights(model.config)
   check_names(files, table, architecture)

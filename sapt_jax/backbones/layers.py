@@ -120,6 +120,16 @@ class RMSNorm(nn.Module):
     return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
+def dropped(x: jax.Array, dropout: float, key: jax.Array | None) -> jax.Array:
+  """x with a share `dropout` of its entries zero, drawn with the key, and the others as much larger
+  as keeps the mean; no key, or a share of 0: x as it is.
+  """
+  if not dropout or key is None:
+    return x
+  keep = 1.0 - dropout
+  return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0.0).astype(x.dtype)
+
+
 def put_prompts_before(
   x: jax.Array, mask: jax.Array, adapters: Adapters | None
 ) -> tuple[jax.Array, jax.Array]:
@@ -151,7 +161,7 @@ def scan_layers(
     layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
   common = {
     "variable_axes": {"params": 0, "intermediates": 0},
-    "split_rngs": {"params": True},
+    "split_rngs": {"params": True, "dropout": True},
     "length": length,
     "unroll": unroll,
     "metadata_params": {nn.PARTITION_NAME: "layers"},

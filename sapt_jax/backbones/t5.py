@@ -27,7 +27,8 @@ from sapt_jax.sharding import constrain
 @dataclasses.dataclass(frozen=True)
 class T5Config:
   """Sizes of a T5 and how it is computed.
-  `heads * head_width` may differ from `width` (T5-3B and 11B).
+  `heads * head_width` may differ from `width` (T5-3B and 11B). `dropout` is applied, where Hugging
+  Face's T5 has it, when the model is given random numbers of that name.
   """
 
   vocab_size: int
@@ -51,6 +52,7 @@ class T5Config:
   bits: quantize.Bits = 0
   remat: str = "dots"
   unroll: int = 1
+  dropout: float = 0.0
 
   is_decoder_only = False
 
@@ -109,7 +111,18 @@ class Attention(nn.Module):
     adapters: Adapters | None,
   ) -> jax.Array:
     q = attention.split_heads(self.q(x, factors and factors["q"], adapters), self.config.heads)
-    return self.o(attention.attend(q, k, v, *biases))
+    dropout, key = self.config.dropout, dropout_key(self)
+    return dropped(self, self.o(attention.attend(q, k, v, *biases, dropout=dropout, key=key)))
+
+
+def dropout_key(module: nn.Module) -> jax.Array | None:
+  """A new random key, where the model is applied with rngs of the name "dropout"."""
+  return module.make_rng("dropout") if module.has_rng("dropout") else None
+
+
+def dropped(module: nn.Module, x: jax.Array) -> jax.Array:
+  """x with dropout, where the model is applied with rngs of that name."""
+  return layers.dropped(x, module.config.dropout, dropout_key(module))
 
 
 class FeedForward(nn.Module):
@@ -127,7 +140,7 @@ class FeedForward(nn.Module):
     wo = partial(
       Linear, (c.mlp_width, c.width), ("inner", None), c.dtype, c.mlp_width**-0.5, c.bits
     )
-    return wo(name="wo")(hidden)
+    return dropped(self, wo(name="wo")(dropped(self, hidden)))
 
 
 class EncoderLayer(nn.Module):
@@ -278,8 +291,8 @@ class T5(nn.Module):
     source_bias = attention.mask_bias(source_mask)[:, None, None, :]
     positions = jnp.arange(x.shape[1])
     bias = self.encoder_bias(positions, positions)
-    x, _ = self.encoder(x, lora_of(adapters, "encoder"), bias, source_bias, adapters)
-    return self.encoder_norm(x), source_bias
+    x, _ = self.encoder(dropped(self, x), lora_of(adapters, "encoder"), bias, source_bias, adapters)
+    return dropped(self, self.encoder_norm(x)), source_bias
 
   def states(
     self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None
@@ -306,8 +319,8 @@ class T5(nn.Module):
     future = attention.mask_bias(attention.causal_mask(x.shape[1]))
     bias = self.decoder_bias(positions, positions) + future
     lora = lora_of(adapters, "decoder")
-    x, _ = self.decoder(x, lora, encoded, bias, source_bias, adapters)
-    return self.decoder_norm(x)
+    x, _ = self.decoder(dropped(self, x), lora, encoded, bias, source_bias, adapters)
+    return dropped(self, self.decoder_norm(x))
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """(..., D) -> (..., V) in the compute dtype."""

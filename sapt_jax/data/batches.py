@@ -38,6 +38,7 @@ class Batch(flax.struct.PyTreeNode):
     companions: batches of the rows' companions (Row), by name, in the order of the rows.
     joined: static; decoder-only, in training: L has room for a row's source and answer together,
       and both are computed in one row.
+    dropout: a random key, given while learning; None: nothing is dropped.
   """
 
   source: jax.Array
@@ -47,6 +48,14 @@ class Batch(flax.struct.PyTreeNode):
   task: jax.Array
   companions: dict[str, Batch] = flax.struct.field(default_factory=dict)
   joined: bool = flax.struct.field(pytree_node=False, default=False)
+  dropout: jax.Array | None = None
+
+  def with_dropout(self, key: jax.Array) -> Batch:
+    """The batch with this key, and with one of its own for each of its companions."""
+    companions = {
+      name: batch.with_dropout(streams.stream(key, name)) for name, batch in self.companions.items()
+    }
+    return self.replace(dropout=key, companions=companions)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from sapt_jax import config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.base import Method, Setting
@@ -62,34 +60,3 @@ def build(options: config.MethodOptions, setting: Setting) -> Method:
   method = named(options.name)
   method.check(options, setting.pet)
   return method(options, setting)
-
-
-def moved(values: dict[str, Any]) -> dict[str, Any]:
-  """The options of a run with those that older versions kept elsewhere in their place."""
-  method, pet, fit = dict(values["method"]), dict(values["pet"]), dict(values["fit"])
-  if "new_block" in method:
-    pet["new_block"] = method.pop("new_block")
-  rate = {"sapt": "attention", "l2p": "key", "gainlora": "gate"}.get(method["name"])
-  if "attention_learning_rate" in fit and rate:
-    method[f"{rate}_learning_rate"] = fit["attention_learning_rate"]
-  if "numbers" not in values and method["name"] in ("epi", "l2p"):
-    method.setdefault("feature", "embeddings")  # all that there was
-  return values | {"method": method, "pet": pet}
-
-
-def config_from_json(values: dict[str, Any]) -> config.Config:
-  """A run's configuration from its JSON form; keys that are no options are passed over.
-
-  Raises:
-    InputError: it is not what a run writes.
-  """
-  try:
-    values = moved(values)
-    kind = named(values["method"]["name"]).Options
-  except (TypeError, AttributeError, LookupError):
-    raise InputError("config.json does not hold the options of a run") from None
-  try:
-    method = config.from_dict(kind, values["method"])
-    return config.from_dict(config.Config, values | {"method": method})
-  except (TypeError, AttributeError):
-    raise InputError("config.json does not hold the options of a run") from None

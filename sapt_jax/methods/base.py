@@ -297,6 +297,7 @@ class Method:
       batch.target_mask,
       self.adapters(learned, mixture),
       method="hidden_joined" if batch.joined else "hidden",
+      rngs=None if batch.dropout is None else {"dropout": batch.dropout},
     )
     return model.apply({"params": params}, hidden, method="logits"), mixture
 

@@ -39,7 +39,7 @@ class Programs:
   ):
     self.config, self.mesh = config, mesh
     c = config.backbone
-    model = hf.build_model(raw, c.dtype, c.remat, c.unroll, bits=c.bits)
+    model = hf.build_model(raw, c.dtype, c.remat, c.unroll, bits=c.bits, dropout=c.dropout)
     params = sharding.abstract_params(lambda: hf.init_params(model, jax.random.key(0)), mesh)
     backbone = hf.Backbone(model, params, pathlib.Path(), raw)
     self.built = learner.put_together(

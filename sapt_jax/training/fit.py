@@ -66,7 +66,14 @@ class Trainer:
     self.backbone, self.method, self.options, self.batcher = backbone, method, options, batcher
     self.placement, self.everywhere = sharding.batch_sharded(mesh), sharding.replicated(mesh)
     self.optimizer = make_optimizer(method, options)
-    step = partial(train_step, backbone.model, method, self.optimizer, options.accumulation)
+    step = partial(
+      train_step,
+      backbone.model,
+      method,
+      self.optimizer,
+      options.accumulation,
+      seed=batcher.seed,
+    )
     # Every device keeps the whole state, as it is given it: left alone, XLA spreads parts of it
     # like the gradients that they come from, and the second step would be compiled anew for them.
     self.step = jax.jit(step, donate_argnums=0, out_shardings=self.everywhere)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sapt_jax import streams
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
 from sapt_jax.methods.base import Learned, Method, StepView, Terms, Trainable
@@ -27,30 +28,32 @@ def loss_gradient(
   learned: Learned,
   trainable: Trainable,
   batch: Batch,
+  dropout: jax.Array,
 ) -> tuple[Trainable, Terms, jax.Array]:
   """Gradient of the method's loss over the whole batch, computed in `accumulation` parts, the terms
-  of the loss, and the mean weight of the newest block.
+  of the loss, and the mean weight of the newest block; `dropout` is this step's random key.
   """
   sizes = method.loss_sizes(batch)
 
-  def part_loss(trainable: Trainable, part: Batch) -> tuple[jax.Array, tuple]:
+  def part_loss(trainable: Trainable, part: Batch, key: jax.Array) -> tuple[jax.Array, tuple]:
     now = method.merge(learned, trainable)
-    sums, mixture = method.loss_sums(model, params, learned, now, part)
+    sums, mixture = method.loss_sums(model, params, learned, now, part.with_dropout(key))
     terms = {name: total / sizes[name] for name, total in sums.items()}
     own = jnp.mean(mixture[:, now.count - 1])
     return method.loss(terms), (terms, own / accumulation)
 
   gradient_of = jax.grad(part_loss, has_aux=True)
   if accumulation == 1:
-    gradient, (terms, own) = gradient_of(trainable, batch)
+    gradient, (terms, own) = gradient_of(trainable, batch, dropout)
     return gradient, terms, own
 
-  def add_part(sums: Any, part: Batch) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, sums, gradient_of(trainable, part)), None
+  def add_part(sums: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, sums, gradient_of(trainable, *part)), None
 
-  parts = jax.tree.map(lambda x: in_parts(x, accumulation), batch)
+  rows = jax.tree.map(lambda x: in_parts(x, accumulation), batch)
+  parts = (rows, jax.random.split(dropout, accumulation))
   first = jax.tree.map(lambda x: x[0], parts)
-  nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, trainable, first))
+  nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient_of, trainable, *first))
   (gradient, (terms, own)), _ = jax.lax.scan(add_part, nothing, parts)
   return gradient, terms, own
 
@@ -70,11 +73,16 @@ def batch_gradient(
   learned: Learned,
   state: TrainState,
   batch: Batch,
+  seed: int = 0,
 ) -> tuple[Trainable, Metrics]:
-  """Gradient of the method's loss + penalty by the state's trainable part, and figures."""
+  """Gradient of the method's loss + penalty by the state's trainable part, and figures;
+  the seed is dropout's.
+  """
   trainable = state.trainable
+  task = jnp.max(batch.task)
+  dropout = jax.random.fold_in(streams.of_seed(seed, "dropout", task), state.step)
   gradient, terms, own = loss_gradient(
-    model, method, accumulation, params, learned, trainable, batch
+    model, method, accumulation, params, learned, trainable, batch, dropout
   )
   view = StepView(method.features(model, params, batch), terms, state.step, state.running)
 
@@ -101,16 +109,20 @@ def train_step(
   params: Any,
   learned: Learned,
   batch: Batch,
+  seed: int = 0,
 ) -> tuple[TrainState, Metrics]:
   """One update of the trainable part.
 
-  `params` (the frozen backbone) and `learned` are only read; `state` may be donated.
+  `params` (the frozen backbone) and `learned` are only read; `state` may be donated. The seed is
+  dropout's.
 
   Metrics, all () float32: loss (nats per answer token, penalty included), the terms it is made of
   (Method.loss), own_weight (mean weight of the newest block), gradient_norm, and what the method's
   penalty reports.
   """
-  gradient, metrics = batch_gradient(model, method, accumulation, params, learned, state, batch)
+  gradient, metrics = batch_gradient(
+    model, method, accumulation, params, learned, state, batch, seed
+  )
   updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
   trainable = optax.apply_updates(state.trainable, updates)
   running = method.observe(state.running, method.merge(learned, trainable), state.step)

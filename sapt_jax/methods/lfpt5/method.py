@@ -147,7 +147,7 @@ class Lfpt5(Sequential):
     self, model: Model, params: Any, learned: Lfpt5Learned, now: Lfpt5Learned, batch: Batch
   ) -> tuple[Terms, jax.Array]:
     logits, mixture = self.answer_logits(model, params, now, batch)
-    taught, _ = self.answer_logits(model, params, learned, batch)
+    taught, _ = self.answer_logits(model, params, learned, batch.replace(dropout=None))
     earlier = batch.task < learned.tasks - 1
     written = batch.companions[WRITTEN]
     written_logits, _ = self.answer_logits(model, params, now, written)
