@@ -213,12 +213,17 @@ def one_step(batch, on="t5", accumulation=1, learned=None):
   return step(state.replace(trainable=method.trainable(learned)), backbone(on)[1], learned, batch)
 
 
+def stepper(model, method, optimizer):
+  """The compiled training step."""
+  return jax.jit(partial(train_step, model, method, optimizer, 1))
+
+
 def teach(method, learned, on="t5", steps=5, rate=1e-2):
   """`learned` after a few steps on one batch, and the figures of the first and the last step."""
   model, params = backbone(on)
   optimizer = make_optimizer(method, config.Fit(learning_rate=rate))
   state = state_of(method, learned, optimizer, steps)
-  step = jax.jit(partial(train_step, model, method, optimizer, 1))
+  step = stepper(model, method, optimizer)
   figures = []
   for _ in range(steps):
     state, metrics = step(state, params, learned, some_batch(on))
