@@ -2,11 +2,12 @@
 
     python benchmarks/results.py collect runs/results/*    runs into docs/results/, a file each
     python benchmarks/results.py check                     whether the runs of each table are fair
+    python benchmarks/results.py rates KIND ROW            the rates that tuning found, as options
     python benchmarks/results.py tables                    writes the tables into the documents
 
-A run's folder is named TABLE.METHOD.SEED, as launch/results.sh names it. A table stands in a
-document between the lines `<!-- table NAME -->` and `<!-- end -->`. What fair means is written
-in docs/protocol.md.
+A run's folder is named TABLE.ROW.SEED, as launch/results.sh names it. A table stands in a document
+between the lines `<!-- table NAME -->` and `<!-- end -->`. What fair means is written in
+docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -128,6 +129,40 @@ def unfair(rows: Mapping[str, Sequence[Run]]) -> Iterator[str]:
         yield f"{where}: keeps {share} of earlier rows, SAPT {run['options']['generator.keep']}"
 
 
+def rates(tables: Mapping[str, Mapping[str, Sequence[Run]]], kind: str, row: str) -> dict[str, Any]:
+  """The rates of a row's best run of tuning, by their dotted names.
+
+  Raises:
+    InputError: there is no such run.
+  """
+  tried = [
+    runs[0] for name, runs in tables.get(f"tune-{kind}", {}).items() if name.split("@")[0] == row
+  ]
+  if not tried:
+    raise InputError(f"{row}: no run of tune-{kind} in {DATA}")
+  best = max(tried, key=lambda run: run["metrics"]["AP"])["options"]
+  return {
+    name: rate
+    for name, rate in sorted(best.items())
+    if name == "fit.learning_rate"
+    or (name.startswith("method.") and name.endswith("_learning_rate"))
+  }
+
+
+def untuned(tables: Mapping[str, Mapping[str, Sequence[Run]]], name: str) -> Iterator[str]:
+  """The runs of a table that were not made at the rates that tuning found, a line each."""
+  for row, runs in tables[name].items():
+    found = rates(tables, name.rsplit("-", 1)[-1], row)
+    for run in runs:
+      differing = [
+        f"{option} {run['options'].get(option)} (tuning found {rate})"
+        for option, rate in found.items()
+        if run["options"].get(option) != rate
+      ]
+      if differing:
+        yield f"{row}, seed {run['seed']}: {'; '.join(differing)}"
+
+
 def table(rows: Mapping[str, Sequence[Run]]) -> str:
   """A row per method, the best mean AP first: each seed, mean, spread, and the difference of the
   first row to it.
@@ -197,9 +232,16 @@ def main(arguments: Sequence[str]) -> int:
   if action == "collect":
     collect(rest)
   elif action == "check":
-    complaints = [f"{name}: {line}" for name, rows in read_all().items() for line in unfair(rows)]
-    print("\n".join(complaints) or f"{len(read_all())} tables, all fair")
+    tables = read_all()
+    complaints = [f"{name}: {line}" for name, rows in tables.items() for line in unfair(rows)]
+    compared = [name for name in tables if not name.startswith("tune-")]
+    complaints += [f"{name}: {line}" for name in compared for line in untuned(tables, name)]
+    print("\n".join(complaints) or f"{len(tables)} tables, all fair")
     return 1 if complaints else 0
+  elif action == "rates":
+    kind, row = rest
+    found = rates(read_all(), kind, row).items()
+    print(*(f"--{name.replace('_', '-')} {rate}" for name, rate in found if rate is not None))
   elif action == "tables":
     for document in DOCUMENTS:
       document.write_text(with_tables(document.read_text("utf-8"), read_all()), encoding="utf-8")

@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
 # The runs behind docs/results.md, one at a time, each collected into docs/results/ as it ends.
 # Started again, it makes what is missing. docs/protocol.md says what is fair and how rates are tuned.
-#   launch/results.sh tune-lora          tuning; tune-prompt for soft prompts
-#   JOBS=2 PYTHON=python                 runs at a time; interpreter
-#   ONLY="epi mocl"                      these rows alone
+#   launch/results.sh tune-lora             tuning; tune-prompt for soft prompts
+#   launch/results.sh mini-lora             the methods, three seeds each, at the rates found;
+#                                           mini-prompt for soft prompts
+#   launch/results.sh mini-directions-lora  the same with new blocks that start from earlier ones
+#   JOBS=2 PYTHON=python                    runs at a time; interpreter
+#   ONLY="epi mocl"                         these rows alone
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHON=${PYTHON:-.venv/bin/python}
-table=${1:?name a table: tune-lora, tune-prompt}
+table=${1:?name a table: tune-lora, tune-prompt, mini-lora, mini-prompt, mini-directions-lora}
 kind=${table##*-}
 
 # One run: TABLE ROW SEED OPTIONS.
 run() {
-  local name=$1.$2.$3 out=runs/results/$1.$2.$3
+  local name=$1.$2.$3 out=runs/results/$1.$2.$3 pseudo=() written=runs/results/mini-lora.sapt.$3
   [[ -e docs/results/$name.json ]] && return
   mkdir -p runs/results/logs
-  if ! "$PYTHON" -m sapt_jax.train --seed "$3" --output "$out" "${@:4}" > "runs/results/logs/$name.log" 2>&1; then
+  # The pseudo inputs of a seed are the same in every run, so they are generated once.
+  [[ -e $written/scores.json ]] && pseudo=(--generator.folder "$written/pseudo_inputs")
+  if ! "$PYTHON" -m sapt_jax.train --seed "$3" --output "$out" "${pseudo[@]}" "${@:4}" \
+      > "runs/results/logs/$name.log" 2>&1; then
     echo "failed: $name, see runs/results/logs" >&2
     return 1
   fi
@@ -36,6 +42,18 @@ tune() {
     wanted "$row" || continue
     for rate in ${rates//,/ }; do
       echo "$row@${option#--}=$rate 100 --pet.kind $kind $common $option $rate $options"
+    done
+  done | all
+}
+
+# Rows "ROW OPTIONS": each with three seeds, at the rates that tuning found for the row.
+compare() {
+  local rates
+  while read -r row options; do
+    wanted "$row" || continue
+    rates=$("$PYTHON" benchmarks/results.py rates "$kind" "$row")
+    for seed in 0 1 2; do
+      echo "$row $seed --pet.kind $kind $rates $options"
     done
   done | all
 }
@@ -76,6 +94,44 @@ l2p --fit.learning-rate 0.03,0.1,0.3 --method.name l2p --method.key-learning-rat
 l2p --method.key-learning-rate 3e-3,3e-1 --method.name l2p --fit.learning-rate 0.1
 prog_prompt --fit.learning-rate 0.1,0.3,1 --method.name prog_prompt
 prog_prompt_known --fit.learning-rate 0.1,0.3,1 --method.name prog_prompt --method.task-known
+ROWS
+  mini-lora) compare <<'ROWS' ;;
+sapt
+per_task --method.name per_task
+epi --method.name epi
+sapt_published --method.attention published
+mocl --method.name mocl
+sequential --method.name sequential
+replay --method.name replay
+multi_task --method.name multi_task
+tree_lora --method.name tree_lora
+lfpt5 --method.name lfpt5
+o_lora --method.name o_lora
+n_lora --method.name n_lora
+inflora --method.name inflora
+gainlora --method.name gainlora
+ROWS
+  mini-directions-lora) compare <<'ROWS' ;;
+sapt --pet.new-block directions
+sapt_published --pet.new-block directions --method.attention published
+per_task --pet.new-block directions --method.name per_task
+epi --pet.new-block directions --method.name epi
+mocl --pet.new-block directions --method.name mocl
+o_lora --pet.new-block directions --method.name o_lora
+n_lora --pet.new-block directions --method.name n_lora
+ROWS
+  mini-prompt) compare <<'ROWS' ;;
+sapt
+per_task --method.name per_task
+epi --method.name epi
+mocl --method.name mocl
+sequential --method.name sequential
+replay --method.name replay
+multi_task --method.name multi_task
+lfpt5 --method.name lfpt5
+l2p --method.name l2p
+prog_prompt --method.name prog_prompt
+prog_prompt_known --method.name prog_prompt --method.task-known
 ROWS
   *) echo "no table $table" >&2; exit 2 ;;
 esac

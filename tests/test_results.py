@@ -96,3 +96,22 @@ def test_committed_tables_are_those_of_the_committed_runs_and_fair():
     assert results.with_tables(text, tables) == text
     for match in results.TABLE.finditer(text):
       assert list(results.unfair(tables[match.group("name")])) == []
+
+
+def test_a_table_has_the_rates_of_the_best_run_of_tuning():
+  best = {"fit.learning_rate": 0.3, "method.key_learning_rate": 0.1, "method.seed_length": 3}
+  tables = {
+    "tune-lora": {
+      "epi@fit.learning-rate=0.3": [run(100, 60.0, **best)],
+      "epi@method.key-learning-rate=1": [run(100, 50.0, **{"fit.learning_rate": 0.3})],
+      "sapt@fit.learning-rate=1": [run(100, 90.0, **{"fit.learning_rate": 1.0})],
+    },
+    "mini-lora": {"epi": [run(0, 1.0, **best), run(1, 1.0, **(best | {"fit.learning_rate": 1.0}))]},
+  }
+  found = results.rates(tables, "lora", "epi")
+  assert found == {"fit.learning_rate": 0.3, "method.key_learning_rate": 0.1}
+  assert list(results.untuned(tables, "mini-lora")) == [
+    "epi, seed 1: fit.learning_rate 1.0 (tuning found 0.3)"
+  ]
+  with pytest.raises(InputError, match="mocl: no run of tune-lora"):
+    results.rates(tables, "lora", "mocl")
