@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Row
 from sapt_jax.errors import InputError
 from sapt_jax.run_folder import sound_snapshots, write_lines
+from sapt_jax.text_files import read_object
 from sapt_jax.training import checkpoint
 
 
@@ -24,10 +24,7 @@ class Answering:
   """
 
   def __init__(self, run: pathlib.Path, batch_size: int = 0, mesh: config.Mesh | None = None):
-    try:
-      values = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-      raise InputError(f"--run {run}: no config.json of a run there") from None
+    values = read_object(run / "config.json", f"--run {run}: config.json of a run")
     options = self.options_of(run, values)
     mesh, rows = mesh or config.Mesh(), batch_size or options.evaluation.batch_size
     per_step = mesh.data * mesh.fsdp  # nothing is trained: any size that the mesh can split
@@ -42,7 +39,7 @@ class Answering:
     folder = learner.backbone_folder(options)
     if hf.fingerprint(folder) != values.get("backbone.weights"):
       raise InputError(f"--run {run}: {folder} does not hold the weights that it was trained on")
-    record = json.loads((snapshots[-1] / checkpoint.RECORD).read_text(encoding="utf-8"))
+    record = checkpoint.read_record(snapshots[-1])
     self.tasks = [snapshot.name.split("_", 1)[1] for snapshot in snapshots]
     self.codec = learner.make_codec(options, folder)
     self.built = learner.build(options, folder, record["capacity"], record["memory_inputs"])

@@ -8,11 +8,11 @@ for the reader. Pseudo inputs that exist already can be read instead.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ from sapt_jax.evaluation.decode import sampler
 from sapt_jax.evaluation.evaluate import Answerer
 from sapt_jax.methods.base import Setting
 from sapt_jax.methods.sequential import Sequential, SequentialOptions
+from sapt_jax.text_files import json_lines
 from sapt_jax.training.fit import Log, Plan, Trainer
 
 # What the generator reads, and what stands between the instruction and the input in what it writes:
@@ -246,10 +247,7 @@ class Stored:
         definition, examples = read_split(published)
         pairs[name] = [(definition, example.input) for example in examples]
       elif own:
-        lines = own[0].read_text("utf-8").split("\n")
-        pairs[name] = [
-          read_pair(line, f"{own[0]}:{number}") for number, line in enumerate(lines, 1) if line
-        ]
+        pairs[name] = [read_pair(row, place) for place, row in json_lines(own[0])]
       else:
         raise InputError(
           f"generator.folder {place!r}: no pseudo inputs of {name}; looked for {published} and "
@@ -277,13 +275,14 @@ class Stored:
     return pseudo
 
 
-def read_pair(line: str, where: str) -> tuple[str, str]:
+def read_pair(row: Any, where: str) -> tuple[str, str]:
   """One line of a run's pseudo_inputs; `where` is what an error calls it."""
-  try:
-    row = json.loads(line)
-    return str(row["definition"]), str(row["input"])
-  except (ValueError, KeyError, TypeError):
-    raise InputError(f'{where}: not an object with "definition" and "input"') from None
+  definition, text = (
+    row.get(name) if isinstance(row, dict) else None for name in ("definition", "input")
+  )
+  if not isinstance(definition, str) or not isinstance(text, str):
+    raise InputError(f'{where}: not an object with the texts "definition" and "input"')
+  return definition, text
 
 
 def prompt_rows(codec: Codec, pairs: Sequence[tuple[str, str]]) -> list[Row]:

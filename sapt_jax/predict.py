@@ -10,7 +10,6 @@ of the output adds "output" and "mixture", {task: weight}.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from sapt_jax import cli
 from sapt_jax.config import Mesh
 from sapt_jax.errors import InputError
+from sapt_jax.text_files import json_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,32 +41,13 @@ def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
   Raises:
     InputError: no such file, or a line that is not that; the message names it.
   """
-  try:
-    lines = file.read_bytes().decode("utf-8-sig").split("\n")
-  except FileNotFoundError:
-    raise InputError(f"--input {file}: no such file") from None
-  except OSError as error:
-    raise InputError(f"--input {file}: cannot be read ({error.strerror})") from None
-  except UnicodeDecodeError as error:
-    raise InputError(
-      f"--input {file}: not UTF-8 (byte {error.start}); save the file as UTF-8"
-    ) from None
   questions = []
-  for number, line in enumerate(lines, 1):
-    if not line.strip():
-      continue
-    try:
-      question = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise InputError(f"{file}:{number}: not JSON ({error.msg}, column {error.colno})") from None
-    for field in ("input", "definition"):
-      value = (
-        question.get(field, "" if field == "definition" else None)
-        if isinstance(question, dict)
-        else None
-      )
-      if not isinstance(value, str):
-        raise InputError(f"{file}:{number}: field {field!r} must be text")
+  for place, question in json_lines(file, f"--input {file}"):
+    if not isinstance(question, dict):
+      raise InputError(f'{place}: must be an object with "input", not {type(question).__name__}')
+    for field, usual in (("input", None), ("definition", "")):
+      if not isinstance(question.get(field, usual), str):
+        raise InputError(f"{place}: field {field!r} must be text")
     questions.append(question)
   if not questions:
     raise InputError(f'--input {file}: no line in it; give one {{"input": TEXT}} per line')

@@ -13,7 +13,6 @@ import base64
 import csv
 import dataclasses
 import html
-import json
 import pathlib
 import re
 import statistics
@@ -25,6 +24,7 @@ import tyro
 from sapt_jax import cli
 from sapt_jax.errors import InputError
 from sapt_jax.paired import HEADING, pairs_of
+from sapt_jax.text_files import read_object
 
 FIGURES = ("AP", "F.Ra", "BWT", "FWT")
 NEEDED = ("method", "backbone", "tasks", "scores", "metrics", "protocol", "seed", "wall_s")
@@ -47,12 +47,9 @@ def read_run(folder: pathlib.Path) -> dict[str, Any]:
     InputError: the folder is not that of a finished run.
   """
   file = folder / "scores.json"
-  try:
-    result = json.loads(file.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise InputError(f"{file}: no such file; the run is not finished") from None
-  except ValueError as error:
-    raise InputError(f"{file}: not JSON ({error})") from None
+  if not file.exists():
+    raise InputError(f"{file}: no such file; the run is not finished")
+  result = read_object(file)
   missing = [key for key in NEEDED if key not in result]
   if missing:
     raise InputError(f"{file}: {', '.join(missing)} missing; not the scores of a run")

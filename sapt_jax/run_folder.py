@@ -32,6 +32,7 @@ from sapt_jax import processes, saved_options
 from sapt_jax.config import Config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.base import Learned
+from sapt_jax.text_files import json_lines, read_object
 from sapt_jax.training import checkpoint
 
 
@@ -63,10 +64,8 @@ def write_lines(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a file of JSON lines. (splitlines would also split at U+2028 and the like, which
-  texts may hold.)
-  """
-  return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+  """The rows of a file of JSON lines."""
+  return [row for _, row in json_lines(file)]
 
 
 # What the same options compute: raised when a new version computes something else, so that no run
@@ -176,7 +175,7 @@ class RunFolder:
 
   def _as_begun(self, file: pathlib.Path) -> dict[str, Any]:
     """The configuration that the run was begun with, as this version of the library reads it."""
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = read_object(file)
     if values.get("numbers", 1) != NUMBERS:
       raise InputError(
         f"{self.path}: begun with an older version of the library, which computed other numbers; "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +12,7 @@ from sapt_jax.config import Config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.per_task import PerTaskOptions
 from sapt_jax.scoring import metric_of
+from sapt_jax.text_files import read_object
 
 
 def single_scores(
@@ -112,18 +112,17 @@ def _finished_run(asked: str, place: pathlib.Path) -> tuple[dict[str, Any], dict
   Raises:
     InputError: they are not there, or not what a run writes.
   """
+  if not (place / "scores.json").is_file():
+    raise InputError(
+      f"single {asked!r}: no scores.json of a finished run is there; name the folder of one of "
+      "per_task"
+    )
+  finished, config = (read_object(place / name) for name in ("scores.json", "config.json"))
   try:
-    finished = json.loads((place / "scores.json").read_text(encoding="utf-8"))
-    config = json.loads((place / "config.json").read_text(encoding="utf-8"))
     for needed in (finished["method"], config["method"]["name"], config["backbone.weights"]):
       str(needed)
     for j, _ in enumerate(finished["tasks"]):
       float(finished["scores"][j][j])
-  except OSError:
-    raise InputError(
-      f"single {asked!r}: no scores.json of a finished run is there; name the folder of one of "
-      "per_task"
-    ) from None
   except (ValueError, LookupError, TypeError):
     raise InputError(
       f"single {asked!r}: {place / 'scores.json'} is not what a run writes; name a finished "

@@ -112,7 +112,8 @@ def test_pseudo_inputs_whose_definition_leaves_no_room_are_refused(tmp_path):
   ("line", "complaint"),
   [
     ("", "no pseudo inputs of task002"),
-    ("{", r"00_task002.jsonl:1: not an object"),
+    ("{", r"00_task002.jsonl:1: not JSON"),
+    ("[]", r"00_task002.jsonl:1: not an object"),
     ('{"input": "x"}', r"00_task002.jsonl:1: not an object"),
   ],
 )

@@ -35,7 +35,7 @@ HOUSE = """
   sals pet data.tasks
   cli plots processes losses
   sharding config cost precision streams provenance
-  checks
+  checks text_files
   errors
 """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}
@@ -119,3 +119,15 @@ def test_imports_are_declared_dependencies(path):
       assert owners & allowed, (
         f"imports {package}: not in requirements.txt nor (inside a function) in an extra"
       )
+
+
+# What reads JSON without sapt_jax/text_files.py: what the program itself has just made, and the
+# run's own log, in which a line may be cut short.
+OWN_JSON = {"plan.hlo", "run_folder", "text_files"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_of_others_are_read_in_one_place(path):
+  tree = ast.parse(path.read_text(encoding="utf-8"))
+  called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+  assert name_of(path) in OWN_JSON or not called & {"json.loads", "json.load"}

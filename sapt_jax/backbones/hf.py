@@ -31,6 +31,7 @@ from sapt_jax.backbones.reading import (
 )
 from sapt_jax.backbones.t5 import T5, T5Config
 from sapt_jax.errors import InputError
+from sapt_jax.text_files import read_object
 
 Model = T5 | Llama
 ModelConfig = T5Config | LlamaConfig
@@ -78,16 +79,11 @@ def find_folder(path: str) -> pathlib.Path:
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
   """config.json of a model folder, its architecture checked."""
   file = folder / "config.json"
-  try:
-    raw = json.loads(file.read_text(encoding="utf-8"))
-  except FileNotFoundError:
+  if not file.exists():
     raise InputError(
       f"{file}: no such file; a model folder holds config.json, *.safetensors and a tokenizer"
-    ) from None
-  except (UnicodeDecodeError, json.JSONDecodeError) as error:
-    raise InputError(f"{file}: not JSON ({error})") from None
-  if not isinstance(raw, dict):
-    raise InputError(f"{file}: must hold an object, not {type(raw).__name__}")
+    )
+  raw = read_object(file)
   if raw.get("quantization_config"):
     quantised = raw["quantization_config"]
     kind = quantised.get("quant_method", "?") if isinstance(quantised, dict) else "?"

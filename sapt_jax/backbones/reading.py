@@ -4,7 +4,6 @@ where that is asked for.
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from sapt_jax.backbones import quantize
 from sapt_jax.backbones.architectures import Architecture, Weight
 from sapt_jax.errors import InputError
+from sapt_jax.text_files import read_object
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 QUANTISED = ("qweight", "qzeros", "absmax", "quant_map", "SCB", "weight_format")  # ends of names
@@ -94,14 +94,12 @@ def _indexed_files(index: pathlib.Path) -> list[pathlib.Path]:
   Raises:
     InputError: it is none.
   """
-  try:
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    if not names or not all(pathlib.PurePath(name).name == name for name in names):
-      raise ValueError("weight_map names no files of this folder")
-  except (ValueError, LookupError, TypeError, AttributeError) as error:
-    reason = str(error) or type(error).__name__
-    raise InputError(f"{index}: not an index of weights ({reason}); download it again") from None
-  return [index.parent / name for name in sorted(names)]
+  places = read_object(index).get("weight_map")
+  names = list(places.values()) if isinstance(places, dict) else []
+  here = (isinstance(name, str) and pathlib.PurePath(name).name == name for name in names)
+  if not names or not all(here):
+    raise InputError(f"{index}: its weight_map names no files of this folder; download it again")
+  return [index.parent / name for name in sorted(set(names))]
 
 
 def _tensors_of(paths: list[pathlib.Path]) -> tuple[dict[str, pathlib.Path], dict[str, str]]:

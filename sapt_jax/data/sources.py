@@ -9,7 +9,6 @@ Wrong data is an InputError that names file, line or row, and field.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -21,26 +20,10 @@ from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
 from sapt_jax.mini.tasks import mini_stream
+from sapt_jax.text_files import read_object
 
 # Rows of train that the clean protocol sets aside for dev, or a tenth of train where that is less.
 CLEAN_DEV = 100
-
-
-def read_json(file: pathlib.Path) -> Any:
-  """The JSON value of a UTF-8 file (a byte-order mark is allowed)."""
-  try:
-    return json.loads(file.read_bytes().decode("utf-8-sig"))
-  except FileNotFoundError:
-    raise InputError(f"{file}: no such file") from None
-  except UnicodeDecodeError as error:
-    line = file.read_bytes()[: error.start].count(b"\n") + 1
-    raise InputError(
-      f"{file}:{line}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
-    ) from None
-  except json.JSONDecodeError as error:
-    raise InputError(
-      f"{file}:{error.lineno}: not JSON ({error.msg}, column {error.colno})"
-    ) from None
 
 
 def read_example(row: Any, where: str) -> Example:
@@ -62,11 +45,7 @@ def read_example(row: Any, where: str) -> Example:
 
 def read_split(file: pathlib.Path) -> tuple[str, list[Example]]:
   """The definition and all examples of one file."""
-  content = read_json(file)
-  if not isinstance(content, dict):
-    raise InputError(
-      f'{file}: must hold an object with "Definition" and "Instances", not {type(content).__name__}'
-    )
+  content = read_object(file)
   for field in ("Definition", "Instances"):
     if field not in content:
       raise InputError(f"{file}: field {field!r} is missing")

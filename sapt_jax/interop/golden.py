@@ -12,7 +12,6 @@ show, off the golden's entry in an index*.json beside it, if there is one.
 from __future__ import annotations
 
 import dataclasses
-import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from sapt_jax.errors import InputError
 from sapt_jax.interop import public
 from sapt_jax.methods.base import Learned, Setting
 from sapt_jax.methods.sapt import Sapt, SaptOptions
+from sapt_jax.text_files import read_object
 
 Arrays = dict[str, np.ndarray]
 
@@ -80,7 +80,7 @@ def read_arrays(path: Path) -> Arrays:
 def index_entry(path: Path) -> dict[str, Any]:
   """What an index*.json beside a golden says of it; nothing if there is none."""
   for index in sorted(path.parent.glob("index*.json")):
-    entry = json.loads(index.read_text(encoding="utf-8")).get(path.name)
+    entry = read_object(index).get(path.name)
     if entry is not None:
       return entry
   return {}

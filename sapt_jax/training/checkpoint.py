@@ -17,6 +17,8 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from sapt_jax import processes
+from sapt_jax.errors import InputError
+from sapt_jax.text_files import read_object
 
 MANIFEST, RECORD, TREE = "manifest.json", "record.json", "tree"
 
@@ -34,9 +36,12 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
   files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-  return {
-    str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-  }
+  return {str(path.relative_to(folder)): _hash(path) for path in files}
+
+
+def _hash(file: pathlib.Path) -> str:
+  with file.open("rb") as opened:
+    return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_json(file: pathlib.Path, value: Any) -> None:
@@ -86,10 +91,7 @@ def verify(folder: pathlib.Path) -> None:
   Raises:
     DamagedError: a file is missing, or is not the one that was written; the message names it.
   """
-  try:
-    written = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-  except (OSError, ValueError) as error:
-    raise DamagedError(f"{folder / MANIFEST}: {error}") from None
+  written = _read(folder / MANIFEST)
   found = _hashes(folder)
   for name, digest in written.items():
     if found.get(name) != digest:
@@ -104,16 +106,17 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
   Raises:
     DamagedError: they are missing, or are not those that were written.
   """
-  try:
-    text, written = (
-      (folder / RECORD).read_bytes(),
-      json.loads((folder / MANIFEST).read_text(encoding="utf-8")),
-    )
-  except (OSError, ValueError) as error:
-    raise DamagedError(f"{folder}: {error}") from None
-  if written.get(RECORD) != hashlib.sha256(text).hexdigest():
+  record = _read(folder / RECORD)
+  if _read(folder / MANIFEST).get(RECORD) != _hash(folder / RECORD):
     raise DamagedError(f"{folder / RECORD}: changed since it was written")
-  return json.loads(text)
+  return record
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    return read_object(file)
+  except InputError as error:
+    raise DamagedError(str(error)) from None
 
 
 def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,112 @@
+"""Text and JSON that others wrote. Whatever is wrong with it becomes one line that names the file,
+the place and what is wrong there.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from sapt_jax.errors import InputError
+
+# How a file begins that is not what its name says.
+STRANGERS = {
+  "version https://git-lfs": "a Git LFS pointer, not the file itself; fetch it with git lfs pull",
+  "<": "a page of markup, not JSON; download the file again",
+}
+
+
+def read_text(file: pathlib.Path, called: str = "") -> str:
+  """A UTF-8 file's text; a byte-order mark is allowed. `called`: what an error calls the file.
+
+  Raises:
+    InputError: no such file, one that cannot be read, or not UTF-8.
+  """
+  called = called or str(file)
+  try:
+    return file.read_bytes().decode("utf-8-sig")
+  except FileNotFoundError:
+    raise InputError(f"{called}: no such file") from None
+  except UnicodeDecodeError as error:
+    line = error.object[: error.start].count(b"\n") + 1
+    raise InputError(
+      f"{called}:{line}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
+    ) from None
+  except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte
+    reason = getattr(error, "strerror", None) or error
+    raise InputError(f"{called}: cannot be read ({reason})") from None
+
+
+def parse_json(text: str, where: str) -> Any:
+  """The value of a JSON text; `where` is what an error calls it.
+
+  Raises:
+    InputError: it is no JSON, or holds what cannot be written again as UTF-8: half of a surrogate
+      pair.
+  """
+  try:
+    value = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise InputError(_complaint(text, where, error)) from None
+  except RecursionError:
+    raise InputError(f"{where}: JSON that is nested too deeply") from None
+  except ValueError as error:  # int() refuses thousands of digits
+    raise InputError(f"{where}: a number that is too long ({error})") from None
+  if re.search(r"\\u[dD][89a-fA-F]", text):
+    for place, part in _texts(value):
+      half = re.search("[\ud800-\udfff]", part)
+      if half:
+        raise InputError(
+          f"{where}: {place or 'the text'} holds half of a surrogate pair "
+          f"(\\u{ord(half.group()):04x}), which is no character; take it out"
+        )
+  return value
+
+
+def _complaint(text: str, where: str, error: json.JSONDecodeError) -> str:
+  if not text.strip():
+    return f"{where}: is empty"
+  for beginning, what in STRANGERS.items():
+    if text.lstrip().startswith(beginning):
+      return f"{where}: {what}"
+  line = f":{error.lineno}" if "\n" in text.strip() or error.lineno > 1 else ""
+  return f"{where}{line}: not JSON ({error.msg}, column {error.colno})"
+
+
+def _texts(value: Any) -> Iterator[tuple[str, str]]:
+  """Every text in a JSON value, keys too, with its place in it, such as Instances[3].input."""
+  left = [("", value)]  # no recursion: a value may be nested as deeply as the parser allows
+  while left:
+    place, inner = left.pop()
+    if isinstance(inner, str):
+      yield place, inner
+    elif isinstance(inner, list):
+      left += [(f"{place}[{number}]", one) for number, one in enumerate(inner)]
+    elif isinstance(inner, dict):
+      left += [(f"a key of {place or 'the object'}", key) for key in inner]
+      left += [(f"{place}.{key}" if place else key, one) for key, one in inner.items()]
+
+
+def read_json(file: pathlib.Path, called: str = "") -> Any:
+  """The value of a JSON file; see read_text and parse_json."""
+  return parse_json(read_text(file, called), called or str(file))
+
+
+def read_object(file: pathlib.Path, called: str = "") -> dict[str, Any]:
+  """The same where it must be an object."""
+  value = read_json(file, called)
+  if not isinstance(value, dict):
+    raise InputError(f"{called or file}: must hold an object, not {type(value).__name__}")
+  return value
+
+
+def json_lines(file: pathlib.Path, called: str = "") -> Iterator[tuple[str, Any]]:
+  """The value of each line of a file of JSON lines, with its place, FILE:LINE; blank lines are
+  passed over. (splitlines would also split at U+2028 and the like, which texts may hold.)
+  """
+  for number, line in enumerate(read_text(file, called).split("\n"), 1):
+    if line.strip():
+      yield f"{file}:{number}", parse_json(line, f"{file}:{number}")
