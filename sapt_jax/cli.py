@@ -1,9 +1,10 @@
-"""Command lines: typed options through tyro; wrong input, or a stop as asked, as one line on stderr
-with exit code 2 or 75.
+"""Command lines: typed options through tyro; whatever ends a program early as one line on stderr,
+with an exit code of its own (docs/cluster.md).
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import io
@@ -11,13 +12,16 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
-from sapt_jax.errors import InputError, Stopped
+from sapt_jax.errors import FailedError, InputError, Stopped
 
 T = TypeVar("T")
 
@@ -64,6 +68,7 @@ def keep_compiled_programs() -> None:
   A CPU program runs only on CPUs with the instructions that it was compiled for, so every kind has
   a folder of its own: home folders of clusters are shared by unlike machines.
   """
+  find_home()
   if "JAX_COMPILATION_CACHE_DIR" in os.environ:
     return
   import jax  # here, so that --help and wrong options answer at once
@@ -82,6 +87,17 @@ def keep_compiled_programs() -> None:
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def find_home() -> None:
+  """Gives an unknown user without HOME a home until the process ends: libraries ask for one, some
+  as soon as they are imported.
+  """
+  try:
+    pathlib.Path.home()
+  except RuntimeError:
+    home = os.environ["HOME"] = tempfile.mkdtemp(prefix="sapt_jax-home-")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+
+
 def output_folder(name: str) -> pathlib.Path:
   """The folder that --output names, which need not be there.
 
@@ -94,14 +110,51 @@ def output_folder(name: str) -> pathlib.Path:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs a program's main with the process's arguments; wrong input ends with exit code 2 and one
-  line, a stop by SIGTERM with 75.
+  """Runs a program's main with the process's arguments, and ends the process as docs/cluster.md
+  says: each end has its exit code and, but for success, one line on stderr.
   """
+  for stream in (sys.stdout, sys.stderr):  # a terminal may not know all letters
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")
   try:
     main(sys.argv[1:])
+    sys.stdout.flush()
   except InputError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+    end(2, f"error: {error}")
   except Stopped as stop:
-    print(f"stopped: {stop}; the same command continues this run", file=sys.stderr)
-    sys.exit(75)  # EX_TEMPFAIL of sysexits.h: try again later
+    end(75, f"stopped: {stop}; the same command continues this run")  # EX_TEMPFAIL of sysexits.h
+  except FailedError as error:
+    end(1, f"error: {error}")
+  except KeyboardInterrupt:
+    end(130, "stopped: Ctrl-C; nothing was saved")
+  except BrokenPipeError:  # as when the output goes to `head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+  except Exception as error:  # noqa: BLE001 (whatever it is, a line says it)
+    place = pathlib.Path(tempfile.gettempdir()) / f"sapt_jax-{os.getpid()}-error.log"
+    end(1, f"error: {reason_of(error)}{keep_traceback(place)}")
+
+
+def end(code: int, message: str) -> NoReturn:
+  """Ends the process with this exit code and one line on stderr."""
+  print(" ".join(message.split()), file=sys.stderr)
+  sys.exit(code)
+
+
+def reason_of(error: BaseException) -> str:
+  """What an error says, in one line; with its kind, where its message alone says little."""
+  text = " ".join(str(error).split())[:300]
+  return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
+
+
+def keep_traceback(file: pathlib.Path) -> str:
+  """Adds the traceback of the error that is being handled to a file; says so in words. Where the
+  file cannot be written, the traceback goes to stderr.
+  """
+  try:
+    with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
+      out.write(traceback.format_exc() + "\n")
+  except OSError:
+    traceback.print_exc()
+    return ""
+  return f" (traceback: {file})"

@@ -78,6 +78,7 @@ class Continual:
   def one_task(self, learned: Learned, index: int) -> tuple[Learned, dict[str, Any]]:
     """Learns the index-th task; returns what is known then, and the record of the task."""
     began, study = time.monotonic(), self.study(index)
+    self.folder.at = f"task {study.task.name}"
     rng = streams.of_seed(self.config.seed, "task", index)
     learned = self.method.begin(learned, rng, study)
     lesson = self.method.lesson(learned, study)

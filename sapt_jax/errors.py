@@ -1,13 +1,19 @@
-"""The errors that programs print as one line: "your input is wrong", exit code 2,
-and "stopped as asked", exit code 75.
-"""
+"""The errors that programs print as one line, and their exit codes (docs/cluster.md)."""
 
 
 class InputError(ValueError):
-  """Wrong input. The message names the thing, its value, and the way out, in one line."""
+  """Wrong input. The message names the thing, its value, and the way out, in one line.
+  Exit code 2.
+  """
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
-  """The run was asked to stop (SIGTERM), has saved what it can,
-  and will continue when it is started again.
+  """The run was asked to stop (SIGTERM, Ctrl-C), has saved what it can, and will continue when it
+  is started again. Exit code 75.
+  """
+
+
+class FailedError(RuntimeError):
+  """A run met something that it did not expect. The message names the run, where it was, and the
+  file that the traceback is in. Exit code 1.
   """

@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sapt_jax.config import Distributed
-from sapt_jax.errors import InputError, Stopped
+from sapt_jax.errors import FailedError, InputError, Stopped
 
 T = TypeVar("T")
 PATIENCE = 30  # seconds that a process which has ended waits for the others to end
@@ -54,8 +54,8 @@ _asked, _looks = threading.Event(), itertools.count(1)
 
 @contextlib.contextmanager
 def joined(options: Distributed) -> Iterator[None]:
-  """Joins the other processes, if there are any, and has SIGTERM ask for a stop; must be entered
-  before anything is computed.
+  """Joins the other processes, if there are any, and has SIGTERM and Ctrl-C ask for a stop; must be
+  entered before anything is computed.
 
   Where another process is lost or something fails here alone, the process is ended at once, since
   the others would wait for it.
@@ -64,10 +64,16 @@ def joined(options: Distributed) -> Iterator[None]:
     InputError: the others are not to be found. (If nobody answers for five minutes, JAX ends the
       process with code 134.)
   """
-  if not _initialize(options):
-    with _sigterm_asks():
+  together = _initialize(options)
+  with _signals_ask(together):
+    if not together:
       yield
-    return
+      return
+    yield from _ending_together()
+
+
+def _ending_together() -> Iterator[None]:
+  """The body of `joined` where others would wait for this process."""
   try:
     yield
   except (InputError, Stopped):
@@ -145,29 +151,34 @@ def _on_tpu() -> bool:
 
 
 @contextlib.contextmanager
-def _sigterm_asks() -> Iterator[None]:
-  """SIGTERM asks for a stop; a second one ends the process, as ever. (jax.distributed has a handler
-  of its own.)
+def _signals_ask(together: bool) -> Iterator[None]:
+  """SIGTERM and SIGINT (Ctrl-C) ask for a stop; a second one ends the process, as ever. Where there
+  are other processes, jax.distributed has SIGTERM, and SIGINT is passed on to it.
   """
   if threading.current_thread() is not threading.main_thread():
     yield
     return
 
   def ask(number: int, _: object) -> None:
+    signal.signal(number, before[number])
+    if together:
+      os.kill(os.getpid(), signal.SIGTERM)
     _asked.set()
-    signal.signal(number, signal.SIG_DFL)
 
-  before = signal.signal(signal.SIGTERM, ask)
+  numbers = [signal.SIGINT] if together else [signal.SIGTERM, signal.SIGINT]
+  before = {int(number): signal.signal(number, ask) for number in numbers}
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
     _asked.clear()
 
 
 def _end_at_once(error: Exception) -> None:
   """Ends this process without waiting for any other."""
-  traceback.print_exc()
+  if not isinstance(error, FailedError):  # its traceback is in the run's folder
+    traceback.print_exc()
   text = " ".join(str(error).split())
   lost = re.search(
     r"gloo|nccl|coordination|heartbeat|connection|socket|unavailable", text, re.IGNORECASE
@@ -178,7 +189,7 @@ def _end_at_once(error: Exception) -> None:
     else "the others will end too"
   )
   print(
-    f"error: process {jax.process_index()} of {jax.process_count()} ends, {why} ({text[:200]})",
+    f"error: process {jax.process_index()} of {jax.process_count()} ends, {why} ({text[:400]})",
     file=sys.stderr,
     flush=True,
   )
@@ -252,7 +263,7 @@ def all_or_none(look: Callable[[], T]) -> T:
 
 
 def stop_asked() -> bool:
-  """Whether to stop here because SIGTERM came, to this process or any other: true in all processes
+  """Whether to stop here because a signal came, to this process or any other: true in all processes
   at the same look, and only once.
 
   Must be called equally often in every process.
@@ -269,4 +280,4 @@ def stop_if_asked() -> None:
     Stopped: see stop_asked.
   """
   if stop_asked():
-    raise Stopped("SIGTERM came")
+    raise Stopped("as asked")

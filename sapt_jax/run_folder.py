@@ -2,6 +2,7 @@
 for the reader at the end.
 
 config.json            what was asked for; a run goes on with nothing else, but for the mesh
+errors.log             tracebacks of what the run did not expect
 metrics.jsonl          one line per logged step, validation or event, and one per task with its cost
 snapshots/NN_TASK/     all that was learned up to this task, and its scores
 predictions/           the answers given after each task
@@ -28,9 +29,11 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from sapt_jax import processes, saved_options
+import jax
+
+from sapt_jax import cli, processes, saved_options
 from sapt_jax.config import Config
-from sapt_jax.errors import InputError
+from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.base import Learned
 from sapt_jax.text_files import json_lines, read_object
 from sapt_jax.training import checkpoint
@@ -85,6 +88,7 @@ class RunFolder:
   def __init__(self, path: pathlib.Path, config: Config, fingerprint: str):
     self.path, self.snapshots = path, path / "snapshots"
     self.asked = _asked(config, fingerprint)
+    self.at = "at the start"  # in words, for errors
     self._lock: TextIO | None = None
 
   def __enter__(self) -> RunFolder:
@@ -125,9 +129,21 @@ class RunFolder:
       time.sleep(1)
     return False
 
-  def __exit__(self, *_: object) -> None:
-    if self._lock is not None:
-      self._lock.close()  # which frees the lock, as the end of the process would
+  def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
+    try:
+      if isinstance(error, Exception) and not isinstance(error, InputError | Stopped | FailedError):
+        raise FailedError(self._failure(error)) from error
+    finally:
+      if self._lock is not None:
+        self._lock.close()  # which frees the lock, as the end of the process would
+
+  def _failure(self, error: Exception) -> str:
+    """What an unexpected error says, where the run was, and where its traceback is kept."""
+    name = "errors.log" if processes.is_first() else f"errors.{jax.process_index()}.log"
+    return (
+      f"{self.path}: {cli.reason_of(error)}; {self.at}, all that was saved is there"
+      f"{cli.keep_traceback(self.path / name)}"
+    )
 
   def _take_lock(self, lock: TextIO) -> None:
     try:
@@ -268,6 +284,7 @@ class RunFolder:
 
   def log(self, row: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""
+    self.at = f"task {row['task']}" + (f", after step {row['step']}" if "step" in row else "")
     if not processes.is_first():
       return
     with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:

@@ -120,7 +120,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_code_75(world, tmp_path, monke
   arguments = [*world, "--method.name", "sequential", "--output", tmp_path / "run"]
   code, complaint = tiny.run_program(train, arguments, monkeypatch, capsys)
   stop = (
-    "stopped: SIGTERM came; 1/2 task001_colour, step 3 of 6 is saved; "
+    "stopped: as asked; 1/2 task001_colour, step 3 of 6 is saved; "
     "the same command continues this run"
   )
   assert (code, stop in complaint) == (75, True)

@@ -180,7 +180,7 @@ def test_a_broken_index_is_named_unless_a_single_file_counts(folder, content):
   (place / "model.safetensors.index.json").write_text(content)
   np.testing.assert_array_equal(table_of(place), tensors["shared.weight"])
   (place / "model.safetensors").unlink()
-  with pytest.raises(InputError, match=r"index.json: (its weight_map names no|must hold an|a page of markup)"):
+  with pytest.raises(InputError, match=r"index.json: (its weight_map|must hold|a page)"):
     hf.load_backbone(str(place))
 
 

@@ -140,7 +140,7 @@ def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
   assert [code for code, _, _ in outcomes] == [75, 75], outcomes
   record = json.loads((tmp_path / "run/progress/01" / checkpoint.RECORD).read_text())
   where = f"2/2 task002_count, step {record['step']} of 6"
-  stop = f"stopped: SIGTERM came; {where} is saved; the same command continues this run"
+  stop = f"stopped: as asked; {where} is saved; the same command continues this run"
   assert all(stop in err for _, _, err in outcomes)
   assert 2 <= record["step"] < 6
   options = ["--mesh.data", "2", "--mesh.fsdp", "2", "--output", str(tmp_path / "run")]

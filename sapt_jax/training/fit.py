@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sapt_jax import config, processes, sharding
 from sapt_jax.backbones.hf import Backbone
 from sapt_jax.data.batches import Batch, Batcher, Row
-from sapt_jax.errors import Stopped
+from sapt_jax.errors import FailedError, Stopped
 from sapt_jax.methods.base import Learned, Method, Trainable
 from sapt_jax.training import checkpoint
 from sapt_jax.training.state import TrainState, make_optimizer
@@ -26,7 +26,7 @@ from sapt_jax.training.step import train_step
 Log = Callable[[dict[str, Any]], None]
 
 
-class DivergedError(RuntimeError):
+class DivergedError(FailedError):
   """The loss is no longer a number; the last checkpoint is from before."""
 
 
@@ -105,28 +105,26 @@ class Trainer:
     state = sharding.to_devices(self.start(learned, plan.steps), self.everywhere)
     state, best = self.restored(state, plan.folder)
     every = self.validation_interval(len(rows))
-    meter = Meter(plan, int(state.step), self.options.log_every)
     batches = self.batcher.training(rows, int(state.step), plan.steps)
-    for step, batch in enumerate(batches, int(state.step) + 1):
-      batch_there = sharding.to_devices(batch, self.placement)
-      state, metrics = self.step(state, self.backbone.params, learned, batch_there)
-      meter.add(step, batch, metrics)
-      last = step == plan.steps
-      if plan.validate and (last or (every and step % every == 0)):
-        now = self.method.merge(learned, state.trainable)
-        best = best.or_better(state.trainable, plan.validate(now))
-        plan.log({"step": step, "dev": best.latest})
-      stopping = processes.stop_asked()
-      due = self.options.checkpoint_every and (last or step % self.options.checkpoint_every == 0)
-      if plan.folder is not None and (due or stopping):
-        meter.flush(look=True)
-        record = {"step": step, "best_score": best.score}
-        checkpoint.save(plan.folder, (state, best.trainable), record)
-      if stopping:
-        meter.close()
-        saved = "" if plan.folder is None else " is saved"
-        raise Stopped(f"SIGTERM came; {plan.label}, step {step} of {plan.steps}{saved}")
-    meter.close()
+    with Meter(plan, int(state.step), self.options.log_every) as meter:
+      for step, batch in enumerate(batches, int(state.step) + 1):
+        batch_there = sharding.to_devices(batch, self.placement)
+        state, metrics = self.step(state, self.backbone.params, learned, batch_there)
+        meter.add(step, batch, metrics)
+        last = step == plan.steps
+        if plan.validate and (last or (every and step % every == 0)):
+          now = self.method.merge(learned, state.trainable)
+          best = best.or_better(state.trainable, plan.validate(now))
+          plan.log({"step": step, "dev": best.latest})
+        stopping = processes.stop_asked()
+        due = self.options.checkpoint_every and (last or step % self.options.checkpoint_every == 0)
+        if plan.folder is not None and (due or stopping):
+          meter.flush(look=True)
+          record = {"step": step, "best_score": best.score}
+          checkpoint.save(plan.folder, (state, best.trainable), record)
+        if stopping:
+          saved = "" if plan.folder is None else " is saved"
+          raise Stopped(f"as asked; {plan.label}, step {step} of {plan.steps}{saved}")
     chosen = best.trainable if plan.validate else state.trainable
     return self.method.settle(learned, chosen, state.running)
 
@@ -220,6 +218,12 @@ class Meter:
     self.bar.set_postfix(shown)
     self.plan.log({"step": step, **figures, "tokens_per_s": round(rate)})
 
-  def close(self) -> None:
-    self.flush()
-    self.bar.close()
+  def __enter__(self) -> Meter:
+    return self
+
+  def __exit__(self, kind: object, *_: object) -> None:
+    try:
+      if kind is None:
+        self.flush()
+    finally:
+      self.bar.close()

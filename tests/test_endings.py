@@ -1,0 +1,134 @@
+"""How programs end: one line for each way, with its exit code, and the traceback in a file."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from sapt_jax import cli, train
+from sapt_jax.errors import FailedError, InputError, Stopped
+from sapt_jax.training import fit
+from tests.runs import rows_of
+
+
+def ending(main, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["program"])
+  with pytest.raises(SystemExit) as stop:
+    cli.run(main)
+  return stop.value.code, capsys.readouterr().err
+
+
+def raising(error):
+  def main(_):
+    raise error
+
+  return main
+
+
+@pytest.mark.parametrize(
+  ("error", "code", "line"),
+  [
+    (InputError("a: 1\n is wrong"), 2, "error: a: 1 is wrong\n"),
+    (Stopped("as asked"), 75, "stopped: as asked; the same command continues this run\n"),
+    (FailedError("run: what"), 1, "error: run: what\n"),
+    (KeyboardInterrupt(), 130, "stopped: Ctrl-C; nothing was saved\n"),
+  ],
+)
+def test_each_ending_has_its_code_and_one_line(error, code, line, monkeypatch, capsys):
+  assert ending(raising(error), monkeypatch, capsys) == (code, line)
+
+
+def test_what_nobody_expected_is_one_line_and_a_file_with_the_traceback(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(cli.tempfile, "gettempdir", lambda: str(tmp_path))
+  code, line = ending(raising(KeyError("key\nof two lines")), monkeypatch, capsys)
+  [file] = tmp_path.iterdir()
+  assert (code, line.count("\n")) == (1, 1)
+  assert line.startswith("error: KeyError: ")
+  assert line.endswith(f"(traceback: {file})\n")
+  assert "raise error" in file.read_text()
+  full = OSError(28, "No space left on device", "/there/file")
+  _, line = ending(raising(full), monkeypatch, capsys)
+  assert "error: [Errno 28] No space left on device: '/there/file' (" in line
+
+
+def test_letters_that_a_terminal_does_not_know_end_nothing(monkeypatch):
+  raw = io.BytesIO()
+  monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+  monkeypatch.setattr(sys, "argv", ["program"])
+  cli.run(lambda _: print("é \udcff"))
+  assert raw.getvalue() == b"\\xe9 \\udcff\n"
+
+
+def test_ctrl_c_saves_as_sigterm_does(world, tmp_path, monkeypatch, capsys):
+  def add(meter, step, *rest, original=fit.Meter.add):
+    original(meter, step, *rest)
+    if step == 2:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  monkeypatch.setattr(fit.Meter, "add", add)
+  before = signal.getsignal(signal.SIGINT)
+  arguments = [*world, "--method.name", "sequential", "--output", tmp_path / "run"]
+  code, complaint = tiny.run_program(train, arguments, monkeypatch, capsys)
+  assert code == 75
+  assert "stopped: as asked; 1/2 task001_colour, step 2 of 6 is saved" in complaint
+  assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_a_failure_in_a_run_names_the_run_the_step_and_the_file(
+  world, tmp_path, monkeypatch, capsys
+):
+  def add(meter, step, *rest, original=fit.Meter.add):
+    original(meter, step, *rest)
+    if step == 3:
+      raise ZeroDivisionError("nobody expected this")
+
+  monkeypatch.setattr(fit.Meter, "add", add)
+  run = tmp_path / "run"
+  arguments = [*world, "--method.name", "sequential", "--output", run, "--fit.log-every", "1"]
+  code, complaint = tiny.run_program(train, arguments, monkeypatch, capsys)
+  line = complaint.strip().splitlines()[-1]
+  assert code == 1
+  assert line == (
+    f"error: {run}: ZeroDivisionError: nobody expected this; task task001_colour, after step 2, "
+    f"all that was saved is there (traceback: {run}/errors.log)"
+  )
+  assert "Traceback" not in complaint
+  assert "nobody expected this" in (run / "errors.log").read_text()
+  monkeypatch.undo()
+  train.main([*map(str, arguments)])  # and it can be gone on with
+  assert rows_of(run / "metrics.jsonl")
+
+
+def test_a_reader_that_leaves_is_no_failure(tmp_path):
+  program = "from sapt_jax import cli\ncli.run(lambda _: print('x' * 10**6))"
+  command = f'{sys.executable} -c "{program}" | head -c 1'
+  done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+  assert (done.stdout, done.stderr) == ("x", "")
+
+
+def test_a_user_without_name_and_home_can_run(tmp_path):
+  """As in a container with a random user: no HOME, and an id that no file knows."""
+  program = (
+    "import pwd; pwd.getpwuid = {}.__getitem__;"
+    "from sapt_jax import cli; cli.keep_compiled_programs(); from sapt_jax import continual;"
+    "import jax; print(jax.jit(lambda x: x + 1)(1))"
+  )
+  without = ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR")
+  environment = {name: value for name, value in os.environ.items() if name not in without}
+  done = subprocess.run(
+    [sys.executable, "-c", program],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=environment,
+    cwd=tmp_path,
+  )
+  assert done.stdout.strip() == "2", done.stderr
+  assert "Traceback" not in done.stderr
+  assert list(tmp_path.iterdir()) == []
