@@ -33,7 +33,7 @@ import sizes
 
 from sapt_jax import cli
 from sapt_jax.mini.tasks import mini_stream
-from sapt_jax.run_folder import read_lines
+from sapt_jax.text_files import json_lines
 
 # What a row calls the phases of the log.
 PHASES = {
@@ -57,7 +57,7 @@ def run(folder: Path, options: Sequence[str]) -> float:
 
 def task_rows(folder: Path) -> list[dict[str, Any]]:
   """A row for each task of a finished run."""
-  logged = [row for row in read_lines(folder / "metrics.jsonl") if "compilations" in row]
+  logged = [row for _, row in json_lines(folder / "metrics.jsonl") if "compilations" in row]
   return [
     {"task": row["task"]}
     | {name: row[name] for name in COUNTS}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sapt_jax import config, learner, saved_options
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Row
 from sapt_jax.errors import InputError
-from sapt_jax.run_folder import sound_snapshots, write_lines
+from sapt_jax.run_folder import sound_snapshots
 from sapt_jax.text_files import read_object
 from sapt_jax.training import checkpoint
 
@@ -19,11 +19,21 @@ from sapt_jax.training import checkpoint
 class Answering:
   """Restores a run, on a mesh that need not be the run's; without one, on one device.
 
+  Args:
+    batch_size: inputs answered at once; 0: as in the run.
+    backbone: where the run's backbone is now; empty: where it was.
+
   Raises:
     InputError: the folder is no run's, has no snapshot yet, or its backbone has changed.
   """
 
-  def __init__(self, run: pathlib.Path, batch_size: int = 0, mesh: config.Mesh | None = None):
+  def __init__(
+    self,
+    run: pathlib.Path,
+    batch_size: int = 0,
+    mesh: config.Mesh | None = None,
+    backbone: str = "",
+  ):
     values = read_object(run / "config.json", f"--run {run}: config.json of a run")
     options = self.options_of(run, values)
     mesh, rows = mesh or config.Mesh(), batch_size or options.evaluation.batch_size
@@ -31,6 +41,7 @@ class Answering:
     options = dataclasses.replace(
       options,
       mesh=mesh,
+      backbone=dataclasses.replace(options.backbone, path=backbone or options.backbone.path),
       evaluation=dataclasses.replace(options.evaluation, batch_size=rows),
       fit=dataclasses.replace(options.fit, batch_size=per_step, accumulation=1),
       generator=dataclasses.replace(options.generator, batch_size=per_step, accumulation=1),
@@ -38,7 +49,10 @@ class Answering:
     snapshots = sound_snapshots(run)
     folder = learner.backbone_folder(options)
     if hf.fingerprint(folder) != values.get("backbone.weights"):
-      raise InputError(f"--run {run}: {folder} does not hold the weights that it was trained on")
+      raise InputError(
+        f"--run {run}: {folder} does not hold the weights that it was trained on; name the folder "
+        "that does with --backbone.path"
+      )
     record = checkpoint.read_record(snapshots[-1])
     self.tasks = [snapshot.name.split("_", 1)[1] for snapshot in snapshots]
     self.codec = learner.make_codec(options, folder)
@@ -105,8 +119,3 @@ class Answering:
     if definition is not None:
       return self.codec.source(definition, text)
     return self.codec.cut_to_fit(text, lambda part: part)
-
-  @staticmethod
-  def write(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes JSON lines."""
-    write_lines(file, rows)

@@ -269,6 +269,14 @@ class Backbone:
 
 
 @dataclasses.dataclass(frozen=True)
+class BackbonePlace:
+  """Where a finished run's backbone is now."""
+
+  path: str = ""
+  """A folder or hub id that holds the weights the run was trained on; empty: where it was then."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
   """Devices: data x fsdp x tensor."""
 

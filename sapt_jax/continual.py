@@ -23,9 +23,12 @@ from sapt_jax.study import Instruments, TaskStudy
 from sapt_jax.training.fit import Plan
 
 
-def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
+def run(config: Config, output: pathlib.Path, keep: int | None = None) -> dict[str, Any]:
   """Learns the stream that a configuration describes, or goes on learning it; returns what
   scores.json holds.
+
+  Args:
+    keep: see RunFolder.
 
   Raises:
     InputError: something in the configuration, the data, the model folder or the output folder is
@@ -33,7 +36,7 @@ def run(config: Config, output: pathlib.Path) -> dict[str, Any]:
     DivergedError, Stopped: see Trainer.fit.
   """
   inputs = processes.all_or_none(lambda: read_inputs(config))
-  with RunFolder(output, config, inputs.fingerprint) as folder:
+  with RunFolder(output, config, inputs.identity, keep) as folder:
     single = processes.all_or_none(
       lambda: single_scores(config, inputs.names, output, inputs.fingerprint, run)
     )
@@ -64,7 +67,7 @@ class Continual:
     scores.json holds.
     """
     learned, records = self.folder.restore(self.names, self.built.start(self.config.seed))
-    self.folder.trim_log(len(records))
+    self.folder.go_on(records)
     self.cost.lap("start")
     for index in range(len(records), len(self.stream)):
       learned, record = self.one_task(learned, index)
@@ -92,7 +95,8 @@ class Continual:
     learned = self.method.remember(learned, study)
     self.cost.lap("remember")
 
-    evaluation = self.scorer.evaluate(learned, index, self.scored_after(index, lesson))
+    scored = self.scored_after(index, lesson)
+    evaluation = self.scorer.evaluate(learned, index, scored, study.progress)
     self.cost.lap("evaluate")
 
     record = {
@@ -120,6 +124,7 @@ class Continual:
       self.stream,
       index,
       log=lambda figures: self.folder.log({"index": index, "task": name, **figures}),
+      progress=self.folder.progress(index),
     )
 
   def steps(self, lesson: Lesson, index: int) -> int:
@@ -135,7 +140,7 @@ class Continual:
     plan = Plan(
       f"{study.index + 1}/{len(self.stream)} {study.task.name}",
       steps,
-      self.folder.progress(study.index),
+      study.progress.checkpoint("learn"),
       study.log,
       dev_score if fit.validate_every or fit.validate_epochs else None,
     )

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from sapt_jax import cli
+from sapt_jax.config import BackbonePlace
 from sapt_jax.errors import InputError
 
 
@@ -39,6 +40,7 @@ class ExportOptions:
   """
   suffix: Literal[".safetensors", ".npz", ".pt"] = ".safetensors"
   """Of a pool's files; .pt is what the authors' code reads, and needs torch."""
+  backbone: BackbonePlace = dataclasses.field(default_factory=BackbonePlace)
 
 
 def find_task(tasks: list[str], name: str) -> int:
@@ -103,7 +105,7 @@ def main(arguments: Sequence[str]) -> None:
   cli.output_folder(options.output)
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
 
-  print(export(Answering(pathlib.Path(options.run)), options))
+  print(export(Answering(pathlib.Path(options.run), backbone=options.backbone.path), options))
 
 
 if __name__ == "__main__":

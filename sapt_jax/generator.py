@@ -29,6 +29,7 @@ from sapt_jax.evaluation.decode import sampler
 from sapt_jax.evaluation.evaluate import Answerer
 from sapt_jax.methods.base import Setting
 from sapt_jax.methods.sequential import Sequential, SequentialOptions
+from sapt_jax.progress import Progress
 from sapt_jax.text_files import json_lines
 from sapt_jax.training.fit import Log, Plan, Trainer
 
@@ -157,6 +158,7 @@ class Generator:
     codec: Codec,
     answering: Batcher,
     mesh: jax.sharding.Mesh,
+    checkpoint_every: int,
   ):
     pet = config.Pet(kind="lora", rank=options.rank, alpha=setting.pet.alpha)
     self.options, self.codec = options, codec
@@ -166,6 +168,7 @@ class Generator:
       accumulation=options.accumulation,
       learning_rate=options.learning_rate,
       epochs=options.epochs,
+      checkpoint_every=checkpoint_every,
     )
     training = dataclasses.replace(answering, size=options.batch_size, stream="generator batches")
     self.trainer = Trainer(backbone, self.method, fit, training, mesh)
@@ -194,17 +197,20 @@ class Generator:
         "no room for an input; raise it"
       )
 
-  def write(self, task: Task, index: int, seed: int, log: Log) -> PseudoInputs:
-    """Trains the task's generator block and returns its cleaned samples."""
+  def write(self, task: Task, index: int, seed: int, log: Log, progress: Progress) -> PseudoInputs:
+    """Trains the task's generator block and returns its cleaned samples; what is done of it is kept
+    in the task's progress.
+    """
     rows, rng = self.rows(task), streams.of_seed(seed, "generator", index)
     steps = min(self.options.steps, self.trainer.steps(len(rows)))
-    plan = Plan(f"{task.name} (inputs)", steps, None, log)
+    plan = Plan(f"{task.name} (inputs)", steps, progress.checkpoint("inputs"), log)
     learned = self.trainer.fit(self.method.start(rng), rows, plan)
     keep = self.options.kept_of(len(task.train))
     drawn = math.ceil(keep * self.options.oversample)
     longest = min(self.options.max_length, bucket(max(len(row.target) for row in rows)))
     sampling = streams.of_seed(seed, "pseudo inputs", index)
-    answers = self.answerer.answer(learned, rows[:1] * drawn, longest, sampling)
+    kept = progress.answers("inputs")
+    answers = self.answerer.answer(learned, rows[:1] * drawn, longest, sampling, kept)
     samples = [self.codec.text(ids) for ids in answers.tokens]
     pseudo = clean(
       samples, task, keep, self.options.max_overlap, self.codec.has_room, self.codec.spelled
@@ -264,9 +270,9 @@ class Stored:
   def check(self, task: Task) -> None:
     """All is checked as it is read."""
 
-  def write(self, task: Task, index: int, seed: int, log: Log) -> PseudoInputs:
+  def write(self, task: Task, index: int, seed: int, log: Log, progress: Progress) -> PseudoInputs:
     """The task's pseudo inputs, all that there are."""
-    del index, seed
+    del index, seed, progress
     pairs = self.pairs[task.name]
     pseudo = PseudoInputs(
       pairs, {"read": len(pairs), "distinct_2": distinct_2([text for _, text in pairs])}

@@ -4,20 +4,24 @@
 
 Each line of the input is {"input": TEXT}: the whole prompt, as the model reads it; or
 {"definition": TEXT, "input": TEXT}, which is put into the frame of the run's benchmark. Each line
-of the output adds "output" and "mixture", {task: weight}.
+of the output adds "output" and "mixture", {task: weight}; an "output" of the question itself, the
+right answer as a rule, is kept as "reference".
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sapt_jax import cli
-from sapt_jax.config import Mesh
+from sapt_jax.config import BackbonePlace, Mesh
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import json_lines
+from sapt_jax.text_files import json_lines, write_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +33,11 @@ class PredictOptions:
   input: str
   """JSON lines with "input" (and, if wanted, "definition")."""
   output: str
-  """Where the answers go; a file there is replaced."""
+  """Where the answers go: a file, which is replaced, or a pipe or a device."""
   batch_size: int = 0
   """Inputs answered at once; 0: as in the run."""
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  backbone: BackbonePlace = dataclasses.field(default_factory=BackbonePlace)
 
 
 def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
@@ -60,20 +65,50 @@ def main(arguments: Sequence[str]) -> None:
   questions = read_questions(pathlib.Path(options.input))
   if options.batch_size < 0:
     raise InputError(f"--batch-size {options.batch_size}: must not be negative")
-  if pathlib.Path(options.output).is_dir():
-    raise InputError(f"--output {options.output}: is a folder; name a file")
+  output = pathlib.Path(options.output)
+  check_output(output)
   cli.keep_compiled_programs()
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
 
-  answering = Answering(pathlib.Path(options.run), options.batch_size, options.mesh)
+  answering = Answering(
+    pathlib.Path(options.run), options.batch_size, options.mesh, options.backbone.path
+  )
   pairs = [(question.get("definition"), question["input"]) for question in questions]
   answering.check(pairs)
   rows = (
-    question | {"output": text, "mixture": mixture}
+    question
+    | ({"reference": question["output"]} if "output" in question else {})
+    | {"output": text, "mixture": mixture}
     for question, (text, mixture) in zip(questions, answering(pairs), strict=True)
   )
-  answering.write(pathlib.Path(options.output), rows)
-  print(f"{len(questions)} answers in {options.output}")
+  write_answers(output, rows)
+  print(f"{len(questions)} answers in {options.output}", file=sys.stderr)
+
+
+def check_output(file: pathlib.Path) -> None:
+  """Whether answers can be written there.
+
+  Raises:
+    InputError: they cannot.
+  """
+  if file.is_dir():
+    raise InputError(f"--output {file}: is a folder; name a file")
+  place = file if file.exists() else file.absolute().parent
+  if not place.exists():
+    raise InputError(f"--output {file}: there is no folder {place}; make it first")
+  if not os.access(place, os.W_OK):
+    raise InputError(f"--output {file}: cannot be written; choose another")
+
+
+def write_answers(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
+  """Writes JSON lines: a file whole or not at all, the one that a link points to; into a pipe or a
+  device line by line.
+  """
+  if not file.exists() or file.is_file():
+    write_lines(file.resolve(), rows)
+    return
+  with file.open("w", encoding="utf-8") as out:
+    out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

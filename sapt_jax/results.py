@@ -14,9 +14,9 @@ from sapt_jax import plots
 from sapt_jax.config import Config, Pet
 from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
 from sapt_jax.methods.base import Method
-from sapt_jax.run_folder import RunFolder, read_lines, write_lines
+from sapt_jax.run_folder import RunFolder
 from sapt_jax.scoring import metric_of
-from sapt_jax.training.checkpoint import write_json
+from sapt_jax.text_files import json_lines, write_json, write_lines
 
 Records = list[dict[str, Any]]
 
@@ -65,7 +65,7 @@ def publish(
       file = path / f"mixture_{when}.png"
       plots.mixture_heatmap(file, mixtures, names, f"mean mixture in {when}")
   parts = [folder.lines_of("predictions", index, name) for index, name in enumerate(names)]
-  write_lines(path / "predictions.jsonl", (row for part in parts for row in read_lines(part)))
+  write_lines(path / "predictions.jsonl", (row for part in parts for _, row in json_lines(part)))
   write_json(path / "scores.json", result)
 
 

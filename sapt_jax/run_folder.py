@@ -7,7 +7,7 @@ metrics.jsonl          one line per logged step, validation or event, and one pe
 snapshots/NN_TASK/     all that was learned up to this task, and its scores
 predictions/           the answers given after each task
 pseudo_inputs/         the pseudo inputs that stand for each task
-progress/NN/           a checkpoint inside the task that is being learned
+progress/NN/           of the task that is learned now: checkpoints of its trainings, answers so far
 pseudo_examples/       lfpt5: the examples of earlier tasks that a task was learned with
 scores.json            the score matrix and the four figures
 predictions.jsonl      every answer given
@@ -26,7 +26,6 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 import jax
@@ -35,7 +34,9 @@ from sapt_jax import cli, processes, saved_options
 from sapt_jax.config import Config
 from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.base import Learned
-from sapt_jax.text_files import json_lines, read_object
+from sapt_jax.progress import Progress
+from sapt_jax.run_log import RunLog
+from sapt_jax.text_files import read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
 
 
@@ -49,45 +50,45 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
   }
 
 
-def _asked(config: Config, fingerprint: str) -> dict[str, Any]:
+def _asked(config: Config, identity: dict[str, Any]) -> dict[str, Any]:
   """What config.json holds."""
   asked = json.loads(json.dumps(dataclasses.asdict(config)))
-  asked |= {"backbone.weights": fingerprint, "numbers": NUMBERS}
   del asked["distributed"]  # each process has its own
-  return asked
-
-
-def write_lines(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
-  """Writes JSON lines, whole or not at all."""
-  file.parent.mkdir(parents=True, exist_ok=True)
-  draft = file.with_name(file.name + ".draft")
-  with draft.open("w", encoding="utf-8") as out:
-    out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-  draft.replace(file)
-
-
-def read_lines(file: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a file of JSON lines."""
-  return [row for _, row in json_lines(file)]
+  return asked | identity | {"numbers": NUMBERS}
 
 
 # What the same options compute: raised when a new version computes something else, so that no run
 # is half the one and half the other.
 NUMBERS = 2
+# Options that say where something is, and the hash by which it is known wherever it is.
+PLACES = {
+  "backbone.path": "backbone.weights",
+  "data.root": "tasks",
+  "generator.folder": "pseudo_inputs",
+}
 
 
 class RunFolder:
   """A run's folder, new or to be continued; a context that keeps other runs out of it. Process 0
   writes, the others read what it wrote.
 
+  Args:
+    identity: what tells data, tokenizer and backbone from others (RunInputs.identity).
+    keep: tasks, from the first, whose snapshots stay; what was learned after them is removed. None:
+      all stay.
+
   Raises (on entering):
     InputError: another run is at work in it; it was begun with another configuration; it is a
       folder of something else; it is not one and the same folder to all processes of this run.
   """
 
-  def __init__(self, path: pathlib.Path, config: Config, fingerprint: str):
-    self.path, self.snapshots = path, path / "snapshots"
-    self.asked = _asked(config, fingerprint)
+  def __init__(
+    self, path: pathlib.Path, config: Config, identity: dict[str, Any], keep: int | None = None
+  ):
+    self.path, self.snapshots, self.keep = path, path / "snapshots", keep
+    self.config, self.identity = config, identity
+    self.asked = _asked(config, identity)
+    self.run_log = RunLog(path / "metrics.jsonl")
     self.at = "at the start"  # in words, for errors
     self._lock: TextIO | None = None
 
@@ -103,6 +104,8 @@ class RunFolder:
     return self
 
   def _enter(self) -> None:
+    for task in self.identity.get("tasks", ()):
+      checkpoint.check_path(self.snapshot(0, task))
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = (self.path / "lock").open("a+")
@@ -117,6 +120,8 @@ class RunFolder:
       self._lock.close()
       raise
     self.snapshots.mkdir(exist_ok=True)
+    for place in (self.snapshots, *self.path.glob("progress/*")):
+      checkpoint.settle(place)
 
   def _seen(self) -> bool:
     """Whether config.json is here, and as this process would have written it; file systems of
@@ -173,40 +178,80 @@ class RunFolder:
           f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose "
           "another --output"
         )
-    if file.exists() and any(checkpoint.is_finished(place) for place in self.path.glob("*/*")):
-      # Before anything has been learned, no other configuration can spoil it; the mesh changes no
-      # result. An option that is younger than the run has its default there.
-      begun, now = self._as_begun(file), _flat(self.asked)
-      changed = [
-        f"{key}: {begun.get(key)} -> {now.get(key)}"
-        for key in sorted(begun | now)
-        if begun.get(key) != now.get(key) and not key.startswith("mesh.")
-      ]
-      if changed:
-        raise InputError(
-          f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same "
-          "one, or another --output"
-        )
-    checkpoint.write_json(file, self.asked)
+    if self.keep == 0:  # whatever the run was begun with
+      self._forget_after(0)
+    saved = [*self.path.glob("snapshots/*"), *self.path.glob("progress/*/*")]
+    if file.exists() and any(map(checkpoint.is_finished, saved)):
+      # Before anything has been learned, nothing can spoil it.
+      self._check_begun(read_object(file))
+    if self.keep:
+      self._forget_after(self.keep)
+    write_json(file, self.asked)
 
-  def _as_begun(self, file: pathlib.Path) -> dict[str, Any]:
-    """The configuration that the run was begun with, as this version of the library reads it."""
-    values = read_object(file)
+  def _forget_after(self, keep: int) -> None:
+    """Removes all that was learned after the first tasks; log lines go when the run goes on.
+
+    Raises:
+      InputError: fewer tasks have been learned.
+    """
+    learned = {
+      int(folder.name.split("_")[0]): folder
+      for folder in self.snapshots.glob("[0-9]*_*")
+      if checkpoint.is_finished(folder)
+    }
+    if missing := set(range(keep)) - learned.keys():
+      raise InputError(
+        f"--from-task {keep + 1}: {self.path} holds no snapshot of task {min(missing) + 1}; give "
+        f"at most {min(missing) + 1}"
+      )
+    numbered = [*self.path.glob("snapshots/[0-9]*_*"), *self.path.glob("*/[0-9]*_*.jsonl")]
+    for place in numbered:
+      if int(place.name.split("_")[0]) >= keep:
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    shutil.rmtree(self.path / "progress", ignore_errors=True)
+    for place in [self.path / "scores.json", self.path / "predictions.jsonl"]:
+      place.unlink(missing_ok=True)
+
+  def _check_begun(self, values: dict[str, Any]) -> None:
+    """Whether the run was begun with these options and these inputs. The mesh changes no result,
+    nor does the place of what is known by its hash. An option that is younger than the run has its
+    default there.
+    """
     if values.get("numbers", 1) != NUMBERS:
       raise InputError(
         f"{self.path}: begun with an older version of the library, which computed other numbers; "
         "it can be asked and exported, but not gone on with: choose another --output"
       )
-    config = saved_options.config_from_json(values)
-    return _flat(_asked(config, values["backbone.weights"]))
+    begun, now = (
+      _flat(_asked(config, {})) for config in (saved_options.config_from_json(values), self.config)
+    )
+    free = [place for place, known in PLACES.items() if known in values and known in self.identity]
+    changed = [
+      f"{key}: {begun.get(key)} -> {now.get(key)}"
+      for key in sorted(begun | now)
+      if begun.get(key) != now.get(key) and not key.startswith("mesh.") and key not in free
+    ]
+    if changed:
+      raise InputError(
+        f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same "
+        "one, or another --output"
+      )
+    known = {name: values[name] for name in self.identity if name in values}
+    then, now = _flat(known), _flat({name: self.identity[name] for name in known})
+    others = [key for key in sorted(then | now) if then.get(key) != now.get(key)]
+    if others:
+      raise InputError(
+        f"{self.path}: changed since the run was begun: {', '.join(others)}; put it back as it "
+        "was, or choose another --output"
+      )
 
   def snapshot(self, index: int, task: str) -> pathlib.Path:
     """The folder of the snapshot after a task."""
     return self.snapshots / f"{index:02d}_{task}"
 
-  def progress(self, index: int) -> pathlib.Path:
-    """The folder of checkpoints while a task is being learned."""
-    return self.path / "progress" / f"{index:02d}"
+  def progress(self, index: int) -> Progress:
+    """What is kept of a task while it is learned."""
+    return Progress(self.path / "progress" / f"{index:02d}")
 
   def lines_of(self, folder: str, index: int, task: str) -> pathlib.Path:
     """The file of JSON lines that a task has in one of the run's folders."""
@@ -229,6 +274,9 @@ class RunFolder:
     if processes.is_first():
       for folder, rows in lines.items():
         write_lines(self.lines_of(folder, index, task), rows)
+      files = [self.lines_of(folder, index, task) for folder in lines]
+      sealed = {str(file.relative_to(self.path)): checkpoint.sha256(file) for file in files}
+      record = record | {"files": sealed, "log": self.run_log.sealed()}
     checkpoint.save(self.snapshot(index, task), learned, record)
     if processes.is_first():
       shutil.rmtree(self.path / "progress", ignore_errors=True)
@@ -243,7 +291,25 @@ class RunFolder:
     if not done:
       return abstract, []
     learned, _ = checkpoint.load(self.snapshot(done - 1, tasks[done - 1]), abstract)
-    return learned, self._records(tasks[:done])
+    records = self._records(tasks[:done])
+    processes.first_does(lambda: self._check_lines(records))
+    return learned, records
+
+  def _check_lines(self, records: list[dict[str, Any]]) -> None:
+    """Whether the files of lines are those that the tasks left.
+
+    Raises:
+      InputError: one is not.
+    """
+    for number, record in enumerate(records, 1):
+      for name, digest in record.get("files", {}).items():
+        file = self.path / name
+        if not file.is_file() or checkpoint.sha256(file) != digest:
+          what = "changed since it was written" if file.is_file() else "missing"
+          raise InputError(
+            f"{file}: {what}; put it back, or learn from task {number} on again: "
+            f"--from-task {number}"
+          )
 
   def _sound(self, tasks: list[str]) -> int:
     """How many tasks the newest sound snapshot stands for."""
@@ -264,51 +330,36 @@ class RunFolder:
   def _records(self, tasks: list[str]) -> list[dict[str, Any]]:
     return [checkpoint.read_record(self.snapshot(i, task)) for i, task in enumerate(tasks)]
 
-  def trim_log(self, done: int) -> None:
-    """Drops log lines of what will be learned again, so that no step stands in the log twice; and a
-    checkpoint that is damaged.
+  def go_on(self, records: list[dict[str, Any]]) -> None:
+    """Drops what was left of tasks that are not among these finished ones and cannot be gone on
+    with: checkpoints that are damaged, and lines of the log that will be written again.
     """
-    processes.first_does(lambda: self._drop_damaged(self.progress(done)))
-    file, progress = self.path / "metrics.jsonl", self.progress(done)
-    if processes.is_first() and file.exists():
-      step = checkpoint.read_record(progress)["step"] if checkpoint.is_finished(progress) else 0
-      write_lines(file, _kept_lines(file.read_text(encoding="utf-8").splitlines(), done, step))
 
-  def _drop_damaged(self, folder: pathlib.Path) -> None:
+    def drop() -> None:
+      done, steps = len(records), {}
+      for phase in ("learn", "inputs"):
+        place = self.progress(done).checkpoint(phase)
+        if checkpoint.is_finished(place) and self._is_sound(place):
+          steps[phase] = checkpoint.read_record(place)["step"]
+      self.run_log.trim(done, steps, records[-1].get("log") if records else None)
+
+    processes.first_does(drop)
+
+  def _is_sound(self, place: pathlib.Path) -> bool:
+    """Whether a checkpoint is as it was written; if not, the task's progress is dropped."""
     try:
-      if checkpoint.is_finished(folder):
-        checkpoint.verify(folder)
+      checkpoint.verify(place)
     except checkpoint.DamagedError as error:
       print(f"warning: {error}; the task is learned from its beginning", file=sys.stderr)
-      shutil.rmtree(folder)
+      shutil.rmtree(place.parent)
+      return False
+    return True
 
   def log(self, row: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""
     self.at = f"task {row['task']}" + (f", after step {row['step']}" if "step" in row else "")
-    if not processes.is_first():
-      return
-    with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-      file.write(json.dumps(row) + "\n")
-
-
-def _kept_lines(lines: Iterable[str], done: int, step: int) -> Iterator[dict[str, Any]]:
-  """The log's rows of the tasks before the done-th, and that task's up to a step. A line that a
-  process was killed in is no row.
-  """
-  last = 0
-  for line in lines:
-    try:
-      row = json.loads(line)
-    except ValueError:
-      continue
-    if row["index"] == done:
-      # A step that is no later than the one before belongs to what came after: the pseudo inputs'
-      # training, or an earlier start.
-      if not last < row.get("step", 0) + ("dev" in row) or row["step"] > step:
-        return
-      last = max(last, row["step"] - ("dev" in row))
-    if row["index"] <= done:
-      yield row
+    if processes.is_first():
+      self.run_log.add(row)
 
 
 def sound_snapshots(run: pathlib.Path) -> list[pathlib.Path]:

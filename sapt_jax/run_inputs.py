@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from sapt_jax import learner, methods
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config, Fit
 from sapt_jax.data.prepared import PreparedTask
-from sapt_jax.data.prompts import Codec
+from sapt_jax.data.prompts import Codec, hash_of_tokenizer
 from sapt_jax.data.sources import choose, load_stream
 from sapt_jax.data.tasks import Task
 from sapt_jax.errors import InputError
@@ -26,20 +29,26 @@ class RunInputs:
     stream: the tasks, in order.
     fits: how each of them is learned.
     backbone: the model's folder.
-    fingerprint: of the model's weights.
+    identity: what tells these inputs from others: hashes of the backbone's weights, of the
+      tokenizer's files, of each split of each task, and of stored pseudo inputs.
     stored: pseudo inputs that exist already; None: they are generated.
   """
 
   stream: list[PreparedTask]
   fits: list[Fit]
   backbone: pathlib.Path
-  fingerprint: str
+  identity: dict[str, Any]
   codec: Codec
   stored: Stored | None
 
   @property
   def names(self) -> list[str]:
     return [task.name for task in self.stream]
+
+  @property
+  def fingerprint(self) -> str:
+    """Of the backbone's weights."""
+    return self.identity["backbone.weights"]
 
 
 def read_inputs(config: Config) -> RunInputs:
@@ -67,9 +76,28 @@ def read_inputs(config: Config) -> RunInputs:
     check_tokens(stream)
     for pairs in stored.pairs.values() if stored else ():
       prompt_rows(codec, pairs)
-  return RunInputs(
-    stream, fits_of(config, tasks), backbone, hf.fingerprint(backbone), codec, stored
-  )
+  identity = {
+    "backbone.weights": hf.fingerprint(backbone),
+    "tokenizer": hash_of_tokenizer(backbone),
+    "tasks": {task.name: hashes_of(task) for task in tasks},
+  }
+  if stored is not None:
+    identity["pseudo_inputs"] = {name: hash_of(pairs) for name, pairs in stored.pairs.items()}
+  return RunInputs(stream, fits_of(config, tasks), backbone, identity, codec, stored)
+
+
+def hash_of(value: Any) -> str:
+  """SHA-256, in hex digits, of what can be written as JSON."""
+  return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def hashes_of(task: Task) -> dict[str, str]:
+  """Of a task's instruction and of each of its splits."""
+  splits = {"train": task.train, "dev": task.dev, "test": task.test}
+  rows = {
+    name: hash_of([(one.input, one.references) for one in split]) for name, split in splits.items()
+  }
+  return {"definition": hash_of(task.definition), **rows}
 
 
 def fits_of(config: Config, tasks: Sequence[Task]) -> list[Fit]:

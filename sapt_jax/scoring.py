@@ -15,8 +15,10 @@ from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prepared import PreparedTask, Split
 from sapt_jax.data.prompts import Codec
 from sapt_jax.evaluation.evaluate import row_scores
+from sapt_jax.evaluation.kept_answers import KeptAnswers
 from sapt_jax.learner import Learner
 from sapt_jax.methods.base import Learned
+from sapt_jax.progress import Progress
 
 ROWS = 1024  # whose mixtures are computed at once, where no backbone is needed
 
@@ -67,9 +69,9 @@ class Scorer:
     # Where blocks belong to tasks, those that the stream will fill are shown; else all.
     self.blocks = len(stream) if built.method.block_per_task else None
 
-  def score(self, learned: Learned, split: Split) -> Scored:
-    """Answers all inputs of a split."""
-    answers = self.answerer.answer(learned, split.rows, self.longest)
+  def score(self, learned: Learned, split: Split, kept: KeptAnswers | None = None) -> Scored:
+    """Answers all inputs of a split; see Answerer.answer."""
+    answers = self.answerer.answer(learned, split.rows, self.longest, kept=kept)
     texts = [self.codec.text(ids) for ids in answers.tokens]
     references = [example.references for example in split.examples]
     rows = row_scores(self.metric, texts, references)
@@ -79,14 +81,18 @@ class Scorer:
     """Mean score over the dev rows of these tasks."""
     return float(np.mean([self.score(learned, self.stream[task].dev).score for task in tasks]))
 
-  def evaluate(self, learned: Learned, newest: int, scored: Iterable[int]) -> Evaluation:
-    """Scores on test rows after the task `newest`, of those tasks that are to be scored."""
+  def evaluate(
+    self, learned: Learned, newest: int, scored: Iterable[int], progress: Progress
+  ) -> Evaluation:
+    """Scores on test rows after the task `newest`, of those tasks that are to be scored; answers
+    are kept in its progress.
+    """
     chosen, found = set(scored), Evaluation([], [], [], [])
     for index, task in enumerate(self.stream[: newest + 1]):
       if index not in chosen:
         found.scores.append(None)
         continue
-      result = self.score(learned, task.test)
+      result = self.score(learned, task.test, progress.answers(f"test_{index:02d}"))
       found.scores.append(result.score)
       found.rows.append([round(value, 2) for value in result.rows])
       found.mixtures.append(self.mean_mixture(result.mixtures))

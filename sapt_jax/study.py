@@ -21,6 +21,7 @@ from sapt_jax.evaluation.evaluate import Answerer
 from sapt_jax.generator import Generator, Stored, prompt_rows
 from sapt_jax.learner import Learner
 from sapt_jax.methods.base import Learned
+from sapt_jax.progress import Progress
 from sapt_jax.training.fit import Log
 from sapt_jax.training.site_moments import SiteMoments
 
@@ -42,7 +43,8 @@ class Instruments:
     if self.stored is not None:
       return self.stored
     batcher = built.answerer.batcher
-    return Generator(options, built.backbone, built.setting, self.codec, batcher, built.mesh)
+    every = self.config.fit.checkpoint_every
+    return Generator(options, built.backbone, built.setting, self.codec, batcher, built.mesh, every)
 
   @cached_property
   def sampling(self) -> Answerer:
@@ -55,14 +57,21 @@ class TaskStudy:
   """The index-th task of a run, as methods.base.Study describes it.
 
   Attributes:
+    progress: what is kept of it while it is learned.
     left: rows for the reader, by the folder that they belong in.
     figures: what is known of them, by the same names.
   """
 
   def __init__(
-    self, instruments: Instruments, stream: Sequence[PreparedTask], index: int, log: Log
+    self,
+    instruments: Instruments,
+    stream: Sequence[PreparedTask],
+    index: int,
+    log: Log,
+    progress: Progress,
   ):
     self.instruments, self.stream, self.index, self.log = instruments, stream, index, log
+    self.progress = progress
     self.codec = instruments.codec
     self.seed, self.sampling = instruments.config.seed, instruments.config.generator
     self.left: dict[str, list[dict[str, Any]]] = {}
@@ -87,14 +96,19 @@ class TaskStudy:
 
   def pseudo_inputs(self) -> jax.Array:
     generator = self.instruments.generator
-    pseudo = generator.write(self.task.task, self.index, self.seed, self.log)
+
+    def log(figures: dict[str, Any]) -> None:
+      self.log({"phase": "inputs", **figures})
+
+    pseudo = generator.write(self.task.task, self.index, self.seed, log, self.progress)
     lines = ({"definition": definition, "input": text} for definition, text in pseudo.pairs)
     self.leave("pseudo_inputs", lines, pseudo.figures)
     return self.instruments.built.features(prompt_rows(self.codec, pseudo.pairs))
 
   def sample(self, learned: Learned, rows: Sequence[Row]) -> list[str]:
     rng = streams.of_seed(self.seed, "samples", self.index)
-    answers = self.instruments.sampling.answer(learned, rows, self.sampling.max_length, rng)
+    kept = self.progress.answers("samples")
+    answers = self.instruments.sampling.answer(learned, rows, self.sampling.max_length, rng, kept)
     return [self.codec.text(ids) for ids in answers.tokens]
 
   def leave(self, folder: str, rows: Iterable[dict[str, Any]], figures: Any) -> None:

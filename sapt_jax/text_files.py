@@ -1,13 +1,14 @@
-"""Text and JSON that others wrote. Whatever is wrong with it becomes one line that names the file,
-the place and what is wrong there.
+"""Text files: those that others wrote are read here, and whatever is wrong with one becomes a line
+that names the file, the place and what is wrong there; our own are written whole or not at all.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from sapt_jax.errors import InputError
@@ -110,3 +111,36 @@ def json_lines(file: pathlib.Path, called: str = "") -> Iterator[tuple[str, Any]
   for number, line in enumerate(read_text(file, called).split("\n"), 1):
     if line.strip():
       yield f"{file}:{number}", parse_json(line, f"{file}:{number}")
+
+
+def write_text(file: pathlib.Path, parts: Iterable[str]) -> None:
+  """Writes UTF-8 text so that the file is either the old one or the new one, never half of it, also
+  after the machine has lost its power.
+  """
+  draft = file.with_name(file.name + ".draft")
+  with draft.open("w", encoding="utf-8") as out:
+    out.writelines(parts)
+    out.flush()
+    os.fsync(out.fileno())
+  draft.replace(file)
+  sync_folder(file.parent)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+  """Has the names in a folder written to the disk."""
+  opened = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(opened)
+  finally:
+    os.close(opened)
+
+
+def write_json(file: pathlib.Path, value: Any) -> None:
+  """Writes a JSON file; see write_text."""
+  write_text(file, [json.dumps(value, indent=2, ensure_ascii=False) + "\n"])
+
+
+def write_lines(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
+  """Writes a file of JSON lines; see write_text."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  write_text(file, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

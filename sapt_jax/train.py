@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Sequence
 
 from sapt_jax import cli, run_options
+from sapt_jax.checks import require
 from sapt_jax.config import Config
 from sapt_jax.mini.default import config as mini_config
 
@@ -28,6 +29,11 @@ class TrainOptions(Config):
   outgrow."""
   output: str = ""
   """The run's folder. Empty: runs/NAME, with the config file's name, or mini."""
+  fresh: bool = False
+  """Remove what an earlier start has learned there, and begin anew."""
+  from_task: int = 0
+  """Learn from this task of the stream on again, counted from 1: what was learned from it on is
+  removed; 0: go on where the run is."""
 
 
 def options(arguments: Sequence[str]) -> TrainOptions:
@@ -46,13 +52,15 @@ def main(arguments: Sequence[str]) -> None:
   """Parses, builds, runs, prints."""
   chosen = options(arguments)
   config = run_options.config_of(chosen)
+  require(chosen.from_task >= 0, f"--from-task {chosen.from_task}: must not be negative")
+  keep = 0 if chosen.fresh else chosen.from_task - 1 if chosen.from_task else None
   cli.keep_compiled_programs()
   from sapt_jax import processes  # here, so that --help and wrong options answer at once
 
   with processes.joined(config.distributed):
     from sapt_jax.continual import run
 
-    result = run(config, pathlib.Path(chosen.output))
+    result = run(config, pathlib.Path(chosen.output), keep)
   figures = (
     f"{name} {'-' if value is None else format(value, '.2f')}"
     for name, value in result["metrics"].items()

@@ -32,7 +32,7 @@ class Loop:
 
   def run(self, folder):
     """Runs, or goes on running, in a folder; returns what scores.json holds."""
-    with RunFolder(folder, self.config, self.inputs.fingerprint) as place, Cost() as cost:
+    with RunFolder(folder, self.config, self.inputs.identity) as place, Cost() as cost:
       if self.loop is None:
         self.loop = Continual(self.config, self.inputs, place, cost)
       jax.set_mesh(self.loop.built.mesh)  # else all would be traced and compiled for none

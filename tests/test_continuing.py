@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from sapt_jax import config, train
-from sapt_jax.methods.sapt import SaptOptions
-from sapt_jax.run_folder import RunFolder, sound_snapshots
+from sapt_jax import train
+from sapt_jax.run_folder import sound_snapshots
+from sapt_jax.run_log import RunLog
 from sapt_jax.training import checkpoint, fit
 from tests.runs import assert_same_run, scores, snapshots
 
@@ -39,38 +39,44 @@ def test_a_new_process_goes_on_from_what_is_in_the_folder_alone(world, finished,
   assert_same_run(folder, finished)
 
 
-def test_no_step_stands_in_the_log_twice_and_half_a_line_is_dropped(tmp_path):
-  folder = RunFolder(tmp_path, config.Config(SaptOptions()), "weights")
-  checkpoint.save(folder.progress(1), {"x": np.zeros(1)}, {"step": 4})
+def test_no_step_stands_in_the_log_twice_and_half_a_line_is_dropped(tmp_path, capsys):
+  def line(index, **more):
+    return json.dumps({"index": index, **more})
 
-  def step(index, number, **more):
-    return json.dumps({"index": index, "step": number, **more})
-
-  kept = [
-    step(0, 6, loss=1.0),
-    step(0, 3, loss=1.0),
-    '{"index": 0, "compile_s": 1}',
-    step(1, 2, loss=1.0),
-    step(1, 4, dev=50.0),
-    step(1, 4, loss=1.0),
+  first = [
+    line(0, step=6, loss=1.0),
+    line(0, phase="inputs", step=3, loss=1.0),
+    line(0, compile_s=1),
   ]
-  later = [
-    step(1, 6, loss=1.0),
-    step(1, 3, loss=1.0),
-    '{"index": 1, "pseudo_inputs": {}}',
+  learned = [line(1, step=2, loss=1.0), line(1, step=4, loss=1.0), line(1, step=4, dev=50.0)]
+  inputs = [line(1, phase="inputs", step=2, loss=1.0)]
+  redone = [
+    line(1, step=6, loss=1.0),
+    line(1, phase="inputs", step=3, loss=1.0),
+    line(1, phase="inputs", pseudo_inputs={}),
     '{"index": 1, "st',
   ]
-  (tmp_path / "metrics.jsonl").write_text("\n".join([*kept, *later]))
-  folder.trim_log(1)
-  assert (tmp_path / "metrics.jsonl").read_text().splitlines() == kept
-  shutil.rmtree(folder.progress(1))
-  folder.trim_log(1)
-  assert (tmp_path / "metrics.jsonl").read_text().splitlines() == kept[:3]
+  log = RunLog(tmp_path / "metrics.jsonl")
+  for row in first:
+    log.add(json.loads(row))
+  sealed = log.sealed()
+  for steps, kept in [
+    ({"learn": 4, "inputs": 2}, [*first, *learned, *inputs]),
+    ({"learn": 4}, [*first, *learned]),
+    ({}, first),
+  ]:
+    log.file.write_text("\n".join([*first, *learned, *inputs, *redone]))
+    log.trim(1, steps, sealed)
+    assert log.file.read_text().splitlines() == kept
+  assert capsys.readouterr().err == ""
+  log.file.write_text(log.file.read_text().replace("6", "7"))
+  log.trim(1, {}, sealed)
+  assert capsys.readouterr().err == f"warning: {log.file}: changed since it was written\n"
 
 
 def test_the_hundredth_snapshot_comes_after_the_ninety_ninth(tmp_path):
   for index in (11, 99, 100, 2):
-    checkpoint.save(tmp_path / f"snapshots/{index:02d}_task", {"x": np.zeros(1)}, {})
+    checkpoint.save(tmp_path / f"snapshots/{index:02d}_task", {"x": np.zeros(1, np.float32)}, {})
   assert [int(folder.name.split("_")[0]) for folder in sound_snapshots(tmp_path)] == [
     2,
     11,
@@ -124,7 +130,9 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_code_75(world, tmp_path, monke
     "the same command continues this run"
   )
   assert (code, stop in complaint) == (75, True)
-  assert json.loads((tmp_path / "run/progress/00" / checkpoint.RECORD).read_text())["step"] == 3
+  assert (
+    json.loads((tmp_path / "run/progress/00/learn" / checkpoint.RECORD).read_text())["step"] == 3
+  )
   assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -132,7 +140,7 @@ def test_a_damaged_checkpoint_is_named_and_its_task_is_learned_from_the_beginnin
   loop, finished, tmp_path, capsys
 ):
   folder = killed_after(finished, 2, tmp_path)
-  harmed = folder / "progress/00" / checkpoint.RECORD
+  harmed = folder / "progress/00/learn" / checkpoint.RECORD
   harmed.write_text("{}")
   loop.run(folder)
   assert str(harmed) in capsys.readouterr().err

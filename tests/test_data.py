@@ -99,10 +99,20 @@ def test_a_byte_order_mark_is_no_error(root):
 
 def test_missing_file_and_folder_are_named(root):
   (root / "SuperNI" / "task002_count" / "dev.json").unlink()
+  assert len(stream(root)) == 2  # dev is carved out of train
   with pytest.raises(InputError, match=r"task002_count/dev\.json: no such file"):
-    stream(root)
+    stream(root, protocol="published")
   with pytest.raises(InputError, match="is not a folder"):
     stream(root / "elsewhere")
+  (root / "empty/SuperNI").mkdir(parents=True)
+  with pytest.raises(InputError, match="holds no task folder"):
+    stream(root / "empty")
+
+
+def test_folders_that_other_programs_leave_are_no_tasks(root):
+  for name in (".ipynb_checkpoints", "__MACOSX", ".git"):
+    (root / "SuperNI" / name).mkdir()
+  assert [task.name for task in stream(root)] == ["task001_colour", "task002_count"]
 
 
 def test_long_inputs_are_cut_and_the_frame_survives(codec):

@@ -179,7 +179,7 @@ def test_a_run_that_an_older_version_began_is_read_and_not_gone_on_with(tmp_path
   (done / "manifest.json").write_text("{}")
   with (
     pytest.raises(InputError, match="older version of the library, which computed other numbers"),
-    RunFolder(tmp_path, read, "same"),
+    RunFolder(tmp_path, read, {}),
   ):
     pass
 

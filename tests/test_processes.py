@@ -138,7 +138,7 @@ def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
 ):
   outcomes = together(2, [*world, "--mesh.fsdp", "2"], tmp_path / "run", numbers=(0, 15))
   assert [code for code, _, _ in outcomes] == [75, 75], outcomes
-  record = json.loads((tmp_path / "run/progress/01" / checkpoint.RECORD).read_text())
+  record = json.loads((tmp_path / "run/progress/01/learn" / checkpoint.RECORD).read_text())
   where = f"2/2 task002_count, step {record['step']} of 6"
   stop = f"stopped: as asked; {where} is saved; the same command continues this run"
   assert all(stop in err for _, _, err in outcomes)
@@ -182,7 +182,7 @@ def test_a_process_ends_soon_and_says_why_when_another_is_killed(world, tmp_path
 
 def test_a_folder_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "all_say", lambda here: [here, False])
-  folder = RunFolder(tmp_path / "run", config.Config(SequentialOptions()), "")
+  folder = RunFolder(tmp_path / "run", config.Config(SequentialOptions()), {})
   with (
     pytest.raises(InputError, match="process 1 does not find there what process 0 wrote"),
     folder,

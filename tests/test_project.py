@@ -21,7 +21,7 @@ HOUSE = """
   study scoring
   run_inputs
   generator learner run_folder interop
-  run_options saved_options paper mini.default
+  run_options saved_options paper mini.default progress
   methods
   evaluation
   training
@@ -33,7 +33,7 @@ HOUSE = """
   mini
   arm
   sals pet data.tasks
-  cli plots processes losses
+  cli plots processes losses run_log
   sharding config cost precision streams provenance
   checks text_files
   errors
@@ -123,7 +123,7 @@ def test_imports_are_declared_dependencies(path):
 
 # What reads JSON without sapt_jax/text_files.py: what the program itself has just made, and the
 # run's own log, in which a line may be cut short.
-OWN_JSON = {"plan.hlo", "run_folder", "text_files"}
+OWN_JSON = {"evaluation.kept_answers", "plan.hlo", "run_folder", "run_log", "text_files"}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from sapt_jax import export, predict, train
-from sapt_jax.run_folder import read_lines, write_lines
+from sapt_jax.text_files import json_lines, write_lines
 from tests.runs import record_of, rows_of, scores, snapshots
 
 
@@ -95,9 +95,8 @@ def test_transfer_is_not_measured_against_unlike_runs(
 def test_rows_are_read_as_they_were_written_whatever_is_in_them(tmp_path):
   rows = [{"input": "a\u0085b\u2028c\u2029d\re\nf\x0bg"}, {"input": ""}]
   write_lines(tmp_path / "rows.jsonl", rows)
-  assert (
-    read_lines(tmp_path / "rows.jsonl") == predict.read_questions(tmp_path / "rows.jsonl") == rows
-  )
+  read = [row for _, row in json_lines(tmp_path / "rows.jsonl")]
+  assert read == predict.read_questions(tmp_path / "rows.jsonl") == rows
 
 
 def test_the_mixture_in_training_is_that_of_training(world, tmp_path):

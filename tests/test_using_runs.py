@@ -1,14 +1,17 @@
 """What is done with finished runs: answering, exporting, reporting."""
 
 import json
+import os
 import shutil
+import stat
+import threading
 
 import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file
 
-from sapt_jax import export, predict, report
+from sapt_jax import export, predict, report, train
 from sapt_jax.answering import Answering
 from sapt_jax.errors import InputError
 from sapt_jax.training import checkpoint
@@ -38,6 +41,55 @@ def test_predict_answers_as_the_run_did_and_says_its_mixture(finished, tmp_path)
     assert list(answer["mixture"]) == list(tiny.TASKS)
     assert sum(answer["mixture"].values()) == pytest.approx(1, abs=1e-5)
   assert answers[3]["id"] == 0
+
+
+def test_answers_go_into_links_pipes_and_files_and_the_right_answer_is_kept(
+  finished, tmp_path, monkeypatch, capsys
+):
+  given, real, link = tmp_path / "in.jsonl", tmp_path / "real.jsonl", tmp_path / "link.jsonl"
+  given.write_text('{"input": "thing", "output": "red", "mixture": 1}\n')
+  arguments = ["--run", str(finished), "--input", str(given), "--output"]
+  real.write_text("old")
+  link.symlink_to(real)
+  predict.main([*arguments, str(link)])
+  [answer] = rows_of(real)
+  assert link.is_symlink()
+  assert (answer["reference"], set(answer["mixture"])) == ("red", set(tiny.TASKS))
+  pipe, read = tmp_path / "pipe", []
+  os.mkfifo(pipe)
+  reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+  reader.start()
+  predict.main([*arguments, str(pipe)])
+  reader.join()
+  assert [json.loads(text) for text in read] == [answer]
+  assert stat.S_ISFIFO(pipe.stat().st_mode)
+  code, complaint = tiny.run_program(
+    predict, [*arguments, tmp_path / "nowhere/x"], monkeypatch, capsys
+  )
+  assert (code, f"there is no folder {tmp_path}/nowhere" in complaint) == (2, True)
+
+
+def test_a_model_that_was_moved_is_named_and_told(world, finished, tmp_path, monkeypatch, capsys):
+  run, model = shutil.copytree(finished, tmp_path / "run"), tmp_path / "moved"
+  shutil.copytree(world[world.index("--backbone.path") + 1], model)
+  values = json.loads((run / "config.json").read_text())
+  values["backbone"]["path"] = str(tmp_path / "gone")
+  (run / "config.json").write_text(json.dumps(values))
+  for program, arguments in (
+    (export, ["--task", "task001", "--output", str(tmp_path / "adapter")]),
+    (predict, ["--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]),
+  ):
+    (tmp_path / "in.jsonl").write_text('{"input": "thing"}\n')
+    arguments = ["--run", str(run), *arguments]
+    code, complaint = tiny.run_program(program, arguments, monkeypatch, capsys)
+    assert (code, f"backbone.path '{tmp_path}/gone': no such folder" in complaint) == (2, True)
+    program.main([*arguments, "--backbone.path", str(model)])
+    other = tiny.model_folder(tmp_path / program.__name__, tiny.T5, seed=7)
+    code, complaint = tiny.run_program(
+      program, [*arguments, "--backbone.path", other], monkeypatch, capsys
+    )
+    assert (code, "does not hold the weights that it was trained on" in complaint) == (2, True)
+  train.main([*world, "--output", str(run), "--backbone.path", str(model)])  # and it goes on
 
 
 # The method's part of config.json before each method had options of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import re
@@ -34,6 +35,19 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
   except Exception as error:  # tokenizers raises no narrower one for files that it cannot read
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise InputError(f"{folder}: no tokenizer that transformers can read ({reason})") from error
+
+
+# Files that a tokenizer may be made of, whatever its kind.
+TOKENIZER_FILES = ("tokenizer*", "*token*.json", "vocab*", "merges*", "*.model", "*.tiktoken")
+
+
+def hash_of_tokenizer(folder: pathlib.Path) -> str:
+  """SHA-256, in hex digits, of the names and contents of a folder's tokenizer files."""
+  digest = hashlib.sha256()
+  files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}
+  for file in sorted(files):
+    digest.update(f"{file.name} {file.stat().st_size}\n".encode() + file.read_bytes())
+  return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

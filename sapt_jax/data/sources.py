@@ -65,11 +65,19 @@ def read_split(file: pathlib.Path) -> tuple[str, list[Example]]:
   return definition.strip(), examples
 
 
-def read_task(folder: pathlib.Path) -> Task:
-  """One task as published: three files, three splits."""
-  train, dev, test = (read_split(folder / f"{split}.json") for split in ("train", "dev", "test"))
-  definition, examples = train
-  return Task(folder.name, definition, tuple(examples), tuple(dev[1]), tuple(test[1]))
+def is_task(folder: pathlib.Path) -> bool:
+  """Whether this is a task's folder, and not one that other programs leave among them, such as
+  .ipynb_checkpoints or __MACOSX.
+  """
+  return folder.is_dir() and not folder.name.startswith((".", "__"))
+
+
+def read_task(folder: pathlib.Path, with_dev: bool = True) -> Task:
+  """One task as published: a file for each split; without dev its file need not be there."""
+  definition, train = read_split(folder / "train.json")
+  dev = read_split(folder / "dev.json")[1] if with_dev else []
+  _, test = read_split(folder / "test.json")
+  return Task(folder.name, definition, tuple(train), tuple(dev), tuple(test))
 
 
 def clean_split(task: Task, seed: int) -> Task:
@@ -121,10 +129,13 @@ def load_stream(options: config.Data, stream: config.Stream, seed: int) -> list[
     folder = pathlib.Path(options.root).expanduser() / BENCHMARKS[options.benchmark].folder
     if not folder.is_dir():
       raise InputError(f"data.root {options.root!r}: {folder} is not a folder")
-    available = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    available = sorted(path.name for path in folder.iterdir() if is_task(path))
+    if not available:
+      raise InputError(f"data.root {options.root!r}: {folder} holds no task folder")
     names = choose(available, stream.tasks or available, str(folder))
-    tasks = [read_task(folder / name) for name in names]
-    if options.protocol == "clean":
+    clean = options.protocol == "clean"
+    tasks = [read_task(folder / name, with_dev=not clean) for name in names]
+    if clean:
       tasks = [clean_split(task, seed) for task in tasks]
   train, test = options.max_train or None, options.max_test or None
   return [

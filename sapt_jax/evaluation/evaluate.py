@@ -16,6 +16,7 @@ from sapt_jax import processes, sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.evaluation.decode import Choose, generate, greedy
+from sapt_jax.evaluation.kept_answers import KeptAnswers
 from sapt_jax.evaluation.text_metrics import score
 from sapt_jax.methods.base import Learned, Method
 
@@ -66,9 +67,18 @@ class Answerer:
     self.choose = choose
 
   def answer(
-    self, learned: Learned, rows: Sequence[Row], max_new: int, rng: jax.Array | None = None
+    self,
+    learned: Learned,
+    rows: Sequence[Row],
+    max_new: int,
+    rng: jax.Array | None = None,
+    kept: KeptAnswers | None = None,
   ) -> Answers:
-    """Answers to all rows; `rng` matters to a sampler alone.
+    """Answers to all rows.
+
+    Args:
+      rng: matters to a sampler alone.
+      kept: batches that an earlier start has answered; what is answered now is added.
 
     Raises:
       Stopped: the run was asked to stop.
@@ -77,18 +87,22 @@ class Answerer:
     tokens: list[list[int]] = [[] for _ in rows]
     mixtures: list[np.ndarray] = [np.zeros(0)] * len(rows)
     for count, (numbers, batch) in enumerate(self.batcher.answering(rows)):
-      processes.stop_if_asked()
-      key = jax.random.fold_in(rng, count)
-      ids, mixture = self.answer_batch(
-        max_new=max_new,
-        choose=self.choose,
-        params=self.backbone.params,
-        learned=learned,
-        batch=sharding.to_devices(batch, self.placement),
-        rng=key,
-      )
-      found = zip(numbers, np.asarray(ids), np.asarray(mixture), strict=False)
-      for number, row_ids, row_mixture in found:
+      found = None if kept is None else kept.of(count, numbers)
+      if found is None:
+        processes.stop_if_asked()
+        answered = self.answer_batch(
+          max_new=max_new,
+          choose=self.choose,
+          params=self.backbone.params,
+          learned=learned,
+          batch=sharding.to_devices(batch, self.placement),
+          rng=jax.random.fold_in(rng, count),
+        )
+        ids, mixture = (np.asarray(array)[: len(numbers)] for array in answered)
+        if kept is not None:
+          kept.add(numbers, ids, mixture)
+        found = ids, mixture
+      for number, row_ids, row_mixture in zip(numbers, *found, strict=True):
         tokens[number], mixtures[number] = row_ids.tolist(), row_mixture
     return Answers(tokens, np.stack(mixtures))
 

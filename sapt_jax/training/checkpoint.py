@@ -1,24 +1,30 @@
-"""Trees on disk, through Orbax: written whole or not at all, checked by SHA-256 when read.
+"""Trees on disk, through Orbax: written whole or not at all, read back before they count, and
+checked by SHA-256 when read.
 
 A saved folder holds `tree/` (Orbax), `record.json` (plain values that belong to it) and, written
 last, `manifest.json` with the hash of every other file. Without a manifest a folder is an
 unfinished save and is passed over; with one that does not fit, it is damaged and named.
+
+A folder is written as NAME.draft. While it takes the place of an older one, that one is
+NAME.before.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import pathlib
+import re
 import shutil
 from typing import Any
 
 import jax
+import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from sapt_jax import processes
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import read_object
+from sapt_jax.text_files import read_object, sync_folder, write_json
 
 MANIFEST, RECORD, TREE = "manifest.json", "record.json", "tree"
 
@@ -36,19 +42,13 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 def _hashes(folder: pathlib.Path) -> dict[str, str]:
   files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-  return {str(path.relative_to(folder)): _hash(path) for path in files}
+  return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
-def _hash(file: pathlib.Path) -> str:
+def sha256(file: pathlib.Path) -> str:
+  """Of a file's content, in hex digits."""
   with file.open("rb") as opened:
     return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def write_json(file: pathlib.Path, value: Any) -> None:
-  """Writes JSON so that the file is either the old one or the new one, never half of it."""
-  draft = file.with_name(file.name + ".draft")
-  draft.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-  draft.replace(file)
 
 
 def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
@@ -65,17 +65,92 @@ def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
 
   def seal() -> None:
     write_json(draft / RECORD, record)
+    _sync(draft)
     write_json(draft / MANIFEST, _hashes(draft))
     before = folder.with_name(folder.name + ".before")
     shutil.rmtree(before, ignore_errors=True)
     if folder.exists():
       folder.rename(before)
     draft.rename(folder)
+    sync_folder(folder.parent)
     shutil.rmtree(before, ignore_errors=True)
 
   processes.first_does(make_room)
-  ocp.save(str((draft / TREE).absolute()), _flat(tree))
+  flat = _flat(tree)
+  ocp.save(str((draft / TREE).absolute()), flat)
+  _read_back(draft, flat)
   processes.first_does(seal)
+
+
+def _sync(folder: pathlib.Path) -> None:
+  """Has all files in a folder, and the names of them, written to the disk."""
+  for path in folder.rglob("*"):
+    if path.is_file():
+      with path.open("rb") as file:
+        os.fsync(file.fileno())
+  for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+    sync_folder(place)
+
+
+def _read_back(folder: pathlib.Path, flat: dict[str, Any]) -> None:
+  """Whether Orbax reads what it has just written.
+
+  Raises:
+    OSError: it does not.
+  """
+  try:
+    found = ocp.load(str((folder / TREE).absolute()), _abstract(flat))
+    same = all(_bits(found[name]) == _bits(value) for name, value in flat.items())
+  except (ValueError, KeyError) as error:
+    reason = _first_line(error)
+    raise OSError(f"{folder}: what was written there cannot be read ({reason})") from None
+  if not same:
+    raise OSError(f"{folder}: other numbers are read there than were written; is the disk sound?")
+
+
+def _bits(array: Any) -> bytes:
+  """The bytes of the part of an array that this process has."""
+  return np.asarray(array.addressable_data(0) if isinstance(array, jax.Array) else array).tobytes()
+
+
+def _abstract(flat: dict[str, Any]) -> dict[str, Any]:
+  """The shapes of arrays, and where they stand; NumPy's are read to the first device."""
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", here))
+    for name, x in flat.items()
+  }
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def check_path(path: pathlib.Path) -> None:
+  """Whether Orbax can read what it writes below a path.
+
+  Raises:
+    InputError: it cannot.
+  """
+  text = str(path.absolute())
+  if re.search(r"[\\\[]|[\ud800-\udfff]", text):
+    raise InputError(
+      f"{text!r}: what is saved there could not be read back, as the path holds a backslash, a "
+      "bracket or bytes that are not UTF-8; choose another"
+    )
+
+
+def settle(place: pathlib.Path) -> None:
+  """Ends what a killed process left half done among the saved folders of a place: a draft that was
+  finished takes its name, or else what it was to replace takes it back; other drafts go.
+  """
+  for left in [*place.glob("*.draft"), *place.glob("*.before")]:
+    folder = left.with_suffix("")
+    if left.is_dir() and (left / MANIFEST).is_file() and not (folder / MANIFEST).is_file():
+      shutil.rmtree(folder, ignore_errors=True)
+      left.rename(folder)
+  for left in [*place.glob("*.draft"), *place.glob("*.before")]:
+    shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def is_finished(folder: pathlib.Path) -> bool:
@@ -107,7 +182,7 @@ def read_record(folder: pathlib.Path) -> dict[str, Any]:
     DamagedError: they are missing, or are not those that were written.
   """
   record = _read(folder / RECORD)
-  if _read(folder / MANIFEST).get(RECORD) != _hash(folder / RECORD):
+  if _read(folder / MANIFEST).get(RECORD) != sha256(folder / RECORD):
     raise DamagedError(f"{folder / RECORD}: changed since it was written")
   return record
 
@@ -131,16 +206,12 @@ def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
     DamagedError: see verify.
   """
   verify(folder)
-  target = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flat(abstract)
-  )
   try:
-    flat = ocp.load(str((folder / TREE).absolute()), target)
+    flat = ocp.load(str((folder / TREE).absolute()), _abstract(_flat(abstract)))
   except (ValueError, KeyError) as error:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise DamagedError(
-      f"{folder}: other arrays than this version of the library reads ({reason[:120]}); use the "
-      "version that wrote them"
+      f"{folder}: other arrays than this version of the library reads ({_first_line(error)}); use "
+      "the version that wrote them"
     ) from error
   leaves = [flat[name] for name in _flat(abstract)]
   return jax.tree.unflatten(jax.tree.structure(abstract), leaves), read_record(folder)

@@ -103,9 +103,11 @@ class Trainer:
     """
     learned = sharding.to_devices(learned, self.everywhere)
     state = sharding.to_devices(self.start(learned, plan.steps), self.everywhere)
-    state, best = self.restored(state, plan.folder)
+    state, best, judged = self.restored(state, plan.folder)
     every = self.validation_interval(len(rows))
     batches = self.batcher.training(rows, int(state.step), plan.steps)
+    if not judged:  # it was stopped while dev was scored
+      best = self.judged(learned, state, best, plan)
     with Meter(plan, int(state.step), self.options.log_every) as meter:
       for step, batch in enumerate(batches, int(state.step) + 1):
         batch_there = sharding.to_devices(batch, self.placement)
@@ -113,30 +115,55 @@ class Trainer:
         meter.add(step, batch, metrics)
         last = step == plan.steps
         if plan.validate and (last or (every and step % every == 0)):
-          now = self.method.merge(learned, state.trainable)
-          best = best.or_better(state.trainable, plan.validate(now))
-          plan.log({"step": step, "dev": best.latest})
+          meter.flush(look=True)
+          best = self.judged(learned, state, best, plan)
         stopping = processes.stop_asked()
         due = self.options.checkpoint_every and (last or step % self.options.checkpoint_every == 0)
-        if plan.folder is not None and (due or stopping):
+        if due or stopping:
           meter.flush(look=True)
-          record = {"step": step, "best_score": best.score}
-          checkpoint.save(plan.folder, (state, best.trainable), record)
+          self.save(plan, state, best)
         if stopping:
-          saved = "" if plan.folder is None else " is saved"
-          raise Stopped(f"as asked; {plan.label}, step {step} of {plan.steps}{saved}")
+          raise self.stopped(plan, step)
     chosen = best.trainable if plan.validate else state.trainable
     return self.method.settle(learned, chosen, state.running)
 
-  def restored(self, state: TrainState, folder: pathlib.Path | None) -> tuple[TrainState, Best]:
-    """The state and the best weights of a checkpoint in the folder, if there is one; else the
-    state given.
+  def judged(self, learned: Learned, state: TrainState, best: Best, plan: Plan) -> Best:
+    """The best weights when those of the state have been scored on dev.
+
+    Raises:
+      Stopped: the run was asked to stop meanwhile; it will go on with this score.
     """
-    best, score = state.trainable, -math.inf
+    assert plan.validate is not None
+    try:
+      score = plan.validate(self.method.merge(learned, state.trainable))
+    except Stopped:
+      self.save(plan, state, best, judged=False)
+      raise self.stopped(plan, int(state.step)) from None
+    plan.log({"step": int(state.step), "dev": score})
+    return best.or_better(state.trainable, score)
+
+  def save(self, plan: Plan, state: TrainState, best: Best, judged: bool = True) -> None:
+    """Writes a checkpoint, if there is a place for it."""
+    if plan.folder is not None:
+      record = {"step": int(state.step), "best_score": best.score, "judged": judged}
+      checkpoint.save(plan.folder, (state, best.trainable), record)
+
+  @staticmethod
+  def stopped(plan: Plan, step: int) -> Stopped:
+    saved = "" if plan.folder is None else " is saved"
+    return Stopped(f"as asked; {plan.label}, step {step} of {plan.steps}{saved}")
+
+  def restored(
+    self, state: TrainState, folder: pathlib.Path | None
+  ) -> tuple[TrainState, Best, bool]:
+    """The state and the best weights of a checkpoint in the folder, if there is one, and whether
+    the state's score on dev is among those; else the state given.
+    """
+    best, score, judged = state.trainable, -math.inf, True
     if folder is not None and processes.first_says(lambda: checkpoint.is_finished(folder)):
       (state, best), record = checkpoint.load(folder, (state, best))
-      score = record["best_score"]
-    return state, Best(jax.tree.map(jnp.copy, best), score)
+      score, judged = record["best_score"], record["judged"]
+    return state, Best(jax.tree.map(jnp.copy, best), score), judged
 
   def validation_interval(self, rows: int) -> int:
     """Steps between scores on dev when a lesson has so many rows; 0: only after the last."""
@@ -146,17 +173,14 @@ class Trainer:
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-  """The weights with the best dev score so far; `latest` is the newest score."""
+  """The weights with the best dev score so far."""
 
   trainable: Trainable
   score: float
-  latest: float = -math.inf
 
   def or_better(self, trainable: Trainable, score: float) -> Best:
     """These weights, or a copy of the others where their score is higher."""
-    if score > self.score:
-      return Best(jax.tree.map(jnp.copy, trainable), score, score)
-    return dataclasses.replace(self, latest=score)
+    return Best(jax.tree.map(jnp.copy, trainable), score) if score > self.score else self
 
 
 class Meter:
