@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from sapt_jax.checks import at_least, positive, require, share
+from sapt_jax.checks import at_least, at_most, in_range, positive, require, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +235,7 @@ class Data:
     at_least(self, "data", 1, "max_source_length")
     at_least(self, "data", 2, "max_target_length")
     at_least(self, "data", 0, "max_train", "max_test")
+    at_most(self, "data", 2**20, "max_source_length", "max_target_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,6 +377,7 @@ class Config:
   make one inside this run's folder first."""
 
   def __post_init__(self) -> None:
+    in_range(self)
     require(self.seed >= 0, f"seed {self.seed}: must not be negative")
     devices = self.mesh.data * self.mesh.fsdp
     fit, generator = self.fit, self.generator

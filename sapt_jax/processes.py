@@ -31,6 +31,7 @@ from sapt_jax.errors import FailedError, InputError, Stopped
 
 T = TypeVar("T")
 PATIENCE = 30  # seconds that a process which has ended waits for the others to end
+WAITING = 5  # seconds after which a process says whom it waits for
 LOST = 76  # exit code of a process that ends because another one is gone
 LONGEST = 2000  # bytes of an error that process 0 tells the others
 
@@ -91,6 +92,11 @@ def _initialize(options: Distributed) -> bool:
     jax.config.update("jax_num_cpu_devices", options.local_devices)
   if arguments is None:
     return False
+  waiting = threading.Timer(
+    WAITING, lambda: print(waited_for(options, os.environ), file=sys.stderr, flush=True)
+  )
+  waiting.daemon = True
+  waiting.start()
   try:
     jax.distributed.initialize(
       **arguments, heartbeat_timeout_seconds=options.heartbeat, shutdown_timeout_seconds=PATIENCE
@@ -100,7 +106,26 @@ def _initialize(options: Distributed) -> bool:
     raise InputError(
       f"the other processes were not found ({reason}); check --distributed.* (docs/cluster.md)"
     ) from None
+  finally:
+    waiting.cancel()
   return True
+
+
+def waited_for(options: Distributed, environment: Mapping[str, str]) -> str:
+  """Whom a process waits for that the others keep waiting, and the way out, in one line."""
+  if options.address:
+    return (
+      f"process {options.process_id} waits until all {options.processes} processes have come to "
+      f"{options.address}; JAX gives up after five minutes"
+    )
+  for name, (count, rank, _, needed) in LAUNCHERS.items():
+    if int(environment.get(count, 1)) > 1:
+      return (
+        f"process {environment.get(rank, '?')} waits for the {environment[count]} processes that "
+        f"{name} announces ({count}); to run one alone, start a step of one (srun --ntasks 1) or "
+        f"unset {needed}; JAX gives up after five minutes"
+      )
+  return "waiting for the other processes; JAX gives up after five minutes"
 
 
 def arguments_of(

@@ -284,3 +284,11 @@ def test_an_mpi_that_does_not_say_where_process_0_is_is_refused():
   without = {name: value for name, value in MPIRUN.items() if "uri" not in name}
   with pytest.raises(InputError, match="give --distributed"):
     processes.arguments_of(Distributed(), without, on_tpu=False)
+
+
+def test_who_waits_says_for_whom_and_the_way_out():
+  said = processes.waited_for(Distributed("host:1234", 4, 3), SRUN)
+  assert said.startswith("process 3 waits until all 4 processes have come to host:1234; ")
+  said = processes.waited_for(Distributed(), SRUN)
+  assert f"process {SRUN['SLURM_PROCID']} waits for the {SRUN['SLURM_NTASKS']} processes" in said
+  assert "to run one alone, start a step of one (srun --ntasks 1)" in said

@@ -68,6 +68,16 @@ WRONG = {
   ),
   "a task twice": ("--stream.tasks task001 task001_colour", None, ["task001_colour", "already"]),
   "negative seed": ("--seed -1", None, ["seed -1"]),
+  "a seed of 65 bits": ("--seed 18446744073709551616", None, ["seed 18446744073709551616"]),
+  "endless steps": ("--fit.steps 9999999999", None, ["fit.steps 9999999999", "less than"]),
+  "an endless rate": ("--fit.learning-rate inf", None, ["fit.learning_rate inf", "finite"]),
+  "an endless method": ("--method.routing-learning-rate inf", None, ["routing_learning_rate inf"]),
+  "endless answers": ("--data.max-target-length 9999999", None, ["max_target_length 9999999"]),
+  "half a character": (
+    "",
+    ("train.json", r'{"Definition": "d", "Instances": [{"input": "\ud83d", "output": "x"}]}'),
+    ["train.json", "Instances[0].input", r"\ud83d"],
+  ),
   "half a file of weights": (
     "",
     ("model.safetensors", "version https://git-lfs.github.com/spec/v1"),
