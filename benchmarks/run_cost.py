@@ -9,7 +9,7 @@ options that are not listed here go to it. The figures are those of its metrics.
     compilations  programs compiled; from_cache: read from JAX's persistent cache instead, if the
                   run has one
     compile_s     seconds that compiling and reading took; in none of the following
-    train_s       opening the task (pooled embeddings, routing) and learning it
+    train_s       making room for the task (features, routing) and learning it
     generate_s    learning to write the task's pseudo inputs, and sampling them
     evaluate_s    answering the test inputs of all tasks so far, and scoring
     save_s        the snapshot
@@ -37,8 +37,8 @@ from sapt_jax.text_files import json_lines
 
 # What a row calls the phases of the log.
 PHASES = {
-  "train_s": ("open_s", "learn_s"),
-  "generate_s": ("reflect_s",),
+  "train_s": ("begin_s", "learn_s"),
+  "generate_s": ("remember_s",),
   "evaluate_s": ("evaluate_s",),
   "save_s": ("save_s",),
 }

@@ -1,0 +1,380 @@
+"""The library under stress: killed at any moment, harmed in any file, fed anything.
+
+    python benchmarks/stress.py --output runs/stress --kills 100 --damage 300 --mutations 1000
+
+Kills: a run of two tasks, with generator and evaluation, gets SIGKILL at random moments, is started
+again each time, and must end with the scores, the answers and the arrays of a run that was left
+alone. A fifth of the kills hit runs of two processes.
+Damage: a file of a finished or a half finished run is cut, emptied, deleted, or has one bit
+flipped. Started again, the run must end as it would have, or name the file with exit code 2.
+Mutations: data, model folder, tokenizer, questions or the command line are changed at random. The
+program must end well, or with exit code 2 and one line; it must not hang for a minute.
+
+Each case is a line of DIR/cases.jsonl as soon as it is known; started again, only cases that are
+missing are tried. The random numbers of a case depend on its number alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from sapt_jax import cli
+from sapt_jax.mini import T5_MINI
+from sapt_jax.mini.tasks import mini_stream
+from sapt_jax.text_files import json_lines, write_json
+
+OPTIONS = (
+  "--data.benchmark superni --data.max-train 24 --data.max-test 8 --data.max-target-length 8 "
+  "--data.max-source-length 96 --fit.steps 6 --fit.batch-size 4 --fit.checkpoint-every 2 "
+  "--fit.log-every 1 --generator.steps 4 --generator.batch-size 4 --generator.keep 0.2 "
+  "--generator.oversample 1.5 --generator.max-length 64 --generator.rank 2 "
+  "--evaluation.batch-size 4 --evaluation.metric exact_match --pet.rank 2"
+).split()
+PATIENCE = 60  # seconds that a program may take beyond what an undisturbed one takes
+KILLS_OF_A_RUN = 5
+
+Case = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """Where everything is: a model folder, data, and the folder of the cases."""
+
+  folder: pathlib.Path
+
+  @property
+  def options(self) -> list[str]:
+    places = {"--backbone.path": self.folder / "model", "--data.root": self.folder / "data"}
+    return [*OPTIONS, *(str(x) for pair in places.items() for x in pair)]
+
+  def make(self) -> None:
+    """The embedded model and two generated tasks, as files."""
+    if (self.folder / "data").exists():
+      return
+    shutil.copytree(T5_MINI, self.folder / "model")
+    for task in mini_stream(0)[:2]:
+      place = self.folder / "data/SuperNI" / task.name
+      place.mkdir(parents=True)
+      for name, split in (("train", task.train), ("dev", task.dev), ("test", task.test)):
+        rows = [{"input": one.input, "output": list(one.references)} for one in split[:40]]
+        write_json(place / f"{name}.json", {"Definition": [task.definition], "Instances": rows})
+
+
+def start(arguments: Sequence[str], log: pathlib.Path, module: str = "train") -> subprocess.Popen:
+  """A program of the library, in a session of its own; what it says goes to a file."""
+  command = [sys.executable, "-m", f"sapt_jax.{module}", *arguments]
+  environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+  with log.open("wb") as out:
+    return subprocess.Popen(
+      command, stdout=out, stderr=out, start_new_session=True, env=environment, cwd=log.parent
+    )
+
+
+def end(process: subprocess.Popen, seconds: float) -> int | None:
+  """Its exit code; None: it hung, and was killed."""
+  try:
+    return process.wait(seconds)
+  except subprocess.TimeoutExpired:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return None
+
+
+def outcome(run: pathlib.Path) -> dict[str, Any]:
+  """What must be the same however a run came to its end."""
+  last = max((run / "snapshots").glob("[0-9]*_*"))
+  tree, here = str((last / "tree").absolute()), SingleDeviceSharding(jax.local_devices()[0])
+  shapes = ocp.metadata(tree).metadata
+  arrays = ocp.load(
+    tree,
+    {
+      name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=here)
+      for name, one in shapes.items()
+    },
+  )
+  digest = hashlib.sha256()
+  for name in sorted(arrays):
+    digest.update(name.encode() + np.asarray(arrays[name]).tobytes())
+  return {
+    "scores": json.loads((run / "scores.json").read_text())["scores"],
+    "answers": hashlib.sha256((run / "predictions.jsonl").read_bytes()).hexdigest(),
+    "arrays": digest.hexdigest(),
+  }
+
+
+def two(arguments: Sequence[str], log: pathlib.Path) -> list[subprocess.Popen]:
+  """The same run as two processes of one device each."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  shared = ["--distributed.address", address, "--distributed.processes", "2", "--mesh.fsdp", "2"]
+  return [
+    start(
+      [*arguments, *shared, "--distributed.process-id", str(number)],
+      log.with_suffix(f".{number}.log"),
+    )
+    for number in range(2)
+  ]
+
+
+def killed(world: World, number: int, whole: dict[str, Any], seconds: float) -> Case:
+  """A run that is killed a few times and then left alone; compared with the whole one."""
+  rng, run = random.Random(f"kill {number}"), world.folder / f"kill{number}"
+  together = number % KILLS_OF_A_RUN == 4
+  arguments, log = [*world.options, "--output", str(run)], world.folder / f"kill{number}.log"
+  moments = []
+  for _ in range(KILLS_OF_A_RUN):
+    processes = two(arguments, log) if together else [start(arguments, log)]
+    moments.append(round(rng.uniform(0, 2 * seconds if together else seconds), 2))
+    victim = rng.choice(processes)
+    if end(victim, moments[-1]) == 0:
+      break  # it was done before
+    for process in processes:
+      end(process, PATIENCE)
+  processes = two(arguments, log) if together else [start(arguments, log)]
+  codes = [end(process, 10 * seconds + PATIENCE) for process in processes]
+  found = outcome(run) if codes == [0] * len(codes) else {"codes": codes}
+  exact = found == whole["two" if together else "one"]
+  if exact:
+    shutil.rmtree(run)
+  how = {"moments": moments, "processes": len(processes), "kills": len(moments)}
+  return how | {"exact": len(moments) if exact else 0}
+
+
+def harms(content: bytes, rng: random.Random) -> dict[str, bytes | None]:
+  """What may happen to a file; None: it is gone."""
+  middle = rng.randrange(len(content)) if content else 0
+  flipped = bytearray(content)
+  if content:
+    flipped[middle] ^= 1 << rng.randrange(8)
+  return {"cut": content[:middle], "emptied": b"", "deleted": None, "flipped": bytes(flipped)}
+
+
+def damaged(world: World, number: int, whole: dict[str, Any], seconds: float) -> Case:
+  """A run's folder with one file harmed, gone on with."""
+  rng = random.Random(f"damage {number}")
+  kept = world.folder / ("half" if number % 2 else "whole")
+  files = sorted(path for path in kept.rglob("*") if path.is_file() and path.name != "lock")
+  file = files[rng.randrange(len(files))].relative_to(kept)
+  kind = list(harms(b"", rng))[number // 2 % 4]
+  run = shutil.copytree(kept, world.folder / f"damage{number}")
+  content = harms((run / file).read_bytes(), rng)[kind]
+  (run / file).unlink() if content is None else (run / file).write_bytes(content)
+  log = world.folder / f"damage{number}.log"
+  code = end(start([*world.options, "--output", str(run)], log), 10 * seconds + PATIENCE)
+  said = log.read_text(errors="replace")
+  named = str(file) in said or any(part in said for part in file.parts[:2] if "_" in part)
+  case = {"run": kept.name, "file": str(file), "harm": kind, "code": code, "named": named}
+  if code == 0:
+    fine = outcome(run) == whole["one"]
+  else:
+    fine = code == 2 and named and "Traceback" not in said
+  if fine:
+    shutil.rmtree(run)
+  return case | {"fine": fine}
+
+
+def changed_text(text: str, rng: random.Random) -> str:
+  """A text with something in it that does not belong there."""
+  at = rng.randrange(len(text) + 1)
+  odd = [
+    "",
+    "\0",
+    "\\ud83d",
+    "\ufeff",
+    '"',
+    "{",
+    "[" * 5000,
+    "9" * 5000,
+    "null",
+    "-1",
+    "1e999",
+    "é",
+  ]
+  length = rng.choice([0, 1, 10, len(text)])
+  return text[:at] + rng.choice(odd) + text[at + length :]
+
+
+def changed_value(value: Any, rng: random.Random) -> Any:
+  """A JSON value with one of its parts replaced, removed or doubled."""
+  odd: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1e30,
+    "",
+    "text",
+    [],
+    {},
+    [[]],
+    {"a": []},
+    "\ud83d",
+    "x" * 10000,
+    2**70,
+  ]
+  if isinstance(value, dict) and value and rng.random() < 0.9:
+    key = rng.choice(sorted(value))
+    if rng.random() < 0.2:
+      return {name: inner for name, inner in value.items() if name != key}
+    return value | {key: changed_value(value[key], rng)}
+  if isinstance(value, list) and value and rng.random() < 0.8:
+    at = rng.randrange(len(value))
+    return [*value[:at], changed_value(value[at], rng), *value[at + 1 :]]
+  return rng.choice(odd)
+
+
+def mutated_file(file: pathlib.Path, rng: random.Random) -> None:
+  """Changes a file as text, as JSON or as bytes."""
+  content = file.read_bytes()
+  how = rng.choice(["bytes", "text", "json"]) if file.suffix == ".json" else "bytes"
+  if how == "json":
+    file.write_text(json.dumps(changed_value(json.loads(content), rng)))
+  elif how == "text":
+    file.write_text(changed_text(content.decode(), rng))
+  else:
+    limit = len(content) if file.suffix == ".json" else 2000  # the header of the weights
+    at = rng.randrange(limit)
+    file.write_bytes(content[:at] + rng.randbytes(rng.choice([0, 1, 8])) + content[at + 1 :])
+
+
+def mutated_options(options: list[str], rng: random.Random) -> list[str]:
+  """The command line with one of its words changed."""
+  at = rng.randrange(len(options))
+  word = changed_text(options[at], rng).replace("\0", "")[:2000]
+  return [*options[:at], word, *options[at + 1 :]]
+
+
+def mutated(world: World, number: int, seconds: float) -> Case:
+  """A program that is fed something changed at random."""
+  rng, place = random.Random(f"mutation {number}"), world.folder / f"mutation{number}"
+  place.mkdir()
+  log = place / "log"
+  what = rng.choice(["data", "model", "questions", "command"])
+  module, arguments = "train", [*world.options, "--output", str(place / "run")]
+  arguments += ["--fit.steps", "1", "--generator.steps", "1", "--evaluation.no-every-task"]
+  if what in ("data", "model"):
+    shutil.copytree(world.folder / what, place / what)
+    changed = sorted(path for path in (place / what).rglob("*.*") if path.suffix != ".md")
+    file = rng.choice([path for path in changed if path.suffix != ".csv"])
+    mutated_file(file, rng)
+    what = str(file.relative_to(place))
+    option = {"data": "--data.root", "model": "--backbone.path"}[what.split("/")[0]]
+    arguments += [option, str(place / what.split("/")[0])]
+  elif what == "command":
+    arguments = mutated_options(arguments, rng)
+  else:
+    module, questions = "predict", place / "in.jsonl"
+    lines = [json.dumps({"definition": "Say.", "input": f"text {i}", "id": i}) for i in range(3)]
+    questions.write_text(changed_text("\n".join(lines), rng), errors="surrogatepass")
+    arguments = ["--run", str(world.folder / "whole"), "--input", str(questions)]
+    arguments += ["--output", str(place / "out.jsonl")]
+  code = end(start(arguments, log, module), 10 * seconds + PATIENCE)
+  said = log.read_text(errors="replace").strip()
+  line = said.splitlines()[-1] if said else ""
+  fine = "Traceback" not in said and (code == 0 or (code == 2 and line.startswith("error: ")))
+  if fine:
+    shutil.rmtree(place)
+  return {"what": what, "code": code, "said": line[-300:], "fine": fine}
+
+
+def references(world: World) -> tuple[dict[str, Any], float]:
+  """What undisturbed runs end with, of one process and of two, and the seconds that one takes when
+  its programs are compiled; leaves the folders whole and half.
+  """
+  file = world.folder / "references.json"
+  if not file.exists():
+    for name in ("first", "whole"):  # the first one compiles
+      shutil.rmtree(world.folder / name, ignore_errors=True)
+      began = time.monotonic()
+      log = world.folder / f"{name}.log"
+      arguments = [*world.options, "--output", str(world.folder / name)]
+      if end(start(arguments, log), 3600):
+        sys.exit(f"the undisturbed run failed; see {log}")
+      seconds = time.monotonic() - began
+    half = shutil.copytree(world.folder / "whole", world.folder / "half", dirs_exist_ok=True)
+    stop_in_second_task(world, half, seconds)
+    shutil.rmtree(world.folder / "both", ignore_errors=True)
+    log = world.folder / "both.log"
+    pair = two([*world.options, "--output", str(world.folder / "both")], log)
+    if any(end(process, 3600) for process in pair):
+      sys.exit(f"the undisturbed run of two processes failed; see {log}")
+    whole = {"one": outcome(world.folder / "whole"), "two": outcome(world.folder / "both")}
+    write_json(file, {"whole": whole, "seconds": seconds})
+  found = json.loads(file.read_text())
+  return found["whole"], found["seconds"]
+
+
+def stop_in_second_task(world: World, half: pathlib.Path, seconds: float) -> None:
+  """Makes a finished run one that was stopped in its second task."""
+  log = world.folder / "half.log"
+  process = start([*world.options, "--output", str(half), "--from-task", "2"], log)
+  while process.poll() is None and not list(half.glob("progress/01/*/manifest.json")):
+    time.sleep(0.05)
+  process.terminate()
+  if end(process, 10 * seconds + PATIENCE) != 75:
+    sys.exit(f"the run that is to be half finished was not stopped; see {log}")
+
+
+def cases(
+  file: pathlib.Path, kind: str, count: int, try_one: Callable[[int], Case]
+) -> Iterator[Case]:
+  """All cases of a kind, those that are missing tried now."""
+  known = [row for _, row in json_lines(file)] if file.exists() else []
+  done = {row["case"]: row for row in known if row["kind"] == kind}
+  for number in range(count):
+    if number not in done:
+      done[number] = {"kind": kind, "case": number} | try_one(number)
+      with file.open("a", encoding="utf-8") as out:
+        out.write(json.dumps(done[number]) + "\n")
+      print(json.dumps(done[number]), flush=True)
+    yield done[number]
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Tries all cases and counts them."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of the cases")
+  for name, count in (("kills", 100), ("damage", 300), ("mutations", 1000)):
+    parser.add_argument(f"--{name}", type=int, default=count, help=f"how many (default {count})")
+  options = parser.parse_args(arguments)
+  options.output.mkdir(parents=True, exist_ok=True)
+  world, file = World(options.output.absolute()), options.output / "cases.jsonl"
+  world.make()
+  whole, seconds = references(world)
+  runs = -(-options.kills // KILLS_OF_A_RUN)
+  kills = list(cases(file, "kill", runs, lambda number: killed(world, number, whole, seconds)))
+  count, exact = (sum(case[name] for case in kills) for name in ("kills", "exact"))
+  words = [f"kills {exact} of {count} exact"]
+  for name, number, try_one in (
+    ("damage", options.damage, lambda number: damaged(world, number, whole, seconds)),
+    ("mutations", options.mutations, lambda number: mutated(world, number, seconds)),
+  ):
+    tried = list(cases(file, name, number, try_one))
+    words.append(f"{name} {sum(case['fine'] for case in tried)} of {len(tried)} named")
+  print(f"stress: {', '.join(words)}")
+
+
+if __name__ == "__main__":
+  cli.run(main)
