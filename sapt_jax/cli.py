@@ -131,8 +131,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
   except Exception as error:  # noqa: BLE001 (whatever it is, a line says it)
-    place = pathlib.Path(tempfile.gettempdir()) / f"sapt_jax-{os.getpid()}-error.log"
-    end(1, f"error: {reason_of(error)}{keep_traceback(place)}")
+    end(1, f"error: {reason_of(error)}{keep_traceback(temporary('error.log'))}")
 
 
 def end(code: int, message: str) -> NoReturn:
@@ -147,14 +146,18 @@ def reason_of(error: BaseException) -> str:
   return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
 
 
+def temporary(name: str) -> pathlib.Path:
+  """A file of this process in the folder for temporary ones."""
+  return pathlib.Path(tempfile.gettempdir()) / f"sapt_jax-{os.getpid()}-{name}"
+
+
 def keep_traceback(file: pathlib.Path) -> str:
-  """Adds the traceback of the error that is being handled to a file; says so in words. Where the
-  file cannot be written, the traceback goes to stderr.
+  """Adds the traceback of the error that is being handled to a file, or to one of the temporary
+  folder where the disk is full; says in words to which.
   """
-  try:
-    with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
-      out.write(traceback.format_exc() + "\n")
-  except OSError:
-    traceback.print_exc()
-    return ""
-  return f" (traceback: {file})"
+  for place in (file, temporary(file.name)):
+    with contextlib.suppress(OSError):
+      with place.open("a", encoding="utf-8", errors="backslashreplace") as out:
+        out.write(traceback.format_exc() + "\n")
+      return f" (traceback: {place})"
+  return ""

@@ -15,6 +15,7 @@ from sapt_jax.cost import Cost
 from sapt_jax.methods.base import Learned, Lesson
 from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.provenance import provenance
+from sapt_jax.remote import Mirror, is_remote, scratch
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.run_inputs import RunInputs, most_pseudo_inputs, read_inputs
 from sapt_jax.scoring import Scorer
@@ -23,11 +24,12 @@ from sapt_jax.study import Instruments, TaskStudy
 from sapt_jax.training.fit import Plan
 
 
-def run(config: Config, output: pathlib.Path, keep: int | None = None) -> dict[str, Any]:
+def run(config: Config, output: str | pathlib.Path, keep: int | None = None) -> dict[str, Any]:
   """Learns the stream that a configuration describes, or goes on learning it; returns what
   scores.json holds.
 
   Args:
+    output: the run's folder, or the URL of a remote one.
     keep: see RunFolder.
 
   Raises:
@@ -36,9 +38,11 @@ def run(config: Config, output: pathlib.Path, keep: int | None = None) -> dict[s
     DivergedError, Stopped: see Trainer.fit.
   """
   inputs = processes.all_or_none(lambda: read_inputs(config))
-  with RunFolder(output, config, inputs.identity, keep) as folder:
+  mirror = Mirror(str(output), scratch(str(output), "runs")) if is_remote(str(output)) else None
+  path = pathlib.Path(output) if mirror is None else mirror.local
+  with RunFolder(path, config, inputs.identity, keep, mirror) as folder:
     single = processes.all_or_none(
-      lambda: single_scores(config, inputs.names, output, inputs.fingerprint, run)
+      lambda: single_scores(config, inputs.names, path, inputs.fingerprint, run)
     )
     with Cost() as cost:
       return Continual(config, inputs, folder, cost).run(single)
@@ -142,6 +146,7 @@ class Continual:
       steps,
       study.progress.checkpoint("learn"),
       study.log,
+      study.progress.saved,
       dev_score if fit.validate_every or fit.validate_epochs else None,
     )
     return self.built.trainer(fit).fit(learned, lesson.rows, plan)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from sapt_jax import cli
 from sapt_jax.config import BackbonePlace
 from sapt_jax.errors import InputError
+from sapt_jax.remote import readable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class ExportOptions:
   """What of which run goes where."""
 
   run: str
-  """The run's folder."""
+  """The run's folder, or its URL."""
   output: str
   """A folder, made if it is not there."""
   what: Literal["block", "mixture", "pool"] = "block"
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str]) -> None:
   cli.output_folder(options.output)
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
 
-  print(export(Answering(pathlib.Path(options.run), backbone=options.backbone.path), options))
+  print(export(Answering(readable(options.run), backbone=options.backbone.path), options))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 from sapt_jax import cli
 from sapt_jax.config import BackbonePlace, Mesh
 from sapt_jax.errors import InputError
+from sapt_jax.remote import readable
 from sapt_jax.text_files import json_lines, write_lines
 
 
@@ -29,7 +30,7 @@ class PredictOptions:
   """Which run answers what."""
 
   run: str
-  """The run's folder."""
+  """The run's folder, or its URL."""
   input: str
   """JSON lines with "input" (and, if wanted, "definition")."""
   output: str
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
 
   answering = Answering(
-    pathlib.Path(options.run), options.batch_size, options.mesh, options.backbone.path
+    readable(options.run), options.batch_size, options.mesh, options.backbone.path
   )
   pairs = [(question.get("definition"), question["input"]) for question in questions]
   answering.check(pairs)

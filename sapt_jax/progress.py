@@ -6,15 +6,19 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 
 from sapt_jax.evaluation.kept_answers import KeptAnswers
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """The folder of one task's progress; it goes when the task is done."""
+  """The folder of one task's progress, which goes when the task is done, and what is to be done
+  when a checkpoint has been saved.
+  """
 
   folder: pathlib.Path
+  saved: Callable[[], None]
 
   def checkpoint(self, phase: str) -> pathlib.Path:
     """Where a training keeps its checkpoint: "learn", or "inputs" for the generator's."""

@@ -24,6 +24,7 @@ import tyro
 from sapt_jax import cli
 from sapt_jax.errors import InputError
 from sapt_jax.paired import HEADING, pairs_of
+from sapt_jax.remote import readable
 from sapt_jax.text_files import read_object
 
 FIGURES = ("AP", "F.Ra", "BWT", "FWT")
@@ -187,7 +188,7 @@ def write_page(
 def main(arguments: Sequence[str]) -> None:
   """Parses, reads, compares, writes."""
   options = cli.parse(ReportOptions, arguments, "sapt_jax.report", cli.summary(__doc__))
-  runs = [read_run(pathlib.Path(folder)) for folder in options.runs]
+  runs = [read_run(readable(folder)) for folder in options.runs]
   if not runs:
     raise InputError("no run given: name the folders of finished runs")
   for run in runs[1:]:

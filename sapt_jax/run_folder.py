@@ -35,6 +35,7 @@ from sapt_jax.config import Config
 from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.base import Learned
 from sapt_jax.progress import Progress
+from sapt_jax.remote import Mirror
 from sapt_jax.run_log import RunLog
 from sapt_jax.text_files import read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
@@ -76,6 +77,7 @@ class RunFolder:
     identity: what tells data, tokenizer and backbone from others (RunInputs.identity).
     keep: tasks, from the first, whose snapshots stay; what was learned after them is removed. None:
       all stay.
+    mirror: copies the folder to a remote place, from which it is fetched first; None: it is here.
 
   Raises (on entering):
     InputError: another run is at work in it; it was begun with another configuration; it is a
@@ -83,9 +85,14 @@ class RunFolder:
   """
 
   def __init__(
-    self, path: pathlib.Path, config: Config, identity: dict[str, Any], keep: int | None = None
+    self,
+    path: pathlib.Path,
+    config: Config,
+    identity: dict[str, Any],
+    keep: int | None = None,
+    mirror: Mirror | None = None,
   ):
-    self.path, self.snapshots, self.keep = path, path / "snapshots", keep
+    self.path, self.snapshots, self.keep, self.mirror = path, path / "snapshots", keep, mirror
     self.config, self.identity = config, identity
     self.asked = _asked(config, identity)
     self.run_log = RunLog(path / "metrics.jsonl")
@@ -94,6 +101,12 @@ class RunFolder:
 
   def __enter__(self) -> RunFolder:
     processes.first_does(self._enter)
+    if self.mirror is not None and not all(processes.all_say(self.mirror.is_of_owner())):
+      self.__exit__()
+      raise InputError(
+        f"{self.mirror.url}: the processes work in {self.path}, which must be one and the same "
+        "folder to all of them: set XDG_CACHE_HOME to one that all their machines share"
+      )
     seen = processes.all_say(self._seen())
     if not all(seen):
       self.__exit__()
@@ -115,6 +128,9 @@ class RunFolder:
       ) from None
     try:
       self._take_lock(self._lock)
+      if self.mirror is not None:
+        self.mirror.take()
+        self.mirror.fetch()
       self._check_config(self.path / "config.json")
     except InputError:
       self._lock.close()
@@ -122,6 +138,12 @@ class RunFolder:
     self.snapshots.mkdir(exist_ok=True)
     for place in (self.snapshots, *self.path.glob("progress/*")):
       checkpoint.settle(place)
+    self.push()
+
+  def push(self) -> None:
+    """Copies what has changed to the remote place, if the folder has one."""
+    if self.mirror is not None and processes.is_first():
+      self.mirror.push()
 
   def _seen(self) -> bool:
     """Whether config.json is here, and as this process would have written it; file systems of
@@ -140,6 +162,8 @@ class RunFolder:
         raise FailedError(self._failure(error)) from error
     finally:
       if self._lock is not None:
+        if not isinstance(error, InputError):
+          self.push()
         self._lock.close()  # which frees the lock, as the end of the process would
 
   def _failure(self, error: Exception) -> str:
@@ -171,7 +195,9 @@ class RunFolder:
   def _check_config(self, file: pathlib.Path) -> None:
     if not file.exists():
       strangers = sorted(
-        entry.name for entry in self.path.iterdir() if entry.name not in ("lock", "single")
+        entry.name
+        for entry in self.path.iterdir()
+        if entry.name != "single" and not entry.name.endswith("lock")
       )
       if strangers:
         raise InputError(
@@ -251,7 +277,7 @@ class RunFolder:
 
   def progress(self, index: int) -> Progress:
     """What is kept of a task while it is learned."""
-    return Progress(self.path / "progress" / f"{index:02d}")
+    return Progress(self.path / "progress" / f"{index:02d}", self.push)
 
   def lines_of(self, folder: str, index: int, task: str) -> pathlib.Path:
     """The file of JSON lines that a task has in one of the run's folders."""
@@ -280,6 +306,7 @@ class RunFolder:
     checkpoint.save(self.snapshot(index, task), learned, record)
     if processes.is_first():
       shutil.rmtree(self.path / "progress", ignore_errors=True)
+      self.push()
 
   def restore(self, tasks: list[str], abstract: Learned) -> tuple[Learned, list[dict[str, Any]]]:
     """The newest sound snapshot and the records of all tasks up to it; the `abstract` tree itself

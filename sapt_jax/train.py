@@ -28,7 +28,9 @@ class TrainOptions(Config):
   them are made for the mini run (sapt_jax/mini/default.py), which other benchmarks and backbones
   outgrow."""
   output: str = ""
-  """The run's folder. Empty: runs/NAME, with the config file's name, or mini."""
+  """The run's folder, or the URL of one, such as gs://bucket/run. Empty: runs/NAME, with the config
+  file's name, or mini.
+  """
   fresh: bool = False
   """Remove what an earlier start has learned there, and begin anew."""
   from_task: int = 0
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
   with processes.joined(config.distributed):
     from sapt_jax.continual import run
 
-    result = run(config, pathlib.Path(chosen.output), keep)
+    result = run(config, chosen.output, keep)
   figures = (
     f"{name} {'-' if value is None else format(value, '.2f')}"
     for name, value in result["metrics"].items()

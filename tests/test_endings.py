@@ -1,6 +1,7 @@
 """How programs end: one line for each way, with its exit code, and the traceback in a file."""
 
 import io
+import logging
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import tiny
 
 from sapt_jax import cli, train
 from sapt_jax.errors import FailedError, InputError, Stopped
-from sapt_jax.training import fit
+from sapt_jax.training import checkpoint, fit
 from tests.runs import rows_of
 
 
@@ -103,6 +104,27 @@ def test_a_failure_in_a_run_names_the_run_the_step_and_the_file(
   monkeypatch.undo()
   train.main([*map(str, arguments)])  # and it can be gone on with
   assert rows_of(run / "metrics.jsonl")
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+  world, tmp_path, monkeypatch, capsys
+):
+  """Orbax's threads log the tracebacks of their errors, which are then raised as well."""
+
+  def full(*_):
+    logging.getLogger("absl").error("a thread raised an exception:\nTraceback ...")
+    raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
+
+  run = tmp_path / "run"
+  arguments = [*world, "--method.name", "sequential", "--output", run]
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.ocp, "save", full)
+    code, complaint = tiny.run_program(train, arguments, patch, capsys)
+  line = complaint.strip().splitlines()[-1]
+  assert (code, "Traceback" in complaint) == (1, False)
+  assert line.startswith(f"error: {run}: ValueError: RESOURCE_EXHAUSTED: No space left on device; ")
+  train.main([*map(str, arguments)])
+  assert (run / "scores.json").is_file()
 
 
 def test_a_reader_that_leaves_is_no_failure(tmp_path):

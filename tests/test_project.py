@@ -33,7 +33,7 @@ HOUSE = """
   mini
   arm
   sals pet data.tasks
-  cli plots processes losses run_log
+  cli plots processes losses run_log remote
   sharding config cost precision streams provenance
   checks text_files
   errors

@@ -12,6 +12,7 @@ NAME.before.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pathlib
 import re
@@ -77,7 +78,13 @@ def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
 
   processes.first_does(make_room)
   flat = _flat(tree)
+  # Each of Orbax's threads would log the traceback of an error that it raises here anyway, some of
+  # them after it has been raised: so it stays quiet then.
+  logger = logging.getLogger("absl")
+  usual = logger.level
+  logger.setLevel(logging.CRITICAL)
   ocp.save(str((draft / TREE).absolute()), flat)
+  logger.setLevel(usual)
   _read_back(draft, flat)
   processes.first_does(seal)
 

@@ -39,6 +39,7 @@ class Plan:
     steps: updates to make.
     folder: where checkpoints inside the task go; None: nowhere.
     log: takes one dict of figures per logged step.
+    saved: called after each checkpoint.
     validate: dev score (higher is better) of what has been learned so far; None: the last weights
       are kept.
   """
@@ -47,6 +48,7 @@ class Plan:
   steps: int
   folder: pathlib.Path | None
   log: Log
+  saved: Callable[[], None] = lambda: None
   validate: Callable[[Learned], float] | None = None
 
 
@@ -147,6 +149,7 @@ class Trainer:
     if plan.folder is not None:
       record = {"step": int(state.step), "best_score": best.score, "judged": judged}
       checkpoint.save(plan.folder, (state, best.trainable), record)
+      plan.saved()
 
   @staticmethod
   def stopped(plan: Plan, step: int) -> Stopped:

@@ -1,0 +1,165 @@
+"""Runs whose folder is on an object store or another remote place: any URL that fsspec knows, such
+as gs://bucket/run or s3://bucket/run.
+
+A run works in a folder of this machine and copies what it has finished. An object store can neither
+rename nor lock: so a manifest is copied after the files that it speaks of, and taken away before
+they change; and of two runs in one place, the older one ends as soon as it sees the newer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import shutil
+import socket
+import uuid
+from typing import Any
+
+from sapt_jax.errors import InputError
+
+OWNER, TOKEN, MANIFEST = "owner", "owner.lock", "manifest.json"
+# Of this machine alone: locks, what is being written, and what is about to be replaced.
+LOCAL = ("lock", ".draft", ".before")
+
+
+def is_remote(place: str) -> bool:
+  """Whether this is a URL and not a path."""
+  return "://" in place
+
+
+def scratch(url: str, use: str) -> pathlib.Path:
+  """The folder that stands for a URL, among those of the user's caches (XDG_CACHE_HOME)."""
+  cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+  return cache / "sapt_jax" / use / hashlib.sha256(url.encode()).hexdigest()[:16]
+
+
+def readable(place: str) -> pathlib.Path:
+  """A run's folder to be read: the path itself, or a copy of what is at a URL.
+
+  Raises:
+    InputError: see Mirror; there is nothing.
+  """
+  if not is_remote(place):
+    return pathlib.Path(place)
+  mirror = Mirror(place, scratch(place, "read"))
+  mirror.fetch()
+  if not mirror.known:
+    raise InputError(f"{place}: nothing is there")
+  return mirror.local
+
+
+class Mirror:
+  """A remote folder and the local one that is copied to it.
+
+  Attributes:
+    known: files that are the same in both, with their sizes and times.
+
+  Raises:
+    InputError: fsspec does not know the URL, or cannot reach it.
+  """
+
+  def __init__(self, url: str, local: pathlib.Path):
+    import fsspec  # here: only remote runs need it
+
+    self.url, self.local = url.rstrip("/"), local
+    self.token = f"{socket.gethostname()} process {os.getpid()} {uuid.uuid4().hex[:8]}"
+    self.known: dict[str, tuple[int, int]] = {}
+    options = {"auto_mkdir": True} if self.url.startswith("file://") else {}
+    try:
+      self.store, self.root = fsspec.core.url_to_fs(self.url, **options)
+      self.store.exists(self.root)
+    except ImportError as error:
+      raise InputError(f"{url}: {error}; install what it names") from None
+    except Exception as error:  # noqa: BLE001 (each kind of store has errors of its own)
+      raise self._unreachable(error) from None
+
+  def _unreachable(self, error: Exception) -> InputError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return InputError(f"{self.url}: cannot be reached ({reason})")
+
+  def _local_files(self) -> dict[str, tuple[int, int]]:
+    files = {}
+    for path in self.local.rglob("*"):
+      name = path.relative_to(self.local)
+      if path.is_file() and not any(part.endswith(LOCAL) for part in name.parts):
+        files[str(name)] = (path.stat().st_size, path.stat().st_mtime_ns)
+    return files
+
+  def _remote_files(self) -> list[str]:
+    self.store.invalidate_cache()
+    found = self.store.find(self.root) if self.store.exists(self.root) else []
+    start = self.store._strip_protocol(self.root).rstrip("/") + "/"
+    return [name.removeprefix(start) for name in found if name != start + OWNER]
+
+  def take(self) -> None:
+    """Makes this process the owner; an earlier one ends when it copies next.
+
+    Raises:
+      InputError: nothing can be written there.
+    """
+    try:
+      self.store.pipe_file(f"{self.root}/{OWNER}", self.token.encode())
+    except Exception as error:  # noqa: BLE001 (each kind of store has errors of its own)
+      raise self._unreachable(error) from None
+    (self.local / TOKEN).write_text(self.token, encoding="utf-8")
+
+  def is_of_owner(self) -> bool:
+    """Whether the local folder is the owner's, which may be another process of the run."""
+    file = self.local / TOKEN
+    return file.is_file() and file.read_text(encoding="utf-8") == self.owner()
+
+  def owner(self) -> str:
+    """The token of the process that has taken the place last."""
+    self.store.invalidate_cache()
+    return self.store.cat_file(f"{self.root}/{OWNER}").decode(errors="replace")
+
+  def fetch(self) -> None:
+    """Makes the local folder what the remote one is."""
+    self.local.mkdir(parents=True, exist_ok=True)
+    for path in self.local.iterdir():
+      if path.is_dir():
+        shutil.rmtree(path)
+      elif not path.name.endswith("lock"):
+        path.unlink()
+    for name in self._remote_files():
+      file = self.local / name
+      file.parent.mkdir(parents=True, exist_ok=True)
+      self.store.get_file(f"{self.root}/{name}", str(file))
+    self.known = self._local_files()
+
+  def push(self) -> None:
+    """Copies what has changed, and removes what is gone.
+
+    Raises:
+      InputError: another run has taken the place.
+    """
+    self._check_owner()
+    now = self._local_files()
+    changed = {name for name, stamp in now.items() if self.known.get(name) != stamp}
+    gone = self.known.keys() - now.keys()
+    touched = {str(pathlib.PurePath(name).parent) for name in changed | gone}
+    unsealed = [
+      name
+      for name in self.known
+      if name.endswith(MANIFEST)
+      and any(place.startswith(str(pathlib.PurePath(name).parent)) for place in touched)
+    ]
+    for name in unsealed:
+      self._remove(name)
+    for name in sorted(gone - set(unsealed)):
+      self._remove(name)
+    for name in sorted(changed | (now.keys() & set(unsealed)), key=_manifests_last):
+      self.store.put_file(str(self.local / name), f"{self.root}/{name}")
+    self.known = now
+
+  def _check_owner(self) -> None:
+    if (owner := self.owner()) != self.token:
+      raise InputError(f"{self.url}: {owner} has gone on with this run; this one ends")
+
+  def _remove(self, name: str) -> None:
+    self.store.rm_file(f"{self.root}/{name}")
+
+
+def _manifests_last(name: str) -> tuple[bool, Any]:
+  return name.endswith(MANIFEST), name
