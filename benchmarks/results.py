@@ -36,6 +36,7 @@ FREE = (
   "fit.checkpoint_every",
   "fit.log_every",
   "generator.folder",
+  "keep_snapshots",
   "single",
   "seed",
   "backbone.path",

@@ -372,6 +372,9 @@ class Config:
   evaluation: Evaluation = Evaluation()
   seed: int = 0
   """Of blocks, batches, sampling and the mini stream."""
+  keep_snapshots: int = 0
+  """Snapshots whose arrays are kept, the newest; of those before, the records stay, so that the run
+  can go on and be scored, but not from there. 0: all."""
   single: str = ""
   """A finished per_task run on the same stream with the same seed and backbone, for FWT; "train":
   make one inside this run's folder first."""
@@ -379,6 +382,7 @@ class Config:
   def __post_init__(self) -> None:
     in_range(self)
     require(self.seed >= 0, f"seed {self.seed}: must not be negative")
+    require(self.keep_snapshots >= 0, f"keep_snapshots {self.keep_snapshots}: must not be negative")
     devices = self.mesh.data * self.mesh.fsdp
     fit, generator = self.fit, self.generator
     computed_at_once = {

@@ -17,7 +17,6 @@ mixture_*.png          the mean mixtures of the tasks
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import json
 import os
@@ -30,43 +29,16 @@ from typing import Any, TextIO
 
 import jax
 
-from sapt_jax import cli, processes, saved_options
+from sapt_jax import cli, processes
 from sapt_jax.config import Config
 from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.base import Learned
 from sapt_jax.progress import Progress
 from sapt_jax.remote import Mirror
+from sapt_jax.run_identity import asked, check_begun
 from sapt_jax.run_log import RunLog
 from sapt_jax.text_files import read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(value, dict):
-    return {prefix: value}
-  return {
-    key: leaf
-    for name, inner in value.items()
-    for key, leaf in _flat(inner, f"{prefix}.{name}" if prefix else name).items()
-  }
-
-
-def _asked(config: Config, identity: dict[str, Any]) -> dict[str, Any]:
-  """What config.json holds."""
-  asked = json.loads(json.dumps(dataclasses.asdict(config)))
-  del asked["distributed"]  # each process has its own
-  return asked | identity | {"numbers": NUMBERS}
-
-
-# What the same options compute: raised when a new version computes something else, so that no run
-# is half the one and half the other.
-NUMBERS = 2
-# Options that say where something is, and the hash by which it is known wherever it is.
-PLACES = {
-  "backbone.path": "backbone.weights",
-  "data.root": "tasks",
-  "generator.folder": "pseudo_inputs",
-}
 
 
 class RunFolder:
@@ -94,7 +66,7 @@ class RunFolder:
   ):
     self.path, self.snapshots, self.keep, self.mirror = path, path / "snapshots", keep, mirror
     self.config, self.identity = config, identity
-    self.asked = _asked(config, identity)
+    self.asked = asked(config, identity)
     self.run_log = RunLog(path / "metrics.jsonl")
     self.at = "at the start"  # in words, for errors
     self._lock: TextIO | None = None
@@ -209,7 +181,7 @@ class RunFolder:
     saved = [*self.path.glob("snapshots/*"), *self.path.glob("progress/*/*")]
     if file.exists() and any(map(checkpoint.is_finished, saved)):
       # Before anything has been learned, nothing can spoil it.
-      self._check_begun(read_object(file))
+      check_begun(self.path, read_object(file), self.config, self.identity)
     if self.keep:
       self._forget_after(self.keep)
     write_json(file, self.asked)
@@ -223,12 +195,13 @@ class RunFolder:
     learned = {
       int(folder.name.split("_")[0]): folder
       for folder in self.snapshots.glob("[0-9]*_*")
-      if checkpoint.is_finished(folder)
+      if checkpoint.has_arrays(folder)
     }
-    if missing := set(range(keep)) - learned.keys():
+    if keep and keep - 1 not in learned:
+      starts = ", ".join(str(index + 2) for index in sorted(learned))
       raise InputError(
-        f"--from-task {keep + 1}: {self.path} holds no snapshot of task {min(missing) + 1}; give "
-        f"at most {min(missing) + 1}"
+        f"--from-task {keep + 1}: {self.path} holds no snapshot of the task before; give 1"
+        + (f" or one of {starts}" if starts else "")
       )
     numbered = [*self.path.glob("snapshots/[0-9]*_*"), *self.path.glob("*/[0-9]*_*.jsonl")]
     for place in numbered:
@@ -237,39 +210,6 @@ class RunFolder:
     shutil.rmtree(self.path / "progress", ignore_errors=True)
     for place in [self.path / "scores.json", self.path / "predictions.jsonl"]:
       place.unlink(missing_ok=True)
-
-  def _check_begun(self, values: dict[str, Any]) -> None:
-    """Whether the run was begun with these options and these inputs. The mesh changes no result,
-    nor does the place of what is known by its hash. An option that is younger than the run has its
-    default there.
-    """
-    if values.get("numbers", 1) != NUMBERS:
-      raise InputError(
-        f"{self.path}: begun with an older version of the library, which computed other numbers; "
-        "it can be asked and exported, but not gone on with: choose another --output"
-      )
-    begun, now = (
-      _flat(_asked(config, {})) for config in (saved_options.config_from_json(values), self.config)
-    )
-    free = [place for place, known in PLACES.items() if known in values and known in self.identity]
-    changed = [
-      f"{key}: {begun.get(key)} -> {now.get(key)}"
-      for key in sorted(begun | now)
-      if begun.get(key) != now.get(key) and not key.startswith("mesh.") and key not in free
-    ]
-    if changed:
-      raise InputError(
-        f"{self.path}: begun with another configuration ({'; '.join(changed)}); use the same "
-        "one, or another --output"
-      )
-    known = {name: values[name] for name in self.identity if name in values}
-    then, now = _flat(known), _flat({name: self.identity[name] for name in known})
-    others = [key for key in sorted(then | now) if then.get(key) != now.get(key)]
-    if others:
-      raise InputError(
-        f"{self.path}: changed since the run was begun: {', '.join(others)}; put it back as it "
-        "was, or choose another --output"
-      )
 
   def snapshot(self, index: int, task: str) -> pathlib.Path:
     """The folder of the snapshot after a task."""
@@ -306,7 +246,17 @@ class RunFolder:
     checkpoint.save(self.snapshot(index, task), learned, record)
     if processes.is_first():
       shutil.rmtree(self.path / "progress", ignore_errors=True)
+      self._prune(index)
       self.push()
+
+  def _prune(self, newest: int) -> None:
+    """Removes the arrays of snapshots that are no longer to be kept (Config.keep_snapshots)."""
+    if not self.config.keep_snapshots:
+      return
+    for folder in self.snapshots.glob("[0-9]*_*"):
+      old = int(folder.name.split("_")[0]) <= newest - self.config.keep_snapshots
+      if old and checkpoint.has_arrays(folder):
+        checkpoint.prune(folder)
 
   def restore(self, tasks: list[str], abstract: Learned) -> tuple[Learned, list[dict[str, Any]]]:
     """The newest sound snapshot and the records of all tasks up to it; the `abstract` tree itself
@@ -342,7 +292,7 @@ class RunFolder:
     """How many tasks the newest sound snapshot stands for."""
     for done in reversed(range(1, len(tasks) + 1)):
       folder = self.snapshot(done - 1, tasks[done - 1])
-      if not checkpoint.is_finished(folder):
+      if not checkpoint.has_arrays(folder):
         continue
       try:
         checkpoint.verify(folder)

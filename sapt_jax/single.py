@@ -89,7 +89,7 @@ def _what_scores_depend_on(config: Config) -> dict[str, Any]:
     "pet": (pet, {"kind", "rank", "alpha", "prompt_length"} - unused),
     "fit": (fit, _names(fit) - {"accumulation", "checkpoint_every", "log_every"}),
     "data": (data, _names(data) - {"root"}),
-    "backbone": (backbone, {"dtype", "bits", "precision"}),
+    "backbone": (backbone, {"dtype", "bits", "precision", "dropout"}),
   }
   values = {"seed": config.seed, "evaluation.metric": metric_of(config)} | {
     f"{part}.{name}": getattr(options, name)

@@ -21,6 +21,7 @@ HOUSE = """
   study scoring
   run_inputs
   generator learner run_folder interop
+  run_identity
   run_options saved_options paper mini.default progress
   methods
   evaluation
@@ -123,7 +124,14 @@ def test_imports_are_declared_dependencies(path):
 
 # What reads JSON without sapt_jax/text_files.py: what the program itself has just made, and the
 # run's own log, in which a line may be cut short.
-OWN_JSON = {"evaluation.kept_answers", "plan.hlo", "run_folder", "run_log", "text_files"}
+OWN_JSON = {
+  "evaluation.kept_answers",
+  "plan.hlo",
+  "run_folder",
+  "run_identity",
+  "run_log",
+  "text_files",
+}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

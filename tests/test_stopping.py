@@ -12,7 +12,7 @@ from sapt_jax.errors import InputError, Stopped
 from sapt_jax.evaluation import evaluate
 from sapt_jax.evaluation.kept_answers import KeptAnswers
 from sapt_jax.training import checkpoint
-from tests.runs import Loop, assert_same_run, rows_of, scores
+from tests.runs import Loop, assert_same_run, rows_of, scores, snapshots
 
 
 @pytest.fixture(scope="module", params=[(), ("--fit.validate-every", "2")], ids=["plain", "dev"])
@@ -185,10 +185,25 @@ def test_a_run_can_be_learned_again_from_any_task_or_anew(
   arguments = [*world, "--output", str(folder)]
   code, complaint = tiny.run_program(train, [*arguments, "--from-task", "4"], monkeypatch, capsys)
   assert code == 2
-  assert f"--from-task 4: {folder} holds no snapshot of task 3; give at most 3" in complaint
+  assert "--from-task 4" in complaint
+  assert f"{folder} holds no snapshot of the task before; give 1 or one of 2, 3" in complaint
   assert scores(folder) == scores(finished)
   train.main([*arguments, "--from-task", "1"])
   assert_same_run(folder, finished)
   train.main([*arguments, "--fresh", "--fit.steps", "2", "--method.name", "sequential"])
   assert scores(folder)["steps"] == [2, 2]
   assert {row["index"] for row in rows_of(folder / "metrics.jsonl")} == {0, 1}
+
+
+def test_old_snapshots_are_pruned_as_far_as_asked_and_the_run_goes_on(
+  world, finished, tmp_path, monkeypatch, capsys
+):
+  folder = shutil.copytree(finished, tmp_path / "run")
+  arguments = [*world, "--output", str(folder), "--keep-snapshots", "1"]
+  train.main([*arguments, "--from-task", "2"])
+  assert [checkpoint.has_arrays(snapshot) for snapshot in snapshots(folder)] == [False, True]
+  assert_same_run(folder, finished)
+  train.main(arguments)
+  assert_same_run(folder, finished)
+  code, complaint = tiny.run_program(train, [*arguments, "--from-task", "2"], monkeypatch, capsys)
+  assert (code, "give 1 or one of 3" in complaint) == (2, True)

@@ -160,6 +160,17 @@ def settle(place: pathlib.Path) -> None:
     shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
+def prune(folder: pathlib.Path) -> None:
+  """Removes the arrays of a saved folder; its record stays."""
+  write_json(folder / MANIFEST, {RECORD: sha256(folder / RECORD)})
+  shutil.rmtree(folder / TREE)
+
+
+def has_arrays(folder: pathlib.Path) -> bool:
+  """Whether this is a finished folder that has not been pruned."""
+  return is_finished(folder) and (folder / TREE).is_dir()
+
+
 def is_finished(folder: pathlib.Path) -> bool:
   """Whether this is a folder whose save was completed; a draft of one, or what it replaced, is
   none.
