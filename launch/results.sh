@@ -4,13 +4,13 @@
 #   launch/results.sh tune-lora             tuning; tune-prompt for soft prompts
 #   launch/results.sh mini-lora             the methods, three seeds each, at the rates found;
 #                                           mini-prompt for soft prompts
-#   launch/results.sh mini-directions-lora  the same with new blocks that start from earlier ones
+#   launch/results.sh mini-fresh-lora       the same with new blocks that start fresh
 #   JOBS=2 PYTHON=python                    runs at a time; interpreter
 #   ONLY="epi mocl"                         these rows alone
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHON=${PYTHON:-.venv/bin/python}
-table=${1:?name a table: tune-lora, tune-prompt, mini-lora, mini-prompt, mini-directions-lora}
+table=${1:?name a table: tune-lora, tune-prompt, mini-lora, mini-prompt, mini-fresh-lora}
 kind=${table##*-}
 
 # One run: TABLE ROW SEED OPTIONS.
@@ -111,14 +111,14 @@ n_lora --method.name n_lora
 inflora --method.name inflora
 gainlora --method.name gainlora
 ROWS
-  mini-directions-lora) compare <<'ROWS' ;;
-sapt --pet.new-block directions
-sapt_published --pet.new-block directions --method.attention published
-per_task --pet.new-block directions --method.name per_task
-epi --pet.new-block directions --method.name epi
-mocl --pet.new-block directions --method.name mocl
-o_lora --pet.new-block directions --method.name o_lora
-n_lora --pet.new-block directions --method.name n_lora
+  mini-fresh-lora) compare <<'ROWS' ;;
+sapt --pet.new-block fresh
+sapt_published --pet.new-block fresh --method.attention published
+per_task --pet.new-block fresh --method.name per_task
+epi --pet.new-block fresh --method.name epi
+mocl --pet.new-block fresh --method.name mocl
+o_lora --pet.new-block fresh --method.name o_lora
+n_lora --pet.new-block fresh --method.name n_lora
 ROWS
   mini-prompt) compare <<'ROWS' ;;
 sapt
