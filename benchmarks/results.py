@@ -166,9 +166,10 @@ def untuned(tables: Mapping[str, Mapping[str, Sequence[Run]]], name: str) -> Ite
 
 def table(rows: Mapping[str, Sequence[Run]]) -> str:
   """A row per method, the best mean AP first: each seed, mean, spread, and the difference of the
-  first row to it.
+  first row to it. Methods that know more than the others come last.
   """
-  ranked = dict(sorted(rows.items(), key=lambda item: -mean_of(item[1], "AP")))
+  order = {row: (bool(told(runs[0])), -mean_of(runs, "AP")) for row, runs in rows.items()}
+  ranked = {row: rows[row] for row in sorted(rows, key=lambda row: order[row])}
   best = next(iter(ranked))
   heading = [
     "method",
@@ -187,7 +188,7 @@ def table(rows: Mapping[str, Sequence[Run]]) -> str:
     pair = pair_of(best, ranked[best], row, runs) if row != best else None
     lines.append(
       [
-        row.replace("_", " "),
+        row.replace("_", " ").removesuffix(" known") + told(runs[0]),
         ", ".join(f"{ap:.1f}" for ap in aps),
         f"{statistics.mean(aps):.1f}",
         f"{statistics.stdev(aps):.1f}" if len(aps) > 1 else "-",
@@ -207,6 +208,13 @@ def table(rows: Mapping[str, Sequence[Run]]) -> str:
   return (
     "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\nRun at {'; '.join(made)}.\n"
   )
+
+
+def told(run: Run) -> str:
+  """What a run knows that others do not, in words for a table; empty: nothing."""
+  if run["options"].get("method.task_known") or run["options"].get("method.name") == "per_task":
+    return " (told the task)"
+  return " (all tasks at once)" if run["options"].get("method.name") == "multi_task" else ""
 
 
 def mean_of(runs: Sequence[Run], figure: str) -> Any:

@@ -41,6 +41,22 @@ def test_a_table_ranks_by_mean_and_gives_the_difference_to_the_best(rows):
   assert lines[-1] == "Run at abc123 on a laptop."
 
 
+def test_methods_that_know_more_come_last_and_are_marked(rows):
+  for row, options in (
+    ("per_task", {"method.name": "per_task"}),
+    ("prog_prompt_known", {"method.name": "prog_prompt", "method.task_known": True}),
+    ("multi_task", {"method.name": "multi_task"}),
+  ):
+    rows[row] = [run(seed, 90.0, **options) for seed in range(3)]
+  names = [line.split("|")[1].strip() for line in results.table(rows).splitlines()[2:7]]
+  assert names[:2] == ["sapt", "epi"]
+  assert set(names[2:]) == {
+    "per task (told the task)",
+    "prog prompt (told the task)",
+    "multi task (all tasks at once)",
+  }
+
+
 def test_runs_that_were_tuned_are_fair_and_others_are_named(rows):
   assert list(results.unfair(rows)) == []
   for change, message in [
