@@ -117,6 +117,13 @@ class RunFolder:
     if self.mirror is not None and processes.is_first():
       self.mirror.push()
 
+  def _push_at_the_end(self) -> None:
+    """As push, but whatever fails is only said: how the run has ended counts more."""
+    try:
+      self.push()
+    except Exception as error:  # noqa: BLE001 (each kind of store has errors of its own)
+      print(f"warning: not all of {self.path} was copied: {cli.reason_of(error)}", file=sys.stderr)
+
   def _seen(self) -> bool:
     """Whether config.json is here, and as this process would have written it; file systems of
     clusters may show it late.
@@ -135,7 +142,7 @@ class RunFolder:
     finally:
       if self._lock is not None:
         if not isinstance(error, InputError):
-          self.push()
+          self._push_at_the_end()
         self._lock.close()  # which frees the lock, as the end of the process would
 
   def _failure(self, error: Exception) -> str:
