@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sapt_jax.training.site_moments import at_inputs
 from tests.classroom import Study, build, clusters, noisy, teach
 
 
@@ -12,10 +13,9 @@ def gated(tasks):
   after the first.
   """
   method = build("gainlora", kept_energy=1.0)
-  moments = jax.tree.map(
-    lambda site: jnp.broadcast_to(jnp.eye(site[1]), (site[0], site[1], site[1])),
+  moments = at_inputs(
     method.setting.sites,
-    is_leaf=lambda node: isinstance(node, tuple),
+    lambda site: jnp.broadcast_to(jnp.eye(site[1]), (site[0], site[1], site[1])),
   )
   studies = [Study(features, measure=lambda _: moments) for features in tasks]
 

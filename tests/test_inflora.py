@@ -8,7 +8,7 @@ import numpy as np
 
 from sapt_jax.methods.inflora import main_directions, widened_space
 from sapt_jax.pet import blocks
-from sapt_jax.training.site_moments import batch_moments
+from sapt_jax.training.site_moments import at_inputs, at_sites, batch_moments
 from tests.classroom import (
   FIRST,
   NOWHERE,
@@ -43,19 +43,38 @@ def test_moments_are_those_of_real_tokens_at_each_site():
   embedded = np.asarray(params["embedding"]["table"])[np.asarray(batch.source)]
   # The first layer's norm; fresh scales are 1.
   normed = embedded / np.sqrt(np.mean(embedded**2, -1, keepdims=True) + 1e-6)
-  for name in ("q", "v"):
-    np.testing.assert_allclose(
-      moments["encoder"]["self"][name][0], squares(normed, mask), rtol=1e-4, atol=1e-4
-    )
+  np.testing.assert_allclose(
+    moments["encoder"]["self"]["states"][0], squares(normed, mask), rtol=1e-4, atol=1e-4
+  )
   encoded, _ = model.apply({"params": params}, batch.source, batch.source_mask, method="encode")
   np.testing.assert_allclose(
-    moments["decoder"]["cross"]["v"][1], squares(encoded, mask), rtol=1e-4, atol=1e-4
+    moments["decoder"]["cross"]["encoded"][1], squares(encoded, mask), rtol=1e-4, atol=1e-4
   )
   # 12 answer tokens, each of rms 1.
-  np.testing.assert_allclose(np.trace(moments["decoder"]["cross"]["q"][0]), 12 * WIDTH, rtol=1e-4)
+  np.testing.assert_allclose(
+    np.trace(moments["decoder"]["cross"]["states"][0]), 12 * WIDTH, rtol=1e-4
+  )
   on_llama = build("o_lora", on="llama")
-  total = np.trace(moments_of(on_llama, on_llama.start(jax.random.key(0)), "llama")["self"]["q"][0])
+  total = np.trace(
+    moments_of(on_llama, on_llama.start(jax.random.key(0)), "llama")["self"]["states"][0]
+  )
   np.testing.assert_allclose(total, (23 + 12) * WIDTH, rtol=1e-2)
+
+
+def test_sites_that_read_the_same_states_share_what_is_known_of_them():
+  sites = build("inflora").setting.sites
+  inputs = at_inputs(sites, lambda site: site[:2])
+  assert inputs == {
+    "encoder": {"self": {"states": (2, WIDTH)}},
+    "decoder": {
+      "self": {"states": (2, WIDTH)},
+      "cross": {"states": (2, WIDTH), "encoded": (2, WIDTH)},
+    },
+  }
+  decoder = {"self": {"states": 2}, "cross": {"states": 3, "encoded": 4}}
+  read = at_sites({"encoder": {"self": {"states": 1}}, "decoder": decoder}, sites)
+  assert read["encoder"]["self"] == {"q": 1, "v": 1}
+  assert read["decoder"] == {"self": {"q": 2, "v": 2}, "cross": {"q": 3, "v": 4}}
 
 
 def test_inflora_adds_nothing_to_what_earlier_tasks_put_in_whatever_is_learned():

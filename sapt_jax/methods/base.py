@@ -92,9 +92,9 @@ class Study(Protocol):
     """Features (n, D) float32 of the inputs of "train" or "dev" (Method.features)."""
 
   def moments(self, learned: Learned) -> Any:
-    """sum x x' of what enters each LoRA site as the training inputs pass, with these blocks.
+    """sum x x' of what enters the LoRA sites as the training inputs pass, with these blocks.
 
-    Nested like the sites, (layers, D_in, D_in) float32 at each (training/site_moments.py).
+    (layers, D_in, D_in) float32 for each input of the sites (training/site_moments.py, at_inputs).
     """
 
   def check_pseudo_inputs(self) -> None:

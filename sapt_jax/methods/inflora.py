@@ -16,6 +16,7 @@ from sapt_jax.methods.base import Learned, Pool, Study, Trainable
 from sapt_jax.methods.summed import Summed
 from sapt_jax.pet import blocks
 from sapt_jax.precision import exact
+from sapt_jax.training.site_moments import at_inputs, at_sites
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,8 @@ class InfLoraOptions(config.MethodOptions):
 
 
 class InfLoraLearned(Pool):
-  """The pool, and at each site (layers, D_in, D_in) float32: projectors onto the directions that
-  earlier tasks' inputs fill.
+  """The pool, and for each input of the sites (site_moments.at_inputs), (layers, D_in, D_in)
+  float32: projectors onto the directions that earlier tasks' inputs fill.
   """
 
   spaces: Any
@@ -63,11 +64,7 @@ class InfLora(Summed):
 
   def start(self, rng: jax.Array) -> InfLoraLearned:
     pool = super().start(rng)
-    spaces = jax.tree.map(
-      lambda site: jnp.zeros((site[0], site[1], site[1])),
-      self.setting.sites,
-      is_leaf=lambda node: isinstance(node, tuple),
-    )
+    spaces = at_inputs(self.setting.sites, lambda site: jnp.zeros((site[0], site[1], site[1])))
     return InfLoraLearned(pool.blocks, pool.count, spaces)
 
   def begin(self, learned: Learned, rng: jax.Array, study: Study) -> Learned:
@@ -77,7 +74,8 @@ class InfLora(Summed):
       moments,
       learned.spaces,
     )
-    return self.with_factors(super().begin(learned, rng, study), "a", designed)
+    factors = at_sites(designed, self.setting.sites)
+    return self.with_factors(super().begin(learned, rng, study), "a", factors)
 
   def trainable(self, learned: Learned) -> Trainable:
     newest = blocks.read(learned.blocks, learned.count - 1)["lora"]

@@ -1,5 +1,5 @@
-"""Second moments of what enters every LoRA site, for methods that keep new updates away from the
-inputs of earlier tasks.
+"""Second moments of what enters the LoRA sites, for methods that keep new updates away from the
+inputs of earlier tasks. Sites that read the same states share them.
 
 B batch, L tokens, D width of a site's input.
 """
@@ -14,12 +14,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from sapt_jax import sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.backbones.layers import Linear
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.methods.base import Learned, Method
+from sapt_jax.pet.lora import Sites
 
 
 def site_of(path: Sequence[str]) -> tuple[str, ...]:
@@ -27,6 +29,40 @@ def site_of(path: Sequence[str]) -> tuple[str, ...]:
   self, q; layers/q -> self, q.
   """
   return tuple("self" if name == "layers" else name.removesuffix("_attention") for name in path)
+
+
+def input_of(site: tuple[str, ...]) -> tuple[str, ...]:
+  """What a site reads: the states that enter its attention, or, for keys and values of
+  cross-attention, the encoder's.
+  """
+  *attention, name = site
+  return (*attention, "encoded" if attention[-1] == "cross" and name != "q" else "states")
+
+
+def first_readers(sites: Sites) -> dict[tuple[str, ...], tuple[str, ...]]:
+  """Every input of the sites, and the first site that reads it."""
+  first: dict[tuple[str, ...], tuple[str, ...]] = {}
+  for site in traverse_util.flatten_dict(sites):
+    first.setdefault(input_of(site), site)
+  return first
+
+
+def at_inputs(sites: Sites, make: Callable[[tuple[int, ...]], Any]) -> Any:
+  """What `make` gives for (layers, D_in, D_out) of a site that reads it, for every input; nested as
+  moments are.
+  """
+  shapes = traverse_util.flatten_dict(sites)
+  return traverse_util.unflatten_dict(
+    {read: make(shapes[site]) for read, site in first_readers(sites).items()}
+  )
+
+
+def at_sites(of_inputs: Any, sites: Sites) -> Any:
+  """What belongs to each input, at every site that reads it; nested like the sites."""
+  flat = traverse_util.flatten_dict(of_inputs)
+  return traverse_util.unflatten_dict(
+    {site: flat[input_of(site)] for site in traverse_util.flatten_dict(sites)}
+  )
 
 
 def tokens_read(site: tuple[str, ...], batch: Batch) -> jax.Array:
@@ -50,14 +86,16 @@ def batch_moments(
     counted: (B,) bool, the rows that count.
 
   Returns:
-    the nesting of the sites, with (layers, D, D) float32 at each.
+    (layers, D, D) float32 for every input of the sites (at_inputs).
   """
+  readers = set(first_readers(method.setting.sites).values())
 
   def record(
     call: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext
   ) -> Any:
-    if takes_lora(context, args):
-      there = tokens_read(site_of(context.module.path), batch) & counted[:, None]
+    site = site_of(context.module.path)
+    if takes_lora(context, args) and site in readers:
+      there = tokens_read(site, batch) & counted[:, None]
       x = jnp.where(there[:, :, None], args[0].astype(jnp.float32), 0.0)
       moment = jnp.einsum("bld,ble->de", x, x, precision="highest")
       context.module.sow("intermediates", "moment", moment)
@@ -70,7 +108,7 @@ def batch_moments(
     _, state = model.apply(
       {"params": params}, *tokens, adapters, method="hidden", mutable=["intermediates"]
     )
-  return by_site(state["intermediates"])
+  return by_input(state["intermediates"])
 
 
 def takes_lora(context: nn.module.InterceptorContext, args: tuple) -> bool:
@@ -79,18 +117,14 @@ def takes_lora(context: nn.module.InterceptorContext, args: tuple) -> bool:
   return called and len(args) > 1 and args[1] is not None
 
 
-def by_site(intermediates: Any) -> Any:
-  """The moments among what modules have sown, nested like the sites."""
-  moments: dict[str, Any] = {}
+def by_input(intermediates: Any) -> Any:
+  """The moments among what modules have sown, by what their sites read."""
+  moments: dict[tuple[str, ...], Any] = {}
   for path, value in jax.tree_util.tree_leaves_with_path(intermediates):
     *modules, name = (key.key for key in path if isinstance(key, jax.tree_util.DictKey))
     if name == "moment":
-      *outer, last = site_of(modules)
-      place = moments
-      for part in outer:
-        place = place.setdefault(part, {})
-      place[last] = value
-  return moments
+      moments[input_of(site_of(modules))] = value
+  return traverse_util.unflatten_dict(moments)
 
 
 class SiteMoments:
