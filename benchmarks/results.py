@@ -6,8 +6,8 @@
     python benchmarks/results.py tables                    writes the tables into the documents
 
 A run's folder is named TABLE.ROW.SEED, as launch/results.sh names it. A table stands in a document
-between the lines `<!-- table NAME -->` and `<!-- end -->`. What fair means is written in
-docs/protocol.md.
+between the lines `<!-- table NAME -->` and `<!-- end -->`; `NAME brief` leaves columns out. What
+fair means is written in docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,20 @@ from sapt_jax.paired import pair_of, words
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT / "docs" / "results"
 DOCUMENTS = (ROOT / "docs" / "results.md", ROOT / "README.md")
-TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(
+  r"(<!-- table (?P<name>[\w-]+)(?P<brief> brief)? -->\n).*?(<!-- end -->)", re.DOTALL
+)
+HEADING = (
+  "method",
+  "AP, each seed",
+  "AP",
+  "spread",
+  "F.Ra",
+  "best less this",
+  "95 % over seeds",
+  "95 % over test rows",
+)
+BRIEF = ("method", "AP", "spread", "F.Ra", "best less this", "95 % over seeds")
 # Options that may differ between the runs of one table: what a method is and what was tuned for
 # it, and what changes no number.
 FREE = (
@@ -164,24 +177,14 @@ def untuned(tables: Mapping[str, Mapping[str, Sequence[Run]]], name: str) -> Ite
         yield f"{row}, seed {run['seed']}: {'; '.join(differing)}"
 
 
-def table(rows: Mapping[str, Sequence[Run]]) -> str:
+def table(rows: Mapping[str, Sequence[Run]], columns: Sequence[str] = HEADING) -> str:
   """A row per method, the best mean AP first: each seed, mean, spread, and the difference of the
   first row to it. Methods that know more than the others come last.
   """
   order = {row: (bool(told(runs[0])), -mean_of(runs, "AP")) for row, runs in rows.items()}
   ranked = {row: rows[row] for row in sorted(rows, key=lambda row: order[row])}
   best = next(iter(ranked))
-  heading = [
-    "method",
-    "AP, each seed",
-    "mean",
-    "spread",
-    "F.Ra",
-    "best less this",
-    "95 % over seeds",
-    "95 % over test rows",
-  ]
-  lines = [heading, ["---"] * len(heading)]
+  lines: list[Sequence[str]] = [HEADING, ["---"] * len(HEADING)]
   for row, runs in ranked.items():
     aps = [run["metrics"]["AP"] for run in runs]
     forgotten = mean_of(runs, "F.Ra")
@@ -198,6 +201,7 @@ def table(rows: Mapping[str, Sequence[Run]]) -> str:
         "-" if pair is None else words(pair.by_row),
       ]
     )
+  shown = [HEADING.index(column) for column in columns]
   made = sorted(
     {
       f"{run['made']['commit']} on {run['made']['machine']}"
@@ -206,7 +210,8 @@ def table(rows: Mapping[str, Sequence[Run]]) -> str:
     }
   )
   return (
-    "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + f"\n\nRun at {'; '.join(made)}.\n"
+    "\n".join(f"| {' | '.join(cells[i] for i in shown)} |" for cells in lines)
+    + f"\n\nRun at {'; '.join(made)}.\n"
   )
 
 
@@ -230,7 +235,8 @@ def with_tables(text: str, tables: Mapping[str, Mapping[str, Sequence[Run]]]) ->
     name = match.group("name")
     if name not in tables:
       raise InputError(f"table {name}: no run of it in {DATA}")
-    return f"{match.group(1)}{table(tables[name])}{match.group(3)}"
+    columns = BRIEF if match.group("brief") else HEADING
+    return f"{match.group(1)}{table(tables[name], columns)}{match.group(4)}"
 
   return TABLE.sub(made, text)
 

@@ -88,6 +88,8 @@ def test_a_document_gets_its_tables_and_keeps_its_text(rows):
   made = results.with_tables(text, {"mini": rows})
   assert made == f"before\n<!-- table mini -->\n{results.table(rows)}<!-- end -->\nafter\n"
   assert results.with_tables(made, {"mini": rows}) == made
+  brief = results.with_tables(text.replace("table mini", "table mini brief"), {"mini": rows})
+  assert "| sapt | 81.0 | 1.0 | 0.5 | - | - |\n" in brief
   with pytest.raises(InputError, match="table mini: no run of it"):
     results.with_tables(text, {})
 
