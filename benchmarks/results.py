@@ -12,6 +12,7 @@ fair means is written in docs/protocol.md.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import re
@@ -72,12 +73,19 @@ def collect(folders: Sequence[str]) -> None:
   DATA.mkdir(exist_ok=True)
   for folder in map(pathlib.Path, folders):
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    options = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    asked = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    data = {"data": digest(asked.pop("tasks"))} if "tasks" in asked else {}
+    asked.pop("pseudo_inputs", None)
     # Where files lay on the machine is no part of what was run.
-    options = {name: value for name, value in options.items() if name not in PLACES}
-    kept = {name: scores[name] for name in KEPT if name in scores} | {"options": options}
+    options = {name: value for name, value in flat(asked).items() if name not in PLACES}
+    kept = {name: scores[name] for name in KEPT if name in scores} | data | {"options": options}
     lines = (f"{json.dumps(name)}: {json.dumps(value)}" for name, value in kept.items())
     (DATA / f"{folder.name}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def digest(value: Any) -> str:
+  """SHA-256, in hex digits, of a JSON value."""
+  return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 PLACES = ("backbone.path", "data.root", "generator.folder", "single")
@@ -123,6 +131,7 @@ def unfair(rows: Mapping[str, Sequence[Run]]) -> Iterator[str]:
   seeds = {row: [run["seed"] for run in runs] for row, runs in rows.items()}
   if len(set(map(tuple, seeds.values()))) > 1:
     yield f"rows have different seeds: {seeds}"
+  data: dict[int, str | None] = {}  # seed -> hash of the rows
   first_row, first = next((row, runs[0]) for row, runs in rows.items())
   for row, runs in rows.items():
     for run in runs:
@@ -136,6 +145,8 @@ def unfair(rows: Mapping[str, Sequence[Run]]) -> Iterator[str]:
         yield f"{where}: {'; '.join(differing)}"
       if run["tasks"] != first["tasks"]:
         yield f"{where}: other tasks than {first_row}"
+      if run.get("data") != data.setdefault(run["seed"], run.get("data")):
+        yield f"{where}: other rows than {first_row} with this seed"
       if (run["made"]["commit"] or "+").endswith("+"):
         yield f"{where}: made from changed files ({run['made']['commit']})"
       share = run["options"].get("method.replay_share")

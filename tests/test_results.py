@@ -79,6 +79,9 @@ def test_missing_seeds_other_tasks_and_changed_files_are_named(rows):
   changed["epi"][0]["tasks"] = ["b", "a"]
   assert list(results.unfair(changed)) == ["epi, seed 0: other tasks than sapt"]
   changed = copy.deepcopy(rows)
+  changed["epi"][1]["data"] = "of other rows"
+  assert list(results.unfair(changed)) == ["epi, seed 1: other rows than sapt with this seed"]
+  changed = copy.deepcopy(rows)
   changed["epi"][0]["made"]["commit"] = "abc123+"
   assert "made from changed files" in next(results.unfair(changed))
 
