@@ -146,8 +146,8 @@ class Continual:
       steps,
       study.progress.checkpoint("learn"),
       study.log,
-      study.progress.saved,
       dev_score if fit.validate_every or fit.validate_epochs else None,
+      study.progress.saved,
     )
     return self.built.trainer(fit).fit(learned, lesson.rows, plan)
 

@@ -203,7 +203,9 @@ class Generator:
     """
     rows, rng = self.rows(task), streams.of_seed(seed, "generator", index)
     steps = min(self.options.steps, self.trainer.steps(len(rows)))
-    plan = Plan(f"{task.name} (inputs)", steps, progress.checkpoint("inputs"), log, progress.saved)
+    plan = Plan(
+      f"{task.name} (inputs)", steps, progress.checkpoint("inputs"), log, saved=progress.saved
+    )
     learned = self.trainer.fit(self.method.start(rng), rows, plan)
     keep = self.options.kept_of(len(task.train))
     drawn = math.ceil(keep * self.options.oversample)

@@ -39,17 +39,17 @@ class Plan:
     steps: updates to make.
     folder: where checkpoints inside the task go; None: nowhere.
     log: takes one dict of figures per logged step.
-    saved: called after each checkpoint.
     validate: dev score (higher is better) of what has been learned so far; None: the last weights
       are kept.
+    saved: called after each checkpoint.
   """
 
   label: str
   steps: int
   folder: pathlib.Path | None
   log: Log
-  saved: Callable[[], None] = lambda: None
   validate: Callable[[Learned], float] | None = None
+  saved: Callable[[], None] = lambda: None
 
 
 class Trainer:
