@@ -20,7 +20,7 @@ from sapt_jax.errors import InputError
 
 OWNER, TOKEN, MANIFEST = "owner", "owner.lock", "manifest.json"
 # Of this machine alone: locks, what is being written, and what is about to be replaced.
-LOCAL = ("lock", ".draft", ".before")
+LOCKS, UNFINISHED = ("lock", TOKEN), (".draft", ".before")
 
 
 def is_remote(place: str) -> bool:
@@ -82,7 +82,8 @@ class Mirror:
     files = {}
     for path in self.local.rglob("*"):
       name = path.relative_to(self.local)
-      if path.is_file() and not any(part.endswith(LOCAL) for part in name.parts):
+      unfinished = any(part.endswith(UNFINISHED) for part in name.parts)
+      if path.is_file() and not unfinished and str(name) not in LOCKS:
         files[str(name)] = (path.stat().st_size, path.stat().st_mtime_ns)
     return files
 
@@ -120,7 +121,7 @@ class Mirror:
     for path in self.local.iterdir():
       if path.is_dir():
         shutil.rmtree(path)
-      elif not path.name.endswith("lock"):
+      elif path.name not in LOCKS:
         path.unlink()
     for name in self._remote_files():
       file = self.local / name

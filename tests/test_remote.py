@@ -66,12 +66,18 @@ def test_what_is_pushed_is_what_another_machine_fetches_and_what_is_gone_goes(pl
   one.local.mkdir()
   one.take()
   write(one.local, config_json="1", s__a__manifest_json="m", s__a__x_bin="x", lock="me")
-  write(one.local, s__b_draft__x="half")
+  write(one.local, s__b_draft__x="half", s__padlock__x="of a task")
   one.push()
   two.fetch()
-  assert content(two.local).keys() == {"config.json", "s/a/manifest.json", "s/a/x.bin"}
+  assert content(two.local).keys() == {
+    "config.json",
+    "s/a/manifest.json",
+    "s/a/x.bin",
+    "s/padlock/x",
+  }
   write(one.local, s__a__x_bin="longer", s__a__manifest_json="n")
   (one.local / "config.json").unlink()
+  shutil.rmtree(one.local / "s/padlock")
   one.push()
   two.fetch()
   assert content(two.local) == {"s/a/manifest.json": b"n", "s/a/x.bin": b"longer"}

@@ -140,6 +140,8 @@ def check_path(path: pathlib.Path) -> None:
     InputError: it cannot.
   """
   text = str(path.absolute())
+  if path.name.endswith((".draft", ".before")):
+    raise InputError(f"{text!r}: .draft and .before are ends of unfinished folders; rename it")
   if re.search(r"[\\\[]|[\ud800-\udfff]", text):
     raise InputError(
       f"{text!r}: what is saved there could not be read back, as the path holds a backslash, a "
