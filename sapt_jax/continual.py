@@ -15,7 +15,7 @@ from sapt_jax.cost import Cost
 from sapt_jax.methods.base import Learned, Lesson
 from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.provenance import provenance
-from sapt_jax.remote import Mirror, is_remote, scratch
+from sapt_jax.remote import mirror_of
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.run_inputs import RunInputs, most_pseudo_inputs, read_inputs
 from sapt_jax.scoring import Scorer
@@ -38,7 +38,7 @@ def run(config: Config, output: str | pathlib.Path, keep: int | None = None) -> 
     DivergedError, Stopped: see Trainer.fit.
   """
   inputs = processes.all_or_none(lambda: read_inputs(config))
-  mirror = Mirror(str(output), scratch(str(output), "runs")) if is_remote(str(output)) else None
+  mirror = mirror_of(str(output))
   path = pathlib.Path(output) if mirror is None else mirror.local
   with RunFolder(path, config, inputs.identity, keep, mirror) as folder:
     single = processes.all_or_none(

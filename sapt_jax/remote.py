@@ -28,6 +28,11 @@ def is_remote(place: str) -> bool:
   return "://" in place
 
 
+def mirror_of(place: str) -> Mirror | None:
+  """The mirror that a run at a URL works in; None where the place is a path."""
+  return Mirror(place, scratch(place, "runs")) if is_remote(place) else None
+
+
 def scratch(url: str, use: str) -> pathlib.Path:
   """The folder that stands for a URL, among those of the user's caches (XDG_CACHE_HOME)."""
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

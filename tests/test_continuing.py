@@ -115,14 +115,17 @@ def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(
   assert scores(folder)["scores"] == scores(finished)["scores"]
 
 
-def test_sigterm_saves_a_checkpoint_and_ends_with_code_75(world, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_a_checkpoint_and_ends_with_code_75(
+  world, tmp_path, monkeypatch, capsys, number
+):
   def add(meter, step, *rest, original=fit.Meter.add):
     original(meter, step, *rest)
     if step == 3:
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), number)
 
   monkeypatch.setattr(fit.Meter, "add", add)
-  before = signal.getsignal(signal.SIGTERM)
+  before = signal.getsignal(number)
   arguments = [*world, "--method.name", "sequential", "--output", tmp_path / "run"]
   code, complaint = tiny.run_program(train, arguments, monkeypatch, capsys)
   stop = (
@@ -133,7 +136,7 @@ def test_sigterm_saves_a_checkpoint_and_ends_with_code_75(world, tmp_path, monke
   assert (
     json.loads((tmp_path / "run/progress/00/learn" / checkpoint.RECORD).read_text())["step"] == 3
   )
-  assert signal.getsignal(signal.SIGTERM) == before
+  assert signal.getsignal(number) == before
 
 
 def test_a_damaged_checkpoint_is_named_and_its_task_is_learned_from_the_beginning(

@@ -3,7 +3,6 @@
 import io
 import logging
 import os
-import signal
 import subprocess
 import sys
 
@@ -64,21 +63,6 @@ def test_letters_that_a_terminal_does_not_know_end_nothing(monkeypatch):
   monkeypatch.setattr(sys, "argv", ["program"])
   cli.run(lambda _: print("é \udcff"))
   assert raw.getvalue() == b"\\xe9 \\udcff\n"
-
-
-def test_ctrl_c_saves_as_sigterm_does(world, tmp_path, monkeypatch, capsys):
-  def add(meter, step, *rest, original=fit.Meter.add):
-    original(meter, step, *rest)
-    if step == 2:
-      os.kill(os.getpid(), signal.SIGINT)
-
-  monkeypatch.setattr(fit.Meter, "add", add)
-  before = signal.getsignal(signal.SIGINT)
-  arguments = [*world, "--method.name", "sequential", "--output", tmp_path / "run"]
-  code, complaint = tiny.run_program(train, arguments, monkeypatch, capsys)
-  assert code == 75
-  assert "stopped: as asked; 1/2 task001_colour, step 2 of 6 is saved" in complaint
-  assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_a_failure_in_a_run_names_the_run_the_step_and_the_file(

@@ -126,6 +126,12 @@ def test_a_path_that_cannot_be_read_back_is_refused_at_once(
   assert "could not be read back" in complaint
 
 
+def test_a_task_that_is_named_like_an_unfinished_folder_is_refused(tmp_path):
+  for name in ("00_task.draft", "00_task.before"):
+    with pytest.raises(InputError, match="are ends of unfinished folders"):
+      checkpoint.check_path(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["a b", "ü", "100%", "a?b#c", "*", "1]", "line\nend", "x" * 200])
 def test_any_other_legal_path_can_be_read_back(tmp_path, name):
   tree = {"x": np.arange(3, dtype=np.float32)}

@@ -8,6 +8,7 @@ queries, S keys, K head width.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,16 +58,8 @@ def attend(
 # Dropout multiplies e by what it keeps wherever e or its gradient meets v. What it keeps is drawn
 # again in the backward pass.
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _core(
-  scale: float,
-  dropout: float,
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  biases: tuple[jax.Array, ...],
-  key: jax.Array | None,
-) -> jax.Array:
-  return _forward(scale, dropout, q, k, v, biases, key)[0]
+def _core(scale: float, dropout: float, *arrays: Any) -> jax.Array:
+  return _forward(scale, dropout, *arrays)[0]
 
 
 def _by_key_head(x: jax.Array, groups: int) -> jax.Array:
