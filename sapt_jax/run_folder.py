@@ -276,15 +276,23 @@ class RunFolder:
       return abstract, []
     learned, _ = checkpoint.load(self.snapshot(done - 1, tasks[done - 1]), abstract)
     records = self._records(tasks[:done])
-    processes.first_does(lambda: self._check_lines(records))
+    processes.first_does(lambda: self._check_kept(tasks[: done - 1], records))
     return learned, records
 
-  def _check_lines(self, records: list[dict[str, Any]]) -> None:
-    """Whether the files of lines are those that the tasks left.
+  def _check_kept(self, earlier: list[str], records: list[dict[str, Any]]) -> None:
+    """Whether the files of lines are those that the tasks left, and earlier snapshots are whole; a
+    damaged one is only named: this run does not need it.
 
     Raises:
-      InputError: one is not.
+      InputError: a file of lines is not as it was left.
     """
+    for index, task in enumerate(earlier):
+      folder = self.snapshot(index, task)
+      try:
+        if checkpoint.has_arrays(folder):
+          checkpoint.verify(folder)
+      except checkpoint.DamagedError as error:
+        print(f"warning: {error}; --from-task {index + 2} cannot begin there", file=sys.stderr)
     for number, record in enumerate(records, 1):
       for name, digest in record.get("files", {}).items():
         file = self.path / name

@@ -115,6 +115,16 @@ def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(
   assert scores(folder)["scores"] == scores(finished)["scores"]
 
 
+def test_a_damaged_earlier_snapshot_is_named_and_the_run_goes_on(loop, finished, tmp_path, capsys):
+  folder = shutil.copytree(finished, tmp_path / "run")
+  harmed = next(path for path in (snapshots(folder)[0] / "tree").rglob("d/*") if path.is_file())
+  harmed.write_bytes(harmed.read_bytes()[:-1])
+  loop.run(folder)
+  said = capsys.readouterr().err
+  assert (str(harmed) in said, "--from-task 2 cannot begin there" in said) == (True, True)
+  assert scores(folder)["scores"] == scores(finished)["scores"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_a_checkpoint_and_ends_with_code_75(
   world, tmp_path, monkeypatch, capsys, number
