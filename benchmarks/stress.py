@@ -110,7 +110,7 @@ def program(arguments: list[str], log: pathlib.Path, module: str) -> None:
 def end(process: BaseProcess, seconds: float) -> int | None:
   """Its exit code; None: it had not ended by then, and was killed with all that it started."""
   process.join(seconds)
-  if process.exitcode is None:
+  if process.exitcode is None and process.pid:
     os.killpg(process.pid, signal.SIGKILL)
     process.join()
     return None

@@ -4,6 +4,7 @@ things.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import time
 from functools import partial
@@ -17,10 +18,12 @@ from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.provenance import provenance
 from sapt_jax.remote import mirror_of
 from sapt_jax.run_folder import RunFolder
-from sapt_jax.run_inputs import RunInputs, most_pseudo_inputs, read_inputs
-from sapt_jax.scoring import Scorer
+from sapt_jax.run_identity import tasks_in
+from sapt_jax.run_inputs import RunInputs, check_rows, most_pseudo_inputs, read_inputs
+from sapt_jax.scoring import Evaluation, Scorer, share_changed
 from sapt_jax.single import single_scores
 from sapt_jax.study import Instruments, TaskStudy
+from sapt_jax.text_files import json_lines
 from sapt_jax.training.fit import Plan
 
 
@@ -37,9 +40,10 @@ def run(config: Config, output: str | pathlib.Path, keep: int | None = None) -> 
       not as it must be; nothing has been computed then.
     DivergedError, Stopped: see Trainer.fit.
   """
-  inputs = processes.all_or_none(lambda: read_inputs(config))
   mirror = mirror_of(str(output))
   path = pathlib.Path(output) if mirror is None else mirror.local
+  begun = [] if keep == 0 else tasks_in(path, mirror)
+  inputs = processes.all_or_none(lambda: read_inputs(config, begun))
   with RunFolder(path, config, inputs.identity, keep, mirror) as folder:
     single = processes.all_or_none(
       lambda: single_scores(config, inputs.names, path, inputs.fingerprint, run)
@@ -55,22 +59,25 @@ class Continual:
     self.config, self.folder, self.cost = config, folder, cost
     self.stream, self.names, self.fits = inputs.stream, inputs.names, inputs.fits
     # The shapes of all that is learned; a snapshot is restored into the same ones.
-    self.sizes = {
+    sizes = {
       "capacity": capacity_for(len(self.stream)),
       "memory_inputs": most_pseudo_inputs(config, inputs),
     }
+    self.sizes = {name: max(size, folder.size(name)) for name, size in sizes.items()}
     self.built = built = learner.build(config, inputs.backbone, **self.sizes)
     self.method = built.method
     self.scorer = Scorer(config, built, inputs.codec, self.stream)
     self.instruments = Instruments(config, built, inputs.codec, inputs.stored)
-    for index in range(len(self.stream)):
-      self.method.check_task(self.study(index))
+    for index, task in enumerate(self.stream):
+      if len(task.train):
+        self.method.check_task(self.study(index))
 
   def run(self, single: list[float] | None) -> dict[str, Any]:
     """Learns the whole stream, from where an earlier start of the same run stopped; returns what
     scores.json holds.
     """
     learned, records = self.folder.restore(self.names, self.built.start(self.config.seed))
+    check_rows(self.stream[len(records) :])
     self.folder.go_on(records)
     self.cost.lap("start")
     for index in range(len(records), len(self.stream)):
@@ -114,11 +121,26 @@ class Continual:
       "made": provenance(),
     }
     record |= self.sizes | study.figures
+    record |= {"changed": self.changed(index, evaluation), "options": self.options_of(index)}
     lines = {"predictions": evaluation.answers} | study.left
     self.folder.save(index, study.task.name, learned, record, lines)
     self.cost.lap("save")
     study.log(self.cost.take())
     return learned, record
+
+  def changed(self, index: int, evaluation: Evaluation) -> dict[str, float]:
+    """The share of answers to each earlier task that the index-th task has changed."""
+    if not index:
+      return {}
+    before = self.folder.lines_of("predictions", index - 1, self.names[index - 1])
+    return share_changed((row for _, row in json_lines(before)), evaluation.answers)
+
+  def options_of(self, index: int) -> dict[str, Any]:
+    """How a task is learned and scored; a task that comes later may have other options."""
+    parts = (self.fits[index], self.config.generator, self.config.evaluation)
+    return dict(
+      zip(("fit", "generator", "evaluation"), map(dataclasses.asdict, parts), strict=True)
+    )
 
   def study(self, index: int) -> TaskStudy:
     """The index-th task as the method sees it; what is logged of it names the task."""

@@ -56,8 +56,9 @@ def pairs_of(groups: Mapping[str, Runs]) -> list[Pair]:
 
 
 def pair_of(first: str, runs: Runs, second: str, others: Runs) -> Pair | None:
-  """The difference between two groups of runs; None where they share no seed."""
-  left, right = ({run["seed"]: run for run in group} for group in (runs, others))
+  """The difference between two groups of runs; None where they share no seed with a known AP."""
+  known = ([run for run in group if run["metrics"]["AP"] is not None] for group in (runs, others))
+  left, right = ({run["seed"]: run for run in group} for group in known)
   seeds = sorted(left.keys() & right.keys())
   if not seeds:
     return None

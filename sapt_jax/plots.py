@@ -36,12 +36,18 @@ def mixture_heatmap(
   plt.close(figure)
 
 
+def known_mean(scores: np.ndarray) -> float:
+  """The mean of the scores that are known; nan: none is."""
+  known = scores[~np.isnan(scores)]
+  return float(known.mean()) if known.size else float("nan")
+
+
 def learning_curves(file: pathlib.Path, groups: dict[str, list[list[list[float | None]]]]) -> None:
   """Mean score on all tasks seen so far, after each task: a line per method, its seeds averaged."""
   figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
   for label, matrices in groups.items():
     scores = np.array(matrices, float)  # (seeds, tasks learned, tasks); None becomes nan
-    seen = [scores[:, learned, : learned + 1].mean() for learned in range(scores.shape[1])]
+    seen = [known_mean(scores[:, learned, : learned + 1]) for learned in range(scores.shape[1])]
     axes.plot(range(1, len(seen) + 1), seen, marker="o", markersize=3, label=label)
   axes.set_xlabel("tasks learned")
   axes.set_ylabel("mean score on tasks seen")
@@ -53,13 +59,14 @@ def learning_curves(file: pathlib.Path, groups: dict[str, list[list[list[float |
 
 
 def final_scores(
-  file: pathlib.Path, groups: dict[str, list[list[float]]], tasks: Sequence[str]
+  file: pathlib.Path, groups: dict[str, list[list[float | None]]], tasks: Sequence[str]
 ) -> None:
   """Score on every task at the end of the stream: a bar per method and task, its seeds averaged."""
   figure, axes = plt.subplots(figsize=(2 + 0.8 * len(tasks), 4), layout="constrained")
   width = 0.8 / len(groups)
   for place, (label, rows) in enumerate(groups.items()):
-    axes.bar(np.arange(len(tasks)) + place * width, np.mean(rows, axis=0), width, label=label)
+    heights = [known_mean(column) for column in np.array(rows, float).T]
+    axes.bar(np.arange(len(tasks)) + place * width, heights, width, label=label)
   ticks, names = np.arange(len(tasks)) + 0.4 - width / 2, [task[:20] for task in tasks]
   axes.set_xticks(ticks, names, rotation=40, ha="right", fontsize=7)
   axes.set_ylabel("score at the end")

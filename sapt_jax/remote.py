@@ -98,6 +98,12 @@ class Mirror:
     start = self.store._strip_protocol(self.root).rstrip("/") + "/"
     return [name.removeprefix(start) for name in found if name != start + OWNER]
 
+  def peek(self, name: str) -> bytes | None:
+    """The content of a remote file; None: there is none."""
+    self.store.invalidate_cache()
+    place = f"{self.root}/{name}"
+    return self.store.cat_file(place) if self.store.exists(place) else None
+
   def take(self) -> None:
     """Makes this process the owner; an earlier one ends when it copies next.
 

@@ -82,7 +82,8 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
   }
   return dict(
     sorted(
-      groups.items(), key=lambda item: -statistics.mean(run["metrics"]["AP"] for run in item[1])
+      groups.items(),
+      key=lambda item: -statistics.mean(run["metrics"]["AP"] or 0 for run in item[1]),
     )
   )
 

@@ -45,11 +45,14 @@ def summary(
     "versions": versions(),
     "made": records[-1].get("made"),
     "rows": records[-1].get("rows"),
+    "changed": records[-1].get("changed"),
   }
-  last_mixtures = records[-1]["testing_mixture"]
+  mixtures = {j: row for j, row in enumerate(records[-1]["testing_mixture"]) if row is not None}
   if method.block_per_task:
-    result["own_weight"] = round(float(np.mean(np.diag(np.array(last_mixtures)))), 4)
-  result["blocks_used"] = round(blocks_used(last_mixtures), 2)
+    result["own_weight"] = round(float(np.mean([row[j] for j, row in mixtures.items()])), 4)
+  result["blocks_used"] = round(blocks_used(list(mixtures.values())), 2)
+  if lost := [name for name, score in zip(names, rows[-1], strict=True) if score is None]:
+    result["note"] = f"not scored, as their test rows are not there: {', '.join(lost)}"
   return result
 
 
@@ -59,11 +62,13 @@ def publish(
   """Writes what the whole run leaves for the reader, scores.json last."""
   path = folder.path
   if method.block_per_task:
-    training = np.array([record["training_mixture"] for record in records])
-    testing = np.array(records[-1]["testing_mixture"])
-    for when, mixtures in (("training", training), ("testing", testing)):
+    training = [record["training_mixture"] for record in records]
+    for when, mixtures in (("training", training), ("testing", records[-1]["testing_mixture"])):
+      table = np.full((len(names), len(names)), np.nan)
+      for row, mixture in enumerate(mixtures):
+        table[row, : len(mixture or ())] = mixture or ()
       file = path / f"mixture_{when}.png"
-      plots.mixture_heatmap(file, mixtures, names, f"mean mixture in {when}")
+      plots.mixture_heatmap(file, table, names, f"mean mixture in {when}")
   parts = [folder.lines_of("predictions", index, name) for index, name in enumerate(names)]
   write_lines(path / "predictions.jsonl", (row for part in parts for _, row in json_lines(part)))
   write_json(path / "scores.json", result)

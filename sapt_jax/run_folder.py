@@ -66,7 +66,6 @@ class RunFolder:
   ):
     self.path, self.snapshots, self.keep, self.mirror = path, path / "snapshots", keep, mirror
     self.config, self.identity = config, identity
-    self.asked = asked(config, identity)
     self.run_log = RunLog(path / "metrics.jsonl")
     self.at = "at the start"  # in words, for errors
     self._lock: TextIO | None = None
@@ -130,7 +129,8 @@ class RunFolder:
     """
     for _ in range(10):
       with contextlib.suppress(OSError, ValueError):
-        if json.loads((self.path / "config.json").read_text(encoding="utf-8")) == self.asked:
+        values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        if values == asked(self.config, self.identity, values):
           return True
       time.sleep(1)
     return False
@@ -185,13 +185,15 @@ class RunFolder:
         )
     if self.keep == 0:  # whatever the run was begun with
       self._forget_after(0)
-    saved = [*self.path.glob("snapshots/*"), *self.path.glob("progress/*/*")]
-    if file.exists() and any(map(checkpoint.is_finished, saved)):
-      # Before anything has been learned, nothing can spoil it.
-      check_begun(self.path, read_object(file), self.config, self.identity)
+    done = sum(map(checkpoint.is_finished, self.snapshots.glob("*")))
+    begun = done or any(map(checkpoint.is_finished, self.path.glob("progress/*/*")))
+    values = None
+    if file.exists() and begun:  # before anything has been learned, nothing can spoil it
+      values = read_object(file)
+      check_begun(self.path, values, self.config, self.identity, done)
     if self.keep:
       self._forget_after(self.keep)
-    write_json(file, self.asked)
+    write_json(file, asked(self.config, self.identity, values))
 
   def _forget_after(self, keep: int) -> None:
     """Removes all that was learned after the first tasks; log lines go when the run goes on.
@@ -200,7 +202,7 @@ class RunFolder:
       InputError: fewer tasks have been learned.
     """
     learned = {
-      int(folder.name.split("_")[0]): folder
+      _number(folder): folder
       for folder in self.snapshots.glob("[0-9]*_*")
       if checkpoint.has_arrays(folder)
     }
@@ -212,7 +214,7 @@ class RunFolder:
       )
     numbered = [*self.path.glob("snapshots/[0-9]*_*"), *self.path.glob("*/[0-9]*_*.jsonl")]
     for place in numbered:
-      if int(place.name.split("_")[0]) >= keep:
+      if _number(place) >= keep:
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     shutil.rmtree(self.path / "progress", ignore_errors=True)
     for place in [self.path / "scores.json", self.path / "predictions.jsonl"]:
@@ -261,20 +263,35 @@ class RunFolder:
     if not self.config.keep_snapshots:
       return
     for folder in self.snapshots.glob("[0-9]*_*"):
-      old = int(folder.name.split("_")[0]) <= newest - self.config.keep_snapshots
+      old = _number(folder) <= newest - self.config.keep_snapshots
       if old and checkpoint.has_arrays(folder):
         checkpoint.prune(folder)
 
+  def size(self, name: str) -> int:
+    """A size that the newest snapshot's arrays have, by the name that the record has it under; 0:
+    there is none.
+    """
+
+    def look() -> int:
+      folders = [folder for folder in self.snapshots.glob("*") if checkpoint.is_finished(folder)]
+      newest = max(folders, key=_number, default=None)
+      try:
+        return 0 if newest is None else int(checkpoint.read_record(newest).get(name, 0))
+      except checkpoint.DamagedError:
+        return 0
+
+    return processes.first_says(look)
+
   def restore(self, tasks: list[str], abstract: Learned) -> tuple[Learned, list[dict[str, Any]]]:
-    """The newest sound snapshot and the records of all tasks up to it; the `abstract` tree itself
-    when there is none.
+    """The newest sound snapshot, in arrays as large as those of the `abstract` tree, and the
+    records of all tasks up to it; that tree itself when there is none.
 
     A damaged snapshot is named on stderr and passed over for the one before it.
     """
     done = processes.first_says(lambda: self._sound(tasks))
     if not done:
       return abstract, []
-    learned, _ = checkpoint.load(self.snapshot(done - 1, tasks[done - 1]), abstract)
+    learned, _ = checkpoint.load(self.snapshot(done - 1, tasks[done - 1]), abstract, grow=True)
     records = self._records(tasks[:done])
     processes.first_does(lambda: self._check_kept(tasks[: done - 1], records))
     return learned, records
@@ -354,6 +371,11 @@ class RunFolder:
       self.run_log.add(row)
 
 
+def _number(folder: pathlib.Path) -> int:
+  """A task's place in the stream, as its folder says it; 100 comes after 99."""
+  return int(folder.name.split("_")[0])
+
+
 def sound_snapshots(run: pathlib.Path) -> list[pathlib.Path]:
   """The finished snapshots of a run, in order of the stream, up to the newest that is not damaged;
   damaged ones are named on stderr.
@@ -361,9 +383,7 @@ def sound_snapshots(run: pathlib.Path) -> list[pathlib.Path]:
   Raises:
     InputError: there is none.
   """
-  found = sorted(
-    (run / "snapshots").glob("[0-9]*_*"), key=lambda folder: int(folder.name.split("_")[0])
-  )  # 100 comes after 99
+  found = sorted((run / "snapshots").glob("[0-9]*_*"), key=_number)
   finished = [folder for folder in found if checkpoint.is_finished(folder)]
   while finished:
     try:

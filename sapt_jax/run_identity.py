@@ -1,5 +1,5 @@
 """Whether a run that is gone on with is the one that was begun: the same options, the same inputs,
-and a library that computes the same numbers.
+and a library that computes the same numbers. Its stream may have become longer.
 """
 
 from __future__ import annotations
@@ -12,12 +12,16 @@ from typing import Any
 from sapt_jax import saved_options
 from sapt_jax.config import Config
 from sapt_jax.errors import InputError
+from sapt_jax.remote import Mirror
+from sapt_jax.text_files import parse_json
 
 # What the same options compute: raised when a new version computes something else, so that no run
 # is half the one and half the other.
 NUMBERS = 2
 # Options that change no result.
 FREE = ("mesh.", "keep_snapshots")
+# Options that say how a task is learned and scored; other ones may hold for tasks that come later.
+OF_A_TASK = ("fit.", "generator.", "evaluation.", "stream.", "single")
 # Options that say where something is, and the hash by which it is known wherever it is.
 PLACES = {
   "backbone.path": "backbone.weights",
@@ -36,22 +40,62 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
   }
 
 
-def asked(config: Config, identity: dict[str, Any]) -> dict[str, Any]:
-  """What config.json holds: the options, what the run is made from, and what they compute."""
+def asked(
+  config: Config, identity: dict[str, Any], values: dict[str, Any] | None = None
+) -> dict[str, Any]:
+  """What config.json holds: the options, what the run is made from, and what they compute.
+
+  Args:
+    values: what it held before: hashes of what is no longer there stay.
+  """
   options = json.loads(json.dumps(dataclasses.asdict(config)))
   del options["distributed"]  # each process has its own
-  return options | identity | {"numbers": NUMBERS}
+  merged = {name: _merged((values or {}).get(name), now) for name, now in identity.items()}
+  return options | merged | {"numbers": NUMBERS}
+
+
+def _merged(then: Any, now: Any) -> Any:
+  if not (isinstance(then, dict) and isinstance(now, dict)):
+    return now
+  return then | {name: _merged(then.get(name), value) for name, value in now.items()}
+
+
+def tasks_in(path: pathlib.Path, mirror: Mirror | None) -> list[str]:
+  """The tasks of the run in a folder, before it is entered; none: there is no run yet, or what it
+  says cannot be read, which entering finds out.
+  """
+  file = path / "config.json"
+  content = mirror.peek(file.name) if mirror else file.read_bytes() if file.is_file() else None
+  try:
+    values = parse_json((content or b"").decode(), str(file))
+  except (InputError, UnicodeDecodeError):
+    return []
+  return tasks_of(values) if isinstance(values, dict) else []
+
+
+def tasks_of(values: dict[str, Any]) -> list[str]:
+  """The tasks of the run whose config.json holds these values, in order; none: it is of a version
+  that did not write them.
+  """
+  tasks = values.get("tasks")
+  return list(tasks) if isinstance(tasks, dict) else []
 
 
 def check_begun(
-  where: pathlib.Path, values: dict[str, Any], config: Config, identity: dict[str, Any]
+  where: pathlib.Path,
+  values: dict[str, Any],
+  config: Config,
+  identity: dict[str, Any],
+  finished: int,
 ) -> None:
   """Whether the run in a folder was begun with these options and these inputs. The mesh changes no
   result, nor does the place of what is known by its hash. An option that is younger than the run
-  has its default there.
+  has its default there. New tasks may stand behind those that the run has; when it has learned all
+  of these, they may be learned in another way (OF_A_TASK).
 
   Args:
     values: what the run's config.json holds.
+    finished: how many tasks it has learned.
 
   Raises:
     InputError: it was not; the message names what has changed.
@@ -62,11 +106,17 @@ def check_begun(
       "it can be asked and exported, but not gone on with: choose another --output"
     )
   begun, now = (_flat(asked(one, {})) for one in (saved_options.config_from_json(values), config))
-  free = [place for place, known in PLACES.items() if known in values and known in identity]
+  tasks, wanted = tasks_of(values), list(identity.get("tasks", ()))
+  check_longer(where, tasks, wanted)
+  free = tuple(place for place, known in PLACES.items() if known in values and known in identity)
+  if tasks:
+    free += ("stream.tasks",)
+  if tasks and len(wanted) > len(tasks) == finished:
+    free += OF_A_TASK
   changed = [
     f"{key}: {begun.get(key)} -> {now.get(key)}"
     for key in sorted(begun | now)
-    if begun.get(key) != now.get(key) and not key.startswith(FREE) and key not in free
+    if begun.get(key) != now.get(key) and not key.startswith(FREE + free)
   ]
   if changed:
     raise InputError(
@@ -75,9 +125,25 @@ def check_begun(
     )
   known = {name: values[name] for name in identity if name in values}
   then, now = _flat(known), _flat({name: identity[name] for name in known})
-  others = [key for key in sorted(then | now) if then.get(key) != now.get(key)]
+  others = [key for key in sorted(then.keys() & now.keys()) if then[key] != now[key]]
   if others:
     raise InputError(
       f"{where}: changed since the run was begun: {', '.join(others)}; put it back as it "
       "was, or choose another --output"
+    )
+
+
+def check_longer(where: pathlib.Path, tasks: list[str], wanted: list[str]) -> None:
+  """Whether the wanted tasks are those of the run, and perhaps more behind them.
+
+  Raises:
+    InputError: they are not.
+  """
+  if tasks and wanted[: len(tasks)] != tasks:
+    missing = [name for name in tasks if name not in wanted]
+    raise InputError(
+      f"{where}: the stream of this run begins with {' '.join(tasks)}, not with "
+      f"{' '.join(wanted[: len(tasks)])}; new tasks go behind them: name "
+      + (f"{' '.join(missing)} too" if missing else "them in this order")
+      + " in --stream.tasks, or choose another --output"
     )

@@ -51,14 +51,17 @@ class RunInputs:
     return self.identity["backbone.weights"]
 
 
-def read_inputs(config: Config) -> RunInputs:
+def read_inputs(config: Config, begun: Sequence[str] = ()) -> RunInputs:
   """Reads tasks, tokenizer and pseudo inputs, and identifies the backbone.
+
+  Args:
+    begun: tasks that the run has already; see load_stream.
 
   Raises:
     InputError: something is missing, or is not as it must be.
   """
   methods.named(config.method.name).check(config.method, config.pet)
-  tasks = load_stream(config.data, config.stream, config.seed)
+  tasks = load_stream(config.data, config.stream, config.seed, begun)
   backbone = learner.backbone_folder(config)
   codec = learner.make_codec(config, backbone)
   for task in tasks:
@@ -69,7 +72,7 @@ def read_inputs(config: Config) -> RunInputs:
       )
   stored = None
   if config.generator.folder:
-    names = [task.name for task in tasks]
+    names = [task.name for task in tasks if task.train]
     stored = Stored.read(config.generator.folder, config.data.benchmark, names, codec.has_room)
   stream = [PreparedTask(index, task, codec) for index, task in enumerate(tasks)]
   if codec.may_not_fit:
@@ -92,12 +95,14 @@ def hash_of(value: Any) -> str:
 
 
 def hashes_of(task: Task) -> dict[str, str]:
-  """Of a task's instruction and of each of its splits."""
+  """Of a task's instruction and of each of its splits, as far as they are there."""
   splits = {"train": task.train, "dev": task.dev, "test": task.test}
   rows = {
-    name: hash_of([(one.input, one.references) for one in split]) for name, split in splits.items()
+    name: hash_of([(one.input, one.references) for one in split])
+    for name, split in splits.items()
+    if split
   }
-  return {"definition": hash_of(task.definition), **rows}
+  return ({"definition": hash_of(task.definition)} if task.train else {}) | rows
 
 
 def fits_of(config: Config, tasks: Sequence[Task]) -> list[Fit]:
@@ -145,6 +150,20 @@ def check_tokens(stream: Sequence[PreparedTask]) -> None:
         _ = split.rows
       except InputError as error:
         raise InputError(f"task {task.name}, {name}: {error}") from None
+
+
+def check_rows(tasks: Sequence[PreparedTask]) -> None:
+  """Whether tasks that are to be learned now have rows to learn from.
+
+  Raises:
+    InputError: one has none, because it counted as learned already.
+  """
+  for task in tasks:
+    if not (len(task.train) and len(task.dev) and len(task.test)):
+      raise InputError(
+        f"task {task.name}: its rows are not all there, and it has to be learned: its snapshot is "
+        "not finished, damaged, or was removed; put its files back"
+      )
 
 
 def most_pseudo_inputs(config: Config, inputs: RunInputs) -> int:

@@ -48,14 +48,14 @@ class Evaluation:
 
   Attributes:
     scores: one per task, in order; None where a task was not scored.
-    rows: the score of every test row of each scored task.
-    mixtures: the mean mixture of each scored task's test inputs.
+    rows: the score of every test row of each task; None as above.
+    mixtures: the mean mixture of each task's test inputs; None as above.
     answers: a row per answer, for the reader.
   """
 
   scores: list[float | None]
-  rows: list[list[float]]
-  mixtures: list[list[float]]
+  rows: list[list[float] | None]
+  mixtures: list[list[float] | None]
   answers: list[dict[str, Any]]
 
 
@@ -84,13 +84,14 @@ class Scorer:
   def evaluate(
     self, learned: Learned, newest: int, scored: Iterable[int], progress: Progress
   ) -> Evaluation:
-    """Scores on test rows after the task `newest`, of those tasks that are to be scored; answers
-    are kept in its progress.
+    """Scores on test rows after the task `newest`, of those tasks that are to be scored and have
+    any; answers are kept in its progress.
     """
     chosen, found = set(scored), Evaluation([], [], [], [])
     for index, task in enumerate(self.stream[: newest + 1]):
-      if index not in chosen:
-        found.scores.append(None)
+      if index not in chosen or not len(task.test):
+        for figures in (found.scores, found.rows, found.mixtures):
+          figures.append(None)
         continue
       result = self.score(learned, task.test, progress.answers(f"test_{index:02d}"))
       found.scores.append(result.score)
@@ -113,3 +114,24 @@ class Scorer:
   def mean_mixture(self, mixtures: np.ndarray) -> list[float]:
     """Mean weight of each block over inputs (n, T)."""
     return [round(float(weight), 6) for weight in mixtures.mean(axis=0)[: self.blocks]]
+
+
+def share_changed(
+  before: Iterable[dict[str, Any]], now: Iterable[dict[str, Any]]
+) -> dict[str, float]:
+  """The share of answers to each task's test inputs that are no longer the same, of the tasks that
+  were answered both times.
+  """
+  then, after = (_predictions(rows) for rows in (before, now))
+  return {
+    task: round(float(np.mean([x != y for x, y in zip(texts, after[task], strict=True)])), 4)
+    for task, texts in then.items()
+    if len(after.get(task, ())) == len(texts)
+  }
+
+
+def _predictions(rows: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+  texts: dict[str, list[str]] = {}
+  for row in rows:
+    texts.setdefault(row["task"], []).append(row["prediction"])
+  return texts

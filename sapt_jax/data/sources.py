@@ -72,12 +72,19 @@ def is_task(folder: pathlib.Path) -> bool:
   return folder.is_dir() and not folder.name.startswith((".", "__"))
 
 
-def read_task(folder: pathlib.Path, with_dev: bool = True) -> Task:
-  """One task as published: a file for each split; without dev its file need not be there."""
-  definition, train = read_split(folder / "train.json")
-  dev = read_split(folder / "dev.json")[1] if with_dev else []
-  _, test = read_split(folder / "test.json")
-  return Task(folder.name, definition, tuple(train), tuple(dev), tuple(test))
+def read_task(folder: pathlib.Path, with_dev: bool = True, learned: bool = False) -> Task:
+  """One task as published: a file for each split; without dev its file need not be there, and of a
+  task that has been learned already no file.
+  """
+  definition, splits = "", dict[str, tuple[Example, ...]]()
+  for name in ("train", "dev", "test"):
+    splits[name] = ()
+    file = folder / f"{name}.json"
+    if (name == "dev" and not with_dev) or (learned and not file.exists()):
+      continue
+    said, examples = read_split(file)
+    definition, splits[name] = definition or said, tuple(examples)
+  return Task(folder.name, definition, **splits)
 
 
 def clean_split(task: Task, seed: int) -> Task:
@@ -115,15 +122,27 @@ def choose(available: Sequence[str], wanted: Sequence[str], where: str) -> list[
   return chosen
 
 
-def load_stream(options: config.Data, stream: config.Stream, seed: int) -> list[Task]:
+def together(begun: Sequence[str], available: Sequence[str]) -> list[str]:
+  """The tasks that a run has begun with, and behind them the others that there are."""
+  return [*begun, *(name for name in available if name not in begun)]
+
+
+def load_stream(
+  options: config.Data, stream: config.Stream, seed: int, begun: Sequence[str] = ()
+) -> list[Task]:
   """The tasks of a run, in order.
+
+  Args:
+    begun: tasks that the run has already. Those stand first where the stream's tasks are not named,
+      and none of their files needs to be there.
 
   Raises:
     InputError: no such folder, file or task, or a file that does not hold what it should.
   """
   if options.benchmark == "mini":
     generated = {task.name: task for task in mini_stream(seed)}
-    names = choose(list(generated), stream.tasks or list(generated), "the mini stream")
+    there = together(begun, list(generated))
+    names = choose(there, stream.tasks or there, "the mini stream")
     tasks = [generated[name] for name in names]
   else:
     folder = pathlib.Path(options.root).expanduser() / BENCHMARKS[options.benchmark].folder
@@ -132,11 +151,12 @@ def load_stream(options: config.Data, stream: config.Stream, seed: int) -> list[
     available = sorted(path.name for path in folder.iterdir() if is_task(path))
     if not available:
       raise InputError(f"data.root {options.root!r}: {folder} holds no task folder")
-    names = choose(available, stream.tasks or available, str(folder))
+    there = together(begun, available)
+    names = choose(there, stream.tasks or there, str(folder))
     clean = options.protocol == "clean"
-    tasks = [read_task(folder / name, with_dev=not clean) for name in names]
+    tasks = [read_task(folder / name, not clean, name in begun) for name in names]
     if clean:
-      tasks = [clean_split(task, seed) for task in tasks]
+      tasks = [clean_split(task, seed) if task.train else task for task in tasks]
   train, test = options.max_train or None, options.max_test or None
   return [
     dataclasses.replace(task, train=task.train[:train], test=task.test[:test]) for task in tasks

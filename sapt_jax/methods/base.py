@@ -377,6 +377,21 @@ class Method:
     return Row([0] * source, [0] * target, 0)
 
 
+def need_rows(study: Study, what: str) -> None:
+  """Whether the training rows of all earlier tasks are there, for a method that takes `what` from
+  them.
+
+  Raises:
+    InputError: those of a task are not.
+  """
+  for task in study.stream[: study.index]:
+    if not len(task.train):
+      raise InputError(
+        f"task {task.name}: its training rows are not there, and the method takes {what} from "
+        "them; put its files back"
+      )
+
+
 def refuse_top_k(options: config.MethodOptions, pet: config.Pet) -> None:
   """Says that blocks cannot be chosen by their weights (config.Pet.top_k).
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 
 from sapt_jax import config
-from sapt_jax.methods.base import Learned, Lesson, Study
+from sapt_jax.methods.base import Learned, Lesson, Study, need_rows
 from sapt_jax.methods.sequential import Sequential
 
 
@@ -26,6 +26,9 @@ class MultiTask(Sequential):
   """
 
   Options = MultiTaskOptions
+
+  def check_task(self, study: Study) -> None:
+    need_rows(study, "all rows")
 
   def lesson(self, learned: Learned, study: Study) -> Lesson:
     if study.index + 1 < len(study.stream):

@@ -8,7 +8,7 @@ import dataclasses
 
 from sapt_jax import checks, config
 from sapt_jax.data import rehearsal
-from sapt_jax.methods.base import Learned, Lesson, Study
+from sapt_jax.methods.base import Learned, Lesson, Study, need_rows
 from sapt_jax.methods.sequential import Sequential
 
 
@@ -39,6 +39,9 @@ class Replay(Sequential):
 
   Options = ReplayOptions
   options: ReplayOptions
+
+  def check_task(self, study: Study) -> None:
+    need_rows(study, "rows to learn from again")
 
   def lesson(self, learned: Learned, study: Study) -> Lesson:
     earlier = [

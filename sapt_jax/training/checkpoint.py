@@ -17,6 +17,7 @@ import os
 import pathlib
 import re
 import shutil
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +29,8 @@ from sapt_jax.errors import InputError
 from sapt_jax.text_files import read_object, sync_folder, write_json
 
 MANIFEST, RECORD, TREE = "manifest.json", "record.json", "tree"
+
+Shape = tuple[int, ...]
 
 
 class DamagedError(RuntimeError):
@@ -120,13 +123,38 @@ def _bits(array: Any) -> bytes:
   return np.asarray(array.addressable_data(0) if isinstance(array, jax.Array) else array).tobytes()
 
 
-def _abstract(flat: dict[str, Any]) -> dict[str, Any]:
-  """The shapes of arrays, and where they stand; NumPy's are read to the first device."""
-  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+def _abstract(flat: dict[str, Any], sizes: dict[str, Shape] | None = None) -> dict[str, Any]:
+  """The shapes of arrays, some of them as `sizes` says, and where they stand; NumPy's are read to
+  the first device.
+  """
+  here, sizes = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), sizes or {}
   return {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", here))
+    name: jax.ShapeDtypeStruct(
+      sizes.get(name, x.shape), x.dtype, sharding=getattr(x, "sharding", here)
+    )
     for name, x in flat.items()
   }
+
+
+def _saved_shapes(tree: str, wanted: dict[str, Any]) -> dict[str, Shape]:
+  """The shapes of the saved arrays that are smaller than those wanted.
+
+  Raises:
+    KeyError: an array is not there.
+    ValueError: one is larger, or has another number of axes.
+  """
+  metadata = ocp.metadata(tree).metadata
+  saved = {name: tuple(metadata[name].shape) for name in wanted}
+  for name, shape in saved.items():
+    room = wanted[name].shape
+    if len(shape) != len(room) or any(x > y for x, y in zip(shape, room, strict=True)):
+      raise ValueError(f"{name} has the shape {shape} there, and {room} here")
+  return {name: shape for name, shape in saved.items() if shape != wanted[name].shape}
+
+
+@partial(jax.jit, static_argnums=2)
+def _enlarged(room: jax.Array, saved: jax.Array, size: Shape) -> jax.Array:
+  return room.at[tuple(slice(length) for length in size)].set(saved)
 
 
 def _first_line(error: Exception) -> str:
@@ -214,24 +242,31 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
     raise DamagedError(str(error)) from None
 
 
-def load(folder: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
+def load(folder: pathlib.Path, abstract: Any, grow: bool = False) -> tuple[Any, dict[str, Any]]:
   """The tree and the record of a saved folder, whatever mesh they were saved from. All processes
   take part.
 
   Args:
     abstract: a tree of the same structure, of arrays or ShapeDtypeStructs with shardings, which say
       where each array is to go.
+    grow: `abstract` holds arrays, which may be larger than the saved ones along any axis: the saved
+      numbers take the places that come first, and the others keep what they hold.
 
   Raises:
     DamagedError: see verify.
   """
   verify(folder)
+  wanted = _flat(abstract)
   try:
-    flat = ocp.load(str((folder / TREE).absolute()), _abstract(_flat(abstract)))
+    tree = str((folder / TREE).absolute())
+    sizes = _saved_shapes(tree, wanted) if grow else {}
+    flat = ocp.load(tree, _abstract(wanted, sizes))
   except (ValueError, KeyError) as error:
     raise DamagedError(
       f"{folder}: other arrays than this version of the library reads ({_first_line(error)}); use "
       "the version that wrote them"
     ) from error
-  leaves = [flat[name] for name in _flat(abstract)]
+  for name, size in sizes.items():
+    flat[name] = _enlarged(wanted[name], flat[name], size)
+  leaves = [flat[name] for name in wanted]
   return jax.tree.unflatten(jax.tree.structure(abstract), leaves), read_record(folder)

@@ -19,7 +19,7 @@ from sapt_jax.data.labels import closed_answers
 from sapt_jax.data.prepared import tokenised
 from sapt_jax.data.tasks import Example
 from sapt_jax.losses import distillation_loss, token_losses
-from sapt_jax.methods.base import Lesson, Pool, Study, Terms
+from sapt_jax.methods.base import Lesson, Pool, Study, Terms, need_rows
 from sapt_jax.methods.lfpt5.pseudo_examples import (
   PseudoExamples,
   example_row,
@@ -88,6 +88,9 @@ class Lfpt5(Sequential):
 
   Options = Lfpt5Options
   options: Lfpt5Options
+
+  def check_task(self, study: Study) -> None:
+    need_rows(study, "instruction and labels")
 
   def start(self, rng: jax.Array) -> Lfpt5Learned:
     pool = super().start(rng)

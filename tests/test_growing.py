@@ -1,0 +1,152 @@
+"""Runs whose stream becomes longer: what is new is learned, what is there stays as it is."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from sapt_jax import train
+from tests.runs import assert_same_run, record_of, saved, scores, snapshots
+
+LATER = {
+  "task000_shape": ("Name the shape.", [(f"item {i} is {x}", x) for i, x in enumerate("abcd" * 3)]),
+  "task003_place": (
+    "Name the place.",
+    [(f"person {i} in {x}", x) for i, x in enumerate("xyz" * 4)],
+  ),
+}
+NAMES = [*tiny.TASKS, *LATER]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  """Options of a run, and four tasks; two of them are told to the first run."""
+  root = tmp_path_factory.mktemp("growing")
+  options = tiny.world(root, [*tiny.RUN, "--pet.new-block", "mixture"])
+  tiny.benchmark_folder(root / "data", LATER)
+  return options
+
+
+@pytest.fixture(scope="module")
+def three(world, tmp_path_factory):
+  """A finished run on three of the tasks."""
+  folder = tmp_path_factory.mktemp("three") / "run"
+  train.main([*world, "--output", str(folder), "--stream.tasks", *NAMES[:3]])
+  return folder
+
+
+@pytest.fixture
+def grown(three, tmp_path):
+  return shutil.copytree(three, tmp_path / "run")
+
+
+@pytest.fixture
+def data(world, tmp_path):
+  """A copy of the tasks' files, of which a test may remove some."""
+  root = shutil.copytree(world[world.index("--data.root") + 1], tmp_path / "data")
+  return root / "SuperNI"
+
+
+def refused(world, folder, more, monkeypatch, capsys):
+  code, line = tiny.run_program(train, [*world, "--output", folder, *more], monkeypatch, capsys)
+  assert code == 2
+  return line
+
+
+def test_a_task_that_comes_later_is_learned_as_if_it_had_been_there_from_the_start(
+  world, grown, tmp_path
+):
+  train.main([*world, "--output", str(grown), "--stream.tasks", *NAMES])
+  train.main([*world, "--output", str(tmp_path / "at once"), "--stream.tasks", *NAMES])
+  assert_same_run(grown, tmp_path / "at once")
+
+
+def test_what_is_new_is_learned_alone_and_without_the_files_of_earlier_tasks(
+  world, three, grown, data
+):
+  shutil.rmtree(data / NAMES[0])
+  (data / NAMES[1] / "train.json").unlink()
+  before = {file: file.read_bytes() for file in three.rglob("snapshots/*/record.json")}
+  # No names: the new task sorts first among the folders and still comes last.
+  options = ["--data.root", str(data.parent), "--fit.steps", "4", "--output", str(grown)]
+  shutil.rmtree(data / NAMES[2])
+  tiny.benchmark_folder(data.parent, {NAMES[2]: LATER[NAMES[2]]})
+  train.main([*world, *options])
+  result = scores(grown)
+  assert result["tasks"] == NAMES
+  assert [score is None for score in result["scores"][-1]] == [True, False, False, False]
+  assert result["note"].endswith(f"not there: {NAMES[0]}")
+  assert result["metrics"]["AP"] is None
+  assert result["steps"] == [6, 6, 6, 4]
+  assert all(
+    (grown / file.relative_to(three)).read_bytes() == kept for file, kept in before.items()
+  )
+  record = record_of(snapshots(grown)[-1])
+  assert (record["options"]["fit"]["steps"], record["task"]) == (4, NAMES[3])
+  assert set(record["changed"]) == set(NAMES[1:3])
+  old, new = (saved(snapshots(folder)[-1]) for folder in (three, grown))
+  blocks = [name for name in old if name.startswith("blocks") and name.endswith(".a")]
+  assert blocks
+  for name in blocks:
+    np.testing.assert_array_equal(new[name][:, :, :3], old[name][:, :, :3])
+  # Started again, nothing is learned and nothing is lost.
+  train.main([*world, *options])
+  assert scores(grown) == result
+
+
+def test_the_pool_becomes_larger_when_it_must(world, tmp_path):
+  folder = tmp_path / "run"
+  for count in (1, 2, 3):
+    train.main([*world, "--output", str(folder), "--stream.tasks", *NAMES[:count]])
+  sizes = [record_of(place)["capacity"] for place in snapshots(folder)]
+  assert sizes == [1, 2, 4]
+  first, last = saved(snapshots(folder)[0]), saved(snapshots(folder)[-1])
+  np.testing.assert_array_equal(last["keys"][:1], first["keys"])
+  np.testing.assert_array_equal(last["memory.pooled"][0, :2], first["memory.pooled"][0])
+
+
+def test_a_changed_beginning_is_refused(world, grown, monkeypatch, capsys):
+  for tasks, way_out in (
+    ([NAMES[1], NAMES[0], NAMES[2]], "name them in this order"),
+    ([NAMES[0], NAMES[3]], f"name {NAMES[1]} {NAMES[2]} too"),
+  ):
+    line = refused(world, grown, ["--stream.tasks", *tasks], monkeypatch, capsys)
+    assert f"begins with {' '.join(NAMES[:3])}" in line
+    assert way_out in line
+
+
+def test_what_belongs_to_the_whole_run_stays(world, grown, monkeypatch, capsys):
+  line = refused(world, grown, ["--stream.tasks", *NAMES, "--pet.alpha", "8"], monkeypatch, capsys)
+  assert "pet.alpha: 32.0 -> 8.0" in line
+  line = refused(
+    world, grown, ["--stream.tasks", *NAMES[:3], "--fit.steps", "8"], monkeypatch, capsys
+  )
+  assert "fit.steps: 6 -> 8" in line
+
+
+def test_changed_rows_of_an_earlier_task_are_refused(world, grown, data, monkeypatch, capsys):
+  file = data / NAMES[0] / "train.json"
+  file.write_text(file.read_text().replace("thing 0", "thing 99"))
+  more = ["--stream.tasks", *NAMES, "--data.root", str(data.parent)]
+  assert f"tasks.{NAMES[0]}.train" in refused(world, grown, more, monkeypatch, capsys)
+
+
+def test_a_task_that_must_be_learned_again_needs_its_rows(world, grown, data, monkeypatch, capsys):
+  shutil.rmtree(data / NAMES[1])
+  more = ["--stream.tasks", *NAMES, "--data.root", str(data.parent), "--from-task", "2"]
+  assert f"task {NAMES[1]}: its rows are not all there" in refused(
+    world, grown, more, monkeypatch, capsys
+  )
+
+
+@pytest.mark.parametrize("method", ["replay", "multi_task", "lfpt5"])
+def test_methods_that_need_earlier_rows_say_so(method, world, data, tmp_path, monkeypatch, capsys):
+  folder, options = tmp_path / "run", [*world, "--data.root", str(data.parent)]
+  options += ["--method.name", method, "--pet.new-block", "fresh", "--evaluation.no-every-task"]
+  train.main([*options, "--output", str(folder), "--stream.tasks", NAMES[0]])
+  shutil.rmtree(data / NAMES[0])
+  line = refused(options, folder, ["--stream.tasks", *NAMES[:2]], monkeypatch, capsys)
+  assert f"task {NAMES[0]}: its training rows are not there" in line
+  assert json.loads((folder / "scores.json").read_text())["tasks"] == NAMES[:1]
