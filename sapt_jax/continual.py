@@ -137,10 +137,11 @@ class Continual:
 
   def options_of(self, index: int) -> dict[str, Any]:
     """How a task is learned and scored; a task that comes later may have other options."""
-    parts = (self.fits[index], self.config.generator, self.config.evaluation)
-    return dict(
-      zip(("fit", "generator", "evaluation"), map(dataclasses.asdict, parts), strict=True)
-    )
+    return {
+      "fit": dataclasses.asdict(self.fits[index]),
+      "generator": dataclasses.asdict(self.config.generator),
+      "evaluation": dataclasses.asdict(self.config.evaluation),
+    }
 
   def study(self, index: int) -> TaskStudy:
     """The index-th task as the method sees it; what is logged of it names the task."""
