@@ -7,12 +7,14 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import time
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from sapt_jax import learner, processes, results, streams
 from sapt_jax.config import Config
 from sapt_jax.cost import Cost
+from sapt_jax.data.inspection import Figures, figures_of, words_of
+from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.methods.base import Learned, Lesson
 from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.provenance import provenance
@@ -20,7 +22,7 @@ from sapt_jax.remote import mirror_of
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.run_identity import tasks_in
 from sapt_jax.run_inputs import RunInputs, check_rows, most_pseudo_inputs, read_inputs
-from sapt_jax.scoring import Evaluation, Scorer, share_changed
+from sapt_jax.scoring import Evaluation, Scorer, metric_of, share_changed
 from sapt_jax.single import single_scores
 from sapt_jax.study import Instruments, TaskStudy
 from sapt_jax.text_files import json_lines
@@ -58,6 +60,7 @@ class Continual:
   def __init__(self, config: Config, inputs: RunInputs, folder: RunFolder, cost: Cost):
     self.config, self.folder, self.cost = config, folder, cost
     self.stream, self.names, self.fits = inputs.stream, inputs.names, inputs.fits
+    self.codec = inputs.codec
     # The shapes of all that is learned; a snapshot is restored into the same ones.
     sizes = {
       "capacity": capacity_for(len(self.stream)),
@@ -78,6 +81,8 @@ class Continual:
     """
     learned, records = self.folder.restore(self.names, self.built.start(self.config.seed))
     check_rows(self.stream[len(records) :])
+    for task in self.stream[len(records) :]:
+      processes.say(words_of(task.name, self.oddities(task)))
     self.folder.go_on(records)
     self.cost.lap("start")
     for index in range(len(records), len(self.stream)):
@@ -113,6 +118,8 @@ class Continual:
     record = {
       "task": study.task.name,
       "steps": steps,
+      "data": self.oddities(study.task),
+      "metric": metric_of(self.config, study.task.task),
       "scores": evaluation.scores,
       "rows": evaluation.rows,
       "training_mixture": training_mixture,
@@ -127,6 +134,11 @@ class Continual:
     self.cost.lap("save")
     study.log(self.cost.take())
     return learned, record
+
+  @cache  # noqa: B019 (the loop lives as long as its run)
+  def oddities(self, task: PreparedTask) -> Figures:
+    """What is odd in a task's rows."""
+    return figures_of(task, self.codec)
 
   def changed(self, index: int, evaluation: Evaluation) -> dict[str, float]:
     """The share of answers to each earlier task that the index-th task has changed."""

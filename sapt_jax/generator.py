@@ -22,7 +22,7 @@ from sapt_jax.backbones.hf import Backbone
 from sapt_jax.data.batches import Batcher, Row, bucket
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prompts import Codec
-from sapt_jax.data.sources import read_split
+from sapt_jax.data.published import read_split
 from sapt_jax.data.tasks import Task
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.decode import sampler

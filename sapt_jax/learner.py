@@ -13,7 +13,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.config import Config, Fit
 from sapt_jax.data.batches import Batcher
 from sapt_jax.data.benchmarks import BENCHMARKS
-from sapt_jax.data.prompts import Codec, load_tokenizer
+from sapt_jax.data.prompts import Codec, chat_frame, frame_of_template, load_tokenizer
 from sapt_jax.evaluation.evaluate import Answerer, FeatureReader
 from sapt_jax.methods.base import Learned, Method, Setting
 from sapt_jax.mini import T5_MINI
@@ -28,11 +28,15 @@ def backbone_folder(config: Config) -> pathlib.Path:
 
 
 def make_codec(config: Config, folder: pathlib.Path) -> Codec:
-  """The tokenizer of a model folder with the benchmark's frame and the run's lengths; needs no
-  weights.
-  """
+  """The tokenizer of a model folder with the run's frame and lengths; needs no weights."""
   backbone = hf.build_model(hf.read_config(folder), where=str(folder / "config.json")).config
-  frame = BENCHMARKS[config.data.benchmark].frame
+  chat = config.data.frame == "chat"
+  if chat:
+    frame = chat_frame(folder)
+  elif config.data.frame == "benchmark":
+    frame = BENCHMARKS[config.data.benchmark].frame
+  else:
+    frame = frame_of_template(config.data.frame)
   return Codec(
     load_tokenizer(folder),
     frame,
@@ -41,6 +45,7 @@ def make_codec(config: Config, folder: pathlib.Path) -> Codec:
     backbone.eos_id,
     backbone.vocab_size,
     backbone.is_decoder_only,
+    special_tokens=not chat,
   )
 
 

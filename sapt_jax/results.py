@@ -26,6 +26,7 @@ def summary(
 ) -> dict[str, Any]:
   """The content of scores.json, from the records of all tasks."""
   rows = [record["scores"] for record in records]
+  metrics = [record.get("metric") for record in records]
   result = {
     "method": config.method.name,
     "label": method.label,
@@ -34,7 +35,7 @@ def summary(
     "scores": [row + [None] * (len(names) - len(row)) for row in rows],
     "single": single,
     "metrics": continual_metrics(rows, single),
-    "metric": metric_of(config),
+    "metric": metrics[0] or metric_of(config),
     "protocol": config.data.protocol,
     "pet": block_words(config.pet),
     "dtype": config.backbone.dtype,
@@ -47,6 +48,8 @@ def summary(
     "rows": records[-1].get("rows"),
     "changed": records[-1].get("changed"),
   }
+  if len(set(metrics)) > 1:
+    result["metric"], result["metrics_of_tasks"] = "as each task says", metrics
   mixtures = {j: row for j, row in enumerate(records[-1]["testing_mixture"]) if row is not None}
   if method.block_per_task:
     result["own_weight"] = round(float(np.mean([row[j] for j, row in mixtures.items()])), 4)

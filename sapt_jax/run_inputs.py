@@ -84,6 +84,8 @@ def read_inputs(config: Config, begun: Sequence[str] = ()) -> RunInputs:
     "tokenizer": hash_of_tokenizer(backbone),
     "tasks": {task.name: hashes_of(task) for task in tasks},
   }
+  if config.data.frame == "chat":
+    identity["frame"] = hash_of(codec.frame)
   if stored is not None:
     identity["pseudo_inputs"] = {name: hash_of(pairs) for name, pairs in stored.pairs.items()}
   return RunInputs(stream, fits_of(config, tasks), backbone, identity, codec, stored)

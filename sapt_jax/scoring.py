@@ -14,8 +14,9 @@ from sapt_jax.config import Config
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prepared import PreparedTask, Split
 from sapt_jax.data.prompts import Codec
-from sapt_jax.evaluation.evaluate import row_scores
+from sapt_jax.data.tasks import Task
 from sapt_jax.evaluation.kept_answers import KeptAnswers
+from sapt_jax.evaluation.text_metrics import Scoring, scoring_of
 from sapt_jax.learner import Learner
 from sapt_jax.methods.base import Learned
 from sapt_jax.progress import Progress
@@ -23,11 +24,22 @@ from sapt_jax.progress import Progress
 ROWS = 1024  # whose mixtures are computed at once, where no backbone is needed
 
 
-def metric_of(config: Config) -> str:
-  """The metric that a run's answers are scored by."""
+def metric_of(config: Config, task: Task | None = None) -> str:
+  """The metric that a run's answers are scored by, or those to one of its tasks."""
   if config.evaluation.metric == "benchmark":
-    return BENCHMARKS[config.data.benchmark].metric
+    own = task.metric if task is not None else ""
+    return own or BENCHMARKS[config.data.benchmark].metric
   return config.evaluation.metric
+
+
+def scoring_of_task(config: Config, task: Task) -> Scoring:
+  """How answers to a task's inputs are scored.
+
+  Raises:
+    InputError: there is no such metric.
+  """
+  found = (answer for one in (*task.test, *task.dev) for answer in one.references)
+  return scoring_of(metric_of(config, task), [*task.labels, *found])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +77,8 @@ class Scorer:
   def __init__(self, config: Config, built: Learner, codec: Codec, stream: Sequence[PreparedTask]):
     self.answerer, self.method = built.answerer, built.method
     self.codec, self.stream = codec, stream
-    self.metric, self.longest = metric_of(config), config.data.max_target_length
+    self.longest = config.data.max_target_length
+    self.scorings = [scoring_of_task(config, task.task) for task in stream]
     # Where blocks belong to tasks, those that the stream will fill are shown; else all.
     self.blocks = len(stream) if built.method.block_per_task else None
 
@@ -74,7 +87,8 @@ class Scorer:
     answers = self.answerer.answer(learned, split.rows, self.longest, kept=kept)
     texts = [self.codec.text(ids) for ids in answers.tokens]
     references = [example.references for example in split.examples]
-    rows = row_scores(self.metric, texts, references)
+    scoring = self.scorings[split.index]
+    rows = [scoring(text, accepted) for text, accepted in zip(texts, references, strict=True)]
     return Scored(float(np.mean(rows)), rows, texts, answers.mixtures)
 
   def dev_score(self, learned: Learned, tasks: Iterable[int]) -> float:

@@ -7,8 +7,11 @@ import random
 import pytest
 from rouge_score import rouge_scorer, tokenizers
 
+from sapt_jax import config
+from sapt_jax.config import tasks
+from sapt_jax.errors import InputError
 from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
-from sapt_jax.evaluation.text_metrics import METRICS, MultilingualTokenizer, score
+from sapt_jax.evaluation.text_metrics import METRICS, MultilingualTokenizer, score, scoring_of
 
 WORDS = (
   "The movie's running-times weren't good; 3.5 stars_ (relations): singing CATS, a1b2 "
@@ -101,7 +104,53 @@ def test_exact_match_looks_past_case_ascii_punctuation_and_spaces_alone():
 def test_unknown_metric():
   with pytest.raises(KeyError):
     score("bleu", "a", ["a"])
-  assert set(METRICS) == {"rouge_l", "rouge_l_multilingual", "exact_match"}
+  assert {*METRICS, "benchmark", "accuracy"} == set(tasks.METRICS)
+  with pytest.raises(InputError, match=r"evaluation\.metric 'bleu': must be .*token_f1"):
+    config.Evaluation(metric="bleu")
+
+
+def test_token_f1_is_the_harmonic_mean_of_the_shares_of_words():
+  # 2 of 3 words said are wanted, 2 of 4 wanted are said: 2 * (2/3) * (1/2) / (2/3 + 1/2)
+  assert score("token_f1", "The red car", ["a red car, parked"]) == pytest.approx(400 / 7)
+  assert score("token_f1", "red red", ["red"]) == pytest.approx(200 / 3)
+  assert score("token_f1", "", ["red"]) == 0.0
+  assert score("token_f1", "-", ["-"]) == 100.0
+
+
+def test_edit_similarity_counts_characters_in_common():
+  assert score("edit_similarity", "abcd", ["bcde"]) == pytest.approx(75.0)
+  assert score("edit_similarity", " return x ", ["return x"]) == 100.0
+  assert score("edit_similarity", "x", ["yy"]) == 0.0
+
+
+@pytest.mark.parametrize(
+  ("said", "label"),
+  [
+    ("Billing.", "billing"),
+    ("It is billing", "billing"),
+    ("not billing", "not billing"),
+    ("billing or sales", None),
+    ("rebilling", None),
+    ("", None),
+  ],
+)
+def test_accuracy_takes_the_label_that_an_answer_names(said, label):
+  labels = ["billing", "sales", "not billing"]
+  scoring = scoring_of("accuracy", labels)
+  assert [scoring(said, [one]) for one in labels] == [100.0 * (one == label) for one in labels]
+
+
+def test_a_function_of_the_users_scores(tmp_path):
+  file = tmp_path / "mine.py"
+  file.write_text("def half(prediction, references):\n  return 50 if references else 200\n")
+  scoring = scoring_of(f"{file}:half")
+  assert scoring("x", ["y"]) == 50.0
+  with pytest.raises(InputError, match=r"mine\.py:half: gave 200; it must give a number from 0"):
+    scoring("x", [])
+  with pytest.raises(InputError, match=r"mine\.py has no function whole"):
+    scoring_of(f"{file}:whole")
+  with pytest.raises(InputError, match="FileNotFoundError"):
+    scoring_of(f"{tmp_path / 'none.py'}:f")
 
 
 RUN: list[list[float | None]] = [[50.0, None, None], [60.0, 40.0, None], [30.0, 45.0, 70.0]]

@@ -15,8 +15,9 @@ from tests import tiny
 TEXT = "In 2024 it didn 't rain , he said ."
 
 
-def codec_of(folder):
-  options = Config(SequentialOptions(), data=Data(max_source_length=96, max_target_length=24))
+def codec_of(folder, frame="benchmark"):
+  data = Data(max_source_length=96, max_target_length=24, frame=frame)
+  options = Config(SequentialOptions(), data=data)
   return learner.make_codec(options, folder)
 
 
@@ -109,3 +110,43 @@ def test_a_token_without_a_row_in_the_embedding_is_named_where_a_text_uses_it(
   assert code == 2
   assert "task task002_count, test: token '<extra_19>'" in err
   assert not (tmp_path / "run").exists()
+
+
+CHAT = (
+  "{{ bos_token }}{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}|{% endif %}"
+  "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] | trim }}<|end|>{% endfor %}"
+  "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture
+def chat_folder(tmp_path):
+  folder = tiny.model_folder(tmp_path / "model", tiny.LLAMA)
+  file = folder / "tokenizer_config.json"
+  settings = json.loads(file.read_text()) | {"chat_template": CHAT, "bos_token": "<pad>"}
+  file.write_text(json.dumps(settings))
+  return folder
+
+
+def test_the_chat_template_of_the_model_is_the_frame(chat_folder):
+  codec = codec_of(chat_folder, "chat")
+  prompt = codec.prompt("Say it.", "a {d} b")
+  assert prompt == "<pad>26 Jul 2024|<|user|>Say it.\n\na {d} b<|end|><|assistant|>"
+  assert codec.prompt("", "x") == "<pad>26 Jul 2024|<|user|>x<|end|><|assistant|>"
+  ids = codec.source("Say it.", "x")
+  assert ids == codec.tokenizer(codec.prompt("Say it.", "x"), add_special_tokens=False)["input_ids"]
+  assert ids.count(codec.tokenizer.convert_tokens_to_ids("<pad>")) == 1
+
+
+def test_a_text_of_the_users_is_the_frame(chat_folder):
+  codec = codec_of(chat_folder, r"Task: {definition}\nText: {input}\nAnswer ({definition}):")
+  assert codec.prompt("Say.", "x") == "Task: Say.\nText: x\nAnswer (Say.):"
+  assert codec.prompt("", "x") == "Text: x\n"
+
+
+def test_a_model_without_a_chat_template_is_named(tmp_path):
+  folder = tiny.model_folder(tmp_path / "model", tiny.LLAMA)
+  with pytest.raises(InputError, match=r"data\.frame chat: .*model has no chat template"):
+    codec_of(folder, "chat")
+  with pytest.raises(InputError, match=r"data\.frame 'Say': must be benchmark, chat, or a text"):
+    Data(frame="Say")

@@ -20,5 +20,8 @@ SUPERNI_FRAME = ("Definition: {d}\n\nNow complete the following example -\nInput
 BENCHMARKS = {
   "mini": Benchmark("", SUPERNI_FRAME, "exact_match"),
   "superni": Benchmark("SuperNI", SUPERNI_FRAME, "rouge_l"),
+  "tasks": Benchmark("", SUPERNI_FRAME, "exact_match"),
+  "natural_instructions": Benchmark("", SUPERNI_FRAME, "rouge_l"),
+  "trace": Benchmark("", ("{d}\n", ""), "exact_match"),
   "long_sequence": Benchmark("Long_Sequence", ("{d}\n", "\nOutput: "), "exact_match"),
 }

@@ -37,6 +37,48 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     raise InputError(f"{folder}: no tokenizer that transformers can read ({reason})") from error
 
 
+def frame_of_template(template: str) -> tuple[str, str]:
+  """A frame from a text with {definition} and {input}; a backslash and an n are a new line too."""
+  text = template.replace("\\n", "\n").replace("{definition}", "{d}")
+  before, _, after = text.partition("{input}")
+  return before, after
+
+
+# Chat templates that show the day's date get that of Llama 3's own templates, so that a prompt is
+# the same on every day.
+NO_CLOCK = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}"
+
+
+def chat_frame(folder: pathlib.Path) -> tuple[str, str]:
+  """The frame that a model's chat template makes of one message of the user's, definition and
+  input, up to where the answer begins. Its special tokens stand in it as text.
+
+  Raises:
+    InputError: the folder has no template, or one that does not show the message.
+  """
+  from transformers import AutoTokenizer
+
+  definition, text = "(definition)", "(input)"
+  try:
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    rendered = tokenizer.apply_chat_template(
+      [{"role": "user", "content": f"{definition}\n\n{text}"}],
+      chat_template=NO_CLOCK + tokenizer.get_chat_template(),
+      tokenize=False,
+      add_generation_prompt=True,
+    )
+  except Exception as error:  # noqa: BLE001 (templates are programs, which raise what they like)
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise InputError(
+      f"data.frame chat: {folder} has no chat template that can be used ({reason}); "
+      "give a text with {definition} and {input}"
+    ) from None
+  before, found, after = str(rendered).partition(text)
+  if not found:
+    raise InputError(f"data.frame chat: the chat template of {folder} does not show the message")
+  return before.replace(definition, "{d}"), after
+
+
 # Files that a tokenizer may be made of, whatever its kind.
 TOKENIZER_FILES = ("tokenizer*", "*token*.json", "vocab*", "merges*", "*.model", "*.tiktoken")
 
@@ -56,12 +98,14 @@ class Codec:
 
   Attributes:
     tokenizer: a fast Hugging Face tokenizer.
-    frame: text before and after the input (benchmarks.Benchmark).
+    frame: text before and after the input; {d} in it is the definition.
     max_source: most tokens of a prompt.
     max_target: most tokens of an answer, the end token included.
     eos_id: the token that ends an answer.
     vocabulary: rows of the backbone's embedding, which every token must be; None: any number.
     open_ended: the backbone goes on from the prompt (decoder-only), so nothing may stand behind it.
+    special_tokens: whether the tokenizer puts its own around a prompt; a chat template has them in
+      its text.
   """
 
   tokenizer: Any
@@ -71,12 +115,13 @@ class Codec:
   eos_id: int
   vocabulary: int | None = None
   open_ended: bool = False
+  special_tokens: bool = True
 
   @cached_property
   def ending(self) -> list[int]:
     """What the tokenizer puts behind a prompt by itself; T5's end token, as a rule."""
     plain = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole = self.tokenizer("a")["input_ids"]
+    whole = self.tokenizer("a", add_special_tokens=self.special_tokens)["input_ids"]
     last = len(whole) - len(plain)
     start = next((i for i in range(last + 1) if whole[i : i + len(plain)] == plain), last)
     return whole[start + len(plain) :]
@@ -88,7 +133,7 @@ class Codec:
     Raises:
       InputError: a token has no row in the backbone's embedding.
     """
-    ids = self.tokenizer(text)["input_ids"]
+    ids = self.tokenizer(text, add_special_tokens=self.special_tokens)["input_ids"]
     if self.open_ended and self.ending and ids[-len(self.ending) :] == self.ending:
       ids = ids[: -len(self.ending)]
     return self.known(ids)
@@ -116,10 +161,11 @@ class Codec:
 
   def prompt(self, definition: str, text: str) -> str:
     """The whole prompt as text; without a definition its line is left out."""
-    before, after = self.frame
-    if not definition:
-      before = re.sub(r"[^\n]*\{d\}[^\n]*\n*", "", before)
-    return before.replace("{d}", definition) + text + after
+    place = r"\{d\}"
+    if not definition:  # a chat template has its own marks in the same line
+      place = rf"[^\n]*{place}[^\n]*\n*" if self.special_tokens else rf"{place}\n*"
+    before, after = (re.sub(place, lambda _: definition, part) for part in self.frame)
+    return before + text + after
 
   def source(self, definition: str, text: str) -> list[int]:
     """Token ids of the prompt, at most max_source;

@@ -1,107 +1,74 @@
-"""Where tasks come from: the generated mini stream, or a benchmark folder
-TASK/{train,dev,test}.json in SuperNI's layout.
-
-A file is JSON with "Definition" (str or list of str, which may be empty) and "Instances", a list of
-{"input": str, "output": str or list of str}.
-Wrong data is an InputError that names file, line or row, and field.
-"""
+"""Where tasks come from: the generated mini stream, a published benchmark, or the user's own."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import numpy as np
-
-from sapt_jax import config, streams
+from sapt_jax import config
 from sapt_jax.data.benchmarks import BENCHMARKS
-from sapt_jax.data.tasks import Example, Task
+from sapt_jax.data.own_tasks import own_tasks, read_own_task
+from sapt_jax.data.published import (
+  clean_split,
+  is_task,
+  read_one_file_task,
+  read_task,
+  read_trace_task,
+)
+from sapt_jax.data.tasks import Task
 from sapt_jax.errors import InputError
 from sapt_jax.mini.tasks import mini_stream
-from sapt_jax.text_files import read_object
-
-# Rows of train that the clean protocol sets aside for dev, or a tenth of train where that is less.
-CLEAN_DEV = 100
 
 
-def read_example(row: Any, where: str) -> Example:
-  """One instance; `where` is what an error calls it."""
-  if not isinstance(row, dict):
-    raise InputError(
-      f'{where}: an instance must be an object with "input" and "output", not {type(row).__name__}'
-    )
-  for field in ("input", "output"):
-    if field not in row:
-      raise InputError(f"{where}: field {field!r} is missing")
-  outputs = row["output"] if isinstance(row["output"], list) else [row["output"]]
-  if not isinstance(row["input"], str):
-    raise InputError(f"{where}: field 'input' must be text, not {type(row['input']).__name__}")
-  if not outputs or not all(isinstance(output, str) for output in outputs):
-    raise InputError(f"{where}: field 'output' must be text or a list of at least one text")
-  return Example(row["input"], tuple(outputs))
-
-
-def read_split(file: pathlib.Path) -> tuple[str, list[Example]]:
-  """The definition and all examples of one file."""
-  content = read_object(file)
-  for field in ("Definition", "Instances"):
-    if field not in content:
-      raise InputError(f"{file}: field {field!r} is missing")
-  if not isinstance(content["Instances"], list):
-    raise InputError(
-      f"{file}: field 'Instances' must be a list, not {type(content['Instances']).__name__}"
-    )
-  if not content["Instances"]:
-    raise InputError(f"{file}: field 'Instances' is empty; a split needs at least one example")
-  definition = content["Definition"]
-  if isinstance(definition, list):
-    definition = definition[0] if definition else ""  # Long Sequence has a task without any, copa
-  if not isinstance(definition, str):
-    raise InputError(f"{file}: field 'Definition' must be text or a list of texts")
-  rows = enumerate(content["Instances"])
-  examples = [read_example(row, f"{file}: Instances[{number}]") for number, row in rows]
-  return definition.strip(), examples
-
-
-def is_task(folder: pathlib.Path) -> bool:
-  """Whether this is a task's folder, and not one that other programs leave among them, such as
-  .ipynb_checkpoints or __MACOSX.
+class Source(NamedTuple):
+  """where: what errors call it; names: of the tasks that are there; read: name, whether the task
+  has been learned already, so that its files need not be there -> the task.
   """
-  return folder.is_dir() and not folder.name.startswith((".", "__"))
+
+  where: str
+  names: list[str]
+  read: Callable[[str, bool], Task]
 
 
-def read_task(folder: pathlib.Path, with_dev: bool = True, learned: bool = False) -> Task:
-  """One task as published: a file for each split; without dev its file need not be there, and of a
-  task that has been learned already no file.
+def source_of(options: config.Data, seed: int) -> Source:
+  """The source that the options name.
+
+  Raises:
+    InputError: there is no such folder.
   """
-  definition, splits = "", dict[str, tuple[Example, ...]]()
-  for name in ("train", "dev", "test"):
-    splits[name] = ()
-    file = folder / f"{name}.json"
-    if (name == "dev" and not with_dev) or (learned and not file.exists()):
-      continue
-    said, examples = read_split(file)
-    definition, splits[name] = definition or said, tuple(examples)
-  return Task(folder.name, definition, **splits)
-
-
-def clean_split(task: Task, seed: int) -> Task:
-  """The task with its dev rows carved out of train (a fixed draw by seed), so that nothing but the
-  final score looks at test rows.
-  """
-  size = max(1, min(CLEAN_DEV, len(task.train) // 10))
-  if len(task.train) <= size:
-    raise InputError(
-      f"task {task.name}: {len(task.train)} training row(s) are too few to carve dev out of; "
-      "use --data.protocol published"
+  if options.benchmark == "mini":
+    generated = {task.name: task for task in mini_stream(seed)}
+    return Source("the mini stream", list(generated), lambda name, _: generated[name])
+  folder = pathlib.Path(options.root).expanduser() / BENCHMARKS[options.benchmark].folder
+  if not folder.is_dir():
+    raise InputError(f"data.root {options.root!r}: {folder} is not a folder")
+  if options.benchmark == "tasks":
+    return Source(
+      str(folder),
+      own_tasks(folder),
+      lambda name, learned: read_own_task(folder, name, seed, learned),
     )
-  order = streams.host(seed, "clean split").permutation(len(task.train))
-  dev, train = np.sort(order[:size]), np.sort(order[size:])
-  return dataclasses.replace(
-    task, train=tuple(task.train[i] for i in train), dev=tuple(task.train[i] for i in dev)
-  )
+  if options.benchmark == "natural_instructions":
+
+    def read_file(name: str, learned: bool) -> Task:
+      task = read_one_file_task(folder / f"{name}.json", options.positive_examples, learned)
+      return clean_split(task, seed) if task.train else task
+
+    return Source(str(folder), sorted(path.stem for path in folder.glob("*.json")), read_file)
+  folders = sorted(path.name for path in folder.iterdir() if is_task(path))
+  if options.benchmark == "trace":
+    return Source(
+      str(folder), folders, lambda name, learned: read_trace_task(folder / name, learned)
+    )
+  clean = options.protocol == "clean"
+
+  def read(name: str, learned: bool) -> Task:
+    task = read_task(folder / name, not clean, learned)
+    return clean_split(task, seed) if clean and task.train else task
+
+  return Source(str(folder), folders, read)
 
 
 def choose(available: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
@@ -139,24 +106,12 @@ def load_stream(
   Raises:
     InputError: no such folder, file or task, or a file that does not hold what it should.
   """
-  if options.benchmark == "mini":
-    generated = {task.name: task for task in mini_stream(seed)}
-    there = together(begun, list(generated))
-    names = choose(there, stream.tasks or there, "the mini stream")
-    tasks = [generated[name] for name in names]
-  else:
-    folder = pathlib.Path(options.root).expanduser() / BENCHMARKS[options.benchmark].folder
-    if not folder.is_dir():
-      raise InputError(f"data.root {options.root!r}: {folder} is not a folder")
-    available = sorted(path.name for path in folder.iterdir() if is_task(path))
-    if not available:
-      raise InputError(f"data.root {options.root!r}: {folder} holds no task folder")
-    there = together(begun, available)
-    names = choose(there, stream.tasks or there, str(folder))
-    clean = options.protocol == "clean"
-    tasks = [read_task(folder / name, not clean, name in begun) for name in names]
-    if clean:
-      tasks = [clean_split(task, seed) if task.train else task for task in tasks]
+  source = source_of(options, seed)
+  if not source.names and not begun:
+    raise InputError(f"data.root {options.root!r}: {source.where} holds no task folder or file")
+  there = together(begun, source.names)
+  names = choose(there, stream.tasks or there, source.where)
+  tasks = [source.read(name, name in begun) for name in names]
   train, test = options.max_train or None, options.max_test or None
   return [
     dataclasses.replace(task, train=task.train[:train], test=task.test[:test]) for task in tasks

@@ -17,7 +17,6 @@ from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.evaluation.decode import Choose, generate, greedy
 from sapt_jax.evaluation.kept_answers import KeptAnswers
-from sapt_jax.evaluation.text_metrics import score
 from sapt_jax.methods.base import Learned, Method
 
 
@@ -105,14 +104,6 @@ class Answerer:
       for number, row_ids, row_mixture in zip(numbers, *found, strict=True):
         tokens[number], mixtures[number] = row_ids.tolist(), row_mixture
     return Answers(tokens, np.stack(mixtures))
-
-
-def row_scores(
-  metric: str, predictions: Sequence[str], references: Sequence[Sequence[str]]
-) -> list[float]:
-  """The best score of each prediction against its references, 0-100."""
-  both = zip(predictions, references, strict=True)
-  return [score(metric, text, accepted) for text, accepted in both]
 
 
 class FeatureReader:

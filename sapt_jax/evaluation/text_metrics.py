@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import collections
+import difflib
 import functools
 import re
+import runpy
 import string
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rouge_score import rouge_scorer, tokenizers
+
+from sapt_jax.errors import InputError
 
 # Scripts that put no spaces between words, so that every character is a token, as the Unicode names
 # of their characters begin.
@@ -99,10 +104,31 @@ def exact_match(prediction: str, reference: str) -> float:
   return 100.0 * (normalised(prediction) == normalised(reference))
 
 
+def token_f1(prediction: str, reference: str) -> float:
+  """How far the words of both are the same, as SQuAD counts it: the harmonic mean of the shares of
+  the prediction's words that are in the reference, and of the reference's that are in it.
+  """
+  words, wanted = normalised(prediction).split(), normalised(reference).split()
+  if not words or not wanted:
+    return exact_match(prediction, reference)
+  shared = sum((collections.Counter(words) & collections.Counter(wanted)).values())
+  return 200.0 * shared / (len(words) + len(wanted))
+
+
+def edit_similarity(prediction: str, reference: str) -> float:
+  """Twice the characters that both have in common, in blocks in the same order, over all characters
+  (Ratcliff and Obershelp; TRACE's score for Py150).
+  """
+  matcher = difflib.SequenceMatcher(None, prediction.strip(), reference.strip(), autojunk=False)
+  return 100.0 * matcher.ratio()
+
+
 METRICS: dict[str, Callable[[str, str], float]] = {
   "rouge_l": rouge_l(),
   "rouge_l_multilingual": rouge_l(MultilingualTokenizer()),
   "exact_match": exact_match,
+  "token_f1": token_f1,
+  "edit_similarity": edit_similarity,
 }
 
 
@@ -110,11 +136,67 @@ def score(metric: str, prediction: str, references: Sequence[str]) -> float:
   """The best score of a prediction over its references.
 
   Args:
-    metric: "rouge_l" (rouge-score with its stemmer), "rouge_l_multilingual" (tokens of any script)
-      or "exact_match".
+    metric: "rouge_l" (rouge-score with its stemmer), "rouge_l_multilingual" (tokens of any script),
+      "exact_match", "token_f1" or "edit_similarity".
     references: at least one acceptable answer.
 
   Returns:
     0-100.
   """
   return max(METRICS[metric](prediction, reference) for reference in references)
+
+
+def named_label(prediction: str, labels: Iterable[str]) -> str | None:
+  """The label that an answer names: the one that it is, or the only one whose words stand in it one
+  after another (a label within a longer one that is named too does not count); None: there is none,
+  or there are several. Compared in normalised form.
+  """
+  said = normalised(prediction)
+  forms = {normalised(label): label for label in labels}
+  if said in forms:
+    return forms[said]
+  named = [form for form in forms if form and f" {form} " in f" {said} "]
+  longest = [form for form in named if not any(form != other and form in other for other in named)]
+  return forms[longest[0]] if len(longest) == 1 else None
+
+
+Scoring = Callable[[str, Sequence[str]], float]  # prediction, references -> 0-100
+
+
+def scoring_of(metric: str, labels: Iterable[str] = ()) -> Scoring:
+  """How a prediction is scored.
+
+  Args:
+    metric: see score; "accuracy": whether the label that the prediction names is a reference; or
+      FILE.py:FUNCTION.
+    labels: all that there are, for accuracy.
+
+  Raises:
+    InputError: no such file or function.
+  """
+  if metric == "accuracy":
+    known = dict.fromkeys(labels)
+    return lambda prediction, references: (
+      100.0
+      * (
+        (label := named_label(prediction, known)) is not None
+        and normalised(label) in map(normalised, references)
+      )
+    )
+  if metric in METRICS:
+    return lambda prediction, references: score(metric, prediction, references)
+  file, _, name = metric.rpartition(":")
+  try:
+    function = runpy.run_path(file)[name]
+  except KeyError:
+    raise InputError(f"metric {metric}: {file} has no function {name}") from None
+  except Exception as error:  # noqa: BLE001 (whatever a user's file raises is wrong input)
+    raise InputError(f"metric {metric}: {type(error).__name__}: {error}") from None
+
+  def own(prediction: str, references: Sequence[str]) -> float:
+    value = function(prediction, list(references))
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+      raise InputError(f"metric {metric}: gave {value!r}; it must give a number from 0 to 100")
+    return float(value)
+
+  return own

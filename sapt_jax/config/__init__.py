@@ -1,0 +1,70 @@
+"""The options of a run, with their defaults. Each class checks its own values.
+
+The options of a method stand in the method's own file (sapt_jax/methods/); nothing else in the
+library holds a default of an option.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sapt_jax.checks import in_range, require
+from sapt_jax.config.hardware import Backbone, BackbonePlace, Distributed, Mesh
+from sapt_jax.config.learning import Fit, Generator, MethodOptions, Pet
+from sapt_jax.config.tasks import Data, Evaluation, Stream
+
+__all__ = [
+  "Backbone",
+  "BackbonePlace",
+  "Config",
+  "Data",
+  "Distributed",
+  "Evaluation",
+  "Fit",
+  "Generator",
+  "Mesh",
+  "MethodOptions",
+  "Pet",
+  "Stream",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One run: a stream of tasks learned by one method on one backbone."""
+
+  method: MethodOptions
+  pet: Pet = dataclasses.field(default_factory=Pet)
+  fit: Fit = dataclasses.field(default_factory=Fit)
+  generator: Generator = dataclasses.field(default_factory=Generator)
+  stream: Stream = dataclasses.field(default_factory=Stream)
+  data: Data = dataclasses.field(default_factory=Data)
+  backbone: Backbone = dataclasses.field(default_factory=Backbone)
+  mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  distributed: Distributed = dataclasses.field(default_factory=Distributed)
+  evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
+  seed: int = 0
+  """Of blocks, batches, sampling and the mini stream."""
+  keep_snapshots: int = 0
+  """Snapshots whose arrays are kept, the newest; of those before, the records stay, so that the run
+  can go on and be scored, but not from there. 0: all."""
+  single: str = ""
+  """A finished per_task run on the same stream with the same seed and backbone, for FWT; "train":
+  make one inside this run's folder first."""
+
+  def __post_init__(self) -> None:
+    in_range(self)
+    require(self.seed >= 0, f"seed {self.seed}: must not be negative")
+    require(self.keep_snapshots >= 0, f"keep_snapshots {self.keep_snapshots}: must not be negative")
+    devices = self.mesh.data * self.mesh.fsdp
+    fit, generator = self.fit, self.generator
+    computed_at_once = {
+      "fit.batch_size / fit.accumulation": fit.batch_size // fit.accumulation,
+      "generator.batch_size / generator.accumulation": (
+        generator.batch_size // generator.accumulation
+      ),
+      "evaluation.batch_size": self.evaluation.batch_size,
+    }
+    for name, rows in computed_at_once.items():
+      message = f"{name} {rows}: must be a multiple of mesh.data * mesh.fsdp = {devices}"
+      require(rows % devices == 0, message)

@@ -1,0 +1,64 @@
+"""What is odd in a task's rows, counted before it is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sapt_jax.data.batches import Row
+from sapt_jax.data.prepared import PreparedTask, Split
+from sapt_jax.data.prompts import Codec
+from sapt_jax.data.tasks import Example
+
+Figures = dict[str, int]
+
+
+def figures_of(task: PreparedTask, codec: Codec) -> Figures:
+  """How many rows each split has, and how many of all of them are odd: training rows that stand in
+  train twice (`duplicates`), dev and test inputs that stand in train (`seen`), rows whose input or
+  answer is blank (`empty`), and rows whose prompt or answer is cut (`cut`).
+  """
+  splits = {"train": task.train, "dev": task.dev, "test": task.test}
+  rows = task.train.examples
+  learned = {example.input for example in rows}
+  held_out = [*task.dev.examples, *task.test.examples]
+  everything = [*rows, *held_out]
+  return {name: len(split) for name, split in splits.items()} | {
+    "duplicates": len(rows) - len({(example.input, example.references[0]) for example in rows}),
+    "seen": sum(example.input in learned for example in held_out),
+    "empty": sum(
+      not (one.input.strip() and all(map(str.strip, one.references))) for one in everything
+    ),
+    "cut": sum(cut_rows(split, codec) for split in splits.values()),
+  }
+
+
+def cut_rows(split: Split, codec: Codec) -> int:
+  """How many rows of a split have a prompt or an answer that is longer than what is used of it."""
+  return sum(is_cut(*pair, split, codec) for pair in zip(split.rows, split.examples, strict=True))
+
+
+def is_cut(row: Row, example: Example, split: Split, codec: Codec) -> bool:
+  """Whether the row shows less than the whole example; a cut row has nearly the most tokens that it
+  may have, so that only those are looked at again.
+  """
+  if len(row.source) > 0.8 * codec.max_source:
+    whole = codec.encode(codec.prompt(split.definition, example.input))
+    if len(whole) > codec.max_source:
+      return True
+  if len(row.target) < codec.max_target:
+    return False
+  answer = codec.tokenizer(example.references[0], add_special_tokens=False)["input_ids"]
+  return len(answer) >= codec.max_target
+
+
+def words_of(name: str, figures: Figures) -> str:
+  """The figures in a line; what is not odd is left out."""
+  odd = {
+    "duplicates": "training rows twice",
+    "seen": "dev or test inputs that stand in train",
+    "empty": "rows with a blank input or answer",
+    "cut": "rows cut to the most tokens",
+  }
+  found: Sequence[str] = [f"{figures[key]} {words}" for key, words in odd.items() if figures[key]]
+  sizes = ", ".join(f"{figures[split]} {split}" for split in ("train", "dev", "test"))
+  return f"{name}: {sizes}" + (f"; {', '.join(found)}" if found else "")

@@ -1,0 +1,131 @@
+"""Tasks of the user's own: a folder with a folder or a file for each of them.
+
+TASK/{train,dev,test}.{jsonl,json,csv,tsv,parquet}, and what is to be said of it in TASK/task.toml;
+or TASK.{jsonl,...} and TASK.toml. Where dev or test is not there, it is set aside from train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from sapt_jax import streams
+from sapt_jax.data.hubs import hub_rows
+from sapt_jax.data.tables import FORMATS, PlacedRow, read_table
+from sapt_jax.data.task_file import HubSource, TaskFile, read_task_file
+from sapt_jax.data.tasks import Example, Task
+from sapt_jax.errors import InputError
+
+SPLITS = {
+  "train": ("train",),
+  "dev": ("dev", "validation", "valid", "val"),
+  "test": ("test",),
+}
+# Most rows that are set aside for dev or test, whatever the share.
+MOST_SET_ASIDE = {"dev": 100, "test": 1000}
+
+
+def own_tasks(root: pathlib.Path) -> list[str]:
+  """The names of the tasks in a folder, in alphabetical order."""
+  names = {
+    path.name if path.is_dir() else path.stem
+    for path in root.iterdir()
+    if not path.name.startswith((".", "__"))
+    and (path.is_dir() or path.suffix in (*FORMATS, ".toml"))
+  }
+  return sorted(names)
+
+
+def read_own_task(root: pathlib.Path, name: str, seed: int, learned: bool) -> Task:
+  """A task of the user's own.
+
+  Args:
+    seed: of the draw that sets rows aside.
+    learned: the task has been learned already, so that its files need not be there.
+
+  Raises:
+    InputError: a file is missing, or is not what it should be; the message names it.
+  """
+  folder = root / name
+  said = read_task_file(folder / "task.toml" if folder.is_dir() else root / f"{name}.toml")
+  if said.source is not None:
+    splits = _hub_splits(said, said.source, learned)
+  else:
+    files = _files(root, name)
+    if "train" not in files and not learned:
+      looked = folder / "train" if folder.is_dir() else root / name
+      raise InputError(f"{looked}: no such file with an ending of {', '.join(FORMATS)}")
+    splits = {split: _examples(said, read_table(file)) for split, file in files.items()}
+  train, dev, test = (tuple(splits.get(split, ())[: said.limit(split)]) for split in SPLITS)
+  labels = tuple(said.labels.values())
+  task = Task(name, said.instruction.strip(), train, dev, test, said.metric, labels)
+  for split in ("test", "dev"):
+    if task.train and not getattr(task, split):
+      task = _set_aside(task, split, getattr(said, split), seed)
+  return task
+
+
+def _hub_splits(said: TaskFile, source: HubSource, learned: bool) -> dict[str, list[Example]]:
+  """The splits that a hub has of a task; of a learned one none where it cannot be reached."""
+  named = {split: there for split in SPLITS if (there := getattr(source, split))}
+  try:
+    return {
+      split: _examples(said, hub_rows(source, there, said.limit(split), said.where))
+      for split, there in named.items()
+    }
+  except InputError as error:
+    if not learned:
+      raise
+    print(f"warning: {error}; the task has been learned and is not scored", file=sys.stderr)
+    return {}
+
+
+def _examples(said: TaskFile, rows: Sequence[PlacedRow]) -> list[Example]:
+  return [said.example(row) for row in rows]
+
+
+def _files(root: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
+  """The file of each split that has one.
+
+  Raises:
+    InputError: a split has two.
+  """
+  folder = root / name
+  stems = SPLITS if folder.is_dir() else {"train": (name,)}
+  files = {}
+  for split, names in stems.items():
+    place = folder if folder.is_dir() else root
+    found = [place / f"{stem}{ending}" for stem in names for ending in FORMATS]
+    found = [file for file in found if file.is_file()]
+    if len(found) > 1:
+      raise InputError(f"{found[0]}, {found[1]}: two files of one split; remove one")
+    if found:
+      files[split] = found[0]
+  return files
+
+
+def _set_aside(task: Task, split: str, share: float, seed: int) -> Task:
+  """The task with rows of a split drawn out of train, by seed.
+
+  Raises:
+    InputError: train has too few rows.
+  """
+  size = max(1, min(MOST_SET_ASIDE[split], int(share * len(task.train))))
+  if len(task.train) <= size:
+    raise InputError(
+      f"task {task.name}: {len(task.train)} training row(s) are too few to set {split} aside; "
+      f"give more, or a file {split}"
+    )
+  order = streams.host(seed, f"{split} set aside").permutation(len(task.train))
+  chosen, rest = np.sort(order[:size]), np.sort(order[size:])
+  drawn = tuple(task.train[i] for i in chosen)
+  task = dataclasses.replace(task, train=tuple(task.train[i] for i in rest))
+  return (
+    dataclasses.replace(task, test=drawn)
+    if split == "test"
+    else dataclasses.replace(task, dev=drawn)
+  )
