@@ -12,6 +12,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from sapt_jax.pet.blocks import put_beside, take_out
+
 
 class ReflectionMemory(flax.struct.PyTreeNode):
   """What is remembered of each task, in pool order.
@@ -44,6 +46,38 @@ def remember(
     memory.pooled.at[task, :m].set(pooled[:m]),
     memory.valid.at[task].set(jnp.arange(memory.valid.shape[1]) < m),
     memory.target.at[task].set(target),
+  )
+
+
+def without(memory: ReflectionMemory, task: int) -> ReflectionMemory:
+  """The memory without a task. What the others' targets gave to its block goes to theirs, in
+  proportion, as the softmax over the blocks that are left has it.
+  """
+  target = take_out(take_out(memory.target, task, 0), task, 1)
+  total = jnp.sum(target, axis=1, keepdims=True)
+  return ReflectionMemory(
+    take_out(memory.pooled, task, 0),
+    take_out(memory.valid, task, 0),
+    target / jnp.where(total > 0, total, 1.0),
+  )
+
+
+def beside(
+  memory: ReflectionMemory, taken: int, other: ReflectionMemory, size: int, inputs: int
+) -> ReflectionMemory:
+  """The first `taken` tasks of a memory, and behind them those of another, with room for `size`
+  tasks of `inputs` pseudo inputs. Neither's inputs give weight to the other's blocks.
+  """
+  wide = [
+    put_beside(x, x.shape[1], x[:, :0], 1, inputs)
+    for x in (memory.pooled, other.pooled, memory.valid, other.valid)
+  ]
+  later = jnp.pad(other.target, ((0, 0), (taken, 0)))
+  targets = [put_beside(x, x.shape[1], x[:, :0], 1, size + taken) for x in (memory.target, later)]
+  return ReflectionMemory(
+    put_beside(wide[0], taken, wide[1], 0, size),
+    put_beside(wide[2], taken, wide[3], 0, size),
+    put_beside(targets[0], taken, targets[1], 0, size)[:, :size],
   )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from functools import cache
+from typing import Any
 
 import jax
+import numpy as np
 
 from sapt_jax import methods, sharding, streams
 from sapt_jax.backbones import hf
@@ -91,6 +93,26 @@ def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: in
   jax.config.update("jax_default_matmul_precision", c.precision)
   backbone = hf.load_backbone(str(folder), c.dtype, mesh, c.remat, c.unroll, c.bits, c.dropout)
   return put_together(config, mesh, backbone, capacity, memory_inputs)
+
+
+def abstract(
+  config: Config, folder: pathlib.Path, capacity: int, memory_inputs: int
+) -> tuple[Method, Learned]:
+  """The method on a backbone whose weights are not read, and a tree of NumPy arrays of any content
+  that has the shapes of what it learns.
+
+  Args:
+    capacity, memory_inputs: see methods.base.Setting.
+  """
+  backbone = hf.build_model(hf.read_config(folder), where=str(folder / "config.json")).config
+  table = jax.ShapeDtypeStruct((backbone.vocab_size, backbone.width), config.backbone.dtype)
+
+  def method_on(table: Any) -> Method:
+    setting = Setting(config.pet, backbone.lora_sites(), table, capacity, memory_inputs)
+    return methods.build(config.method, setting)
+
+  shapes = jax.eval_shape(lambda table: method_on(table).start(jax.random.key(0)), table)
+  return method_on(table), jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
 
 
 def put_together(

@@ -17,12 +17,9 @@ mixture_*.png          the mean mixtures of the tasks
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import pathlib
 import shutil
-import socket
 import sys
 import time
 from typing import Any, TextIO
@@ -36,6 +33,7 @@ from sapt_jax.methods.base import Learned
 from sapt_jax.progress import Progress
 from sapt_jax.remote import Mirror
 from sapt_jax.run_identity import asked, check_begun
+from sapt_jax.run_lock import take_lock
 from sapt_jax.run_log import RunLog
 from sapt_jax.text_files import read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
@@ -98,7 +96,7 @@ class RunFolder:
         f"--output {self.path}: cannot be a run's folder ({error.strerror}); choose another"
       ) from None
     try:
-      self._take_lock(self._lock)
+      take_lock(self._lock, self.path)
       if self.mirror is not None:
         self.mirror.take()
         self.mirror.fetch()
@@ -152,24 +150,6 @@ class RunFolder:
       f"{self.path}: {cli.reason_of(error)}; {self.at}, all that was saved is there"
       f"{cli.keep_traceback(self.path / name)}"
     )
-
-  def _take_lock(self, lock: TextIO) -> None:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      lock.seek(0)
-      holder = lock.read().strip() or "another process"
-      raise InputError(
-        f"{self.path}: {holder} is at work here; wait for it or choose another --output"
-      ) from None
-    except OSError as error:
-      raise InputError(
-        f"{self.path}: its file system has no locks ({error.strerror}), so that two runs could "
-        "spoil each other; choose an --output on another one"
-      ) from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
 
   def _check_config(self, file: pathlib.Path) -> None:
     if not file.exists():

@@ -16,7 +16,9 @@ from collections.abc import Sequence
 from sapt_jax import cli, run_options
 from sapt_jax.checks import require
 from sapt_jax.config import Config
+from sapt_jax.errors import InputError
 from sapt_jax.mini.default import config as mini_config
+from sapt_jax.remote import is_remote, readable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,9 @@ class TrainOptions(Config):
   """
   fresh: bool = False
   """Remove what an earlier start has learned there, and begin anew."""
+  start_from: str = ""
+  """A finished run, whose tasks the new run has from the start: it learns those that are named
+  behind them. That run stays as it is."""
   from_task: int = 0
   """Learn from this task of the stream on again, counted from 1: what was learned from it on is
   removed; 0: go on where the run is."""
@@ -54,6 +59,10 @@ def main(arguments: Sequence[str]) -> None:
   """Parses, builds, runs, prints."""
   chosen = options(arguments)
   config = run_options.config_of(chosen)
+  require(
+    not (chosen.start_from and chosen.fresh),
+    "--start-from and --fresh: give one of them; a new run starts in a new folder",
+  )
   require(chosen.from_task >= 0, f"--from-task {chosen.from_task}: must not be negative")
   keep = 0 if chosen.fresh else chosen.from_task - 1 if chosen.from_task else None
   cli.keep_compiled_programs()
@@ -62,6 +71,8 @@ def main(arguments: Sequence[str]) -> None:
   with processes.joined(config.distributed):
     from sapt_jax.continual import run
 
+    if chosen.start_from:
+      processes.first_does(lambda: start_from(chosen))
     result = run(config, chosen.output, keep)
   figures = (
     f"{name} {'-' if value is None else format(value, '.2f')}"
@@ -69,6 +80,21 @@ def main(arguments: Sequence[str]) -> None:
   )
   took = f"({result['metric']}, {result['wall_s']:.0f} s)"
   processes.say(f"{'   '.join(figures)}   {took}\n{chosen.output}/scores.json")
+
+
+def start_from(options: TrainOptions) -> None:
+  """Makes the output folder a copy of another run, unless it holds a run already.
+
+  Raises:
+    InputError: there is no such run, or the folder is remote or that of something else.
+  """
+  from sapt_jax.stored_run import read_run
+
+  if is_remote(options.output):
+    raise InputError(f"--start-from: --output {options.output} must be a folder of this machine")
+  path = cli.output_folder(options.output)
+  if not (path / "config.json").is_file():
+    read_run(readable(options.start_from), f"--start-from {options.start_from}").write(path)
 
 
 if __name__ == "__main__":

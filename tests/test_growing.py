@@ -77,7 +77,7 @@ def test_what_is_new_is_learned_alone_and_without_the_files_of_earlier_tasks(
   result = scores(grown)
   assert result["tasks"] == NAMES
   assert [score is None for score in result["scores"][-1]] == [True, False, False, False]
-  assert result["note"].endswith(f"not there: {NAMES[0]}")
+  assert result["note"].endswith(f"rows are missing: {NAMES[0]}")
   assert result["metrics"]["AP"] is None
   assert result["steps"] == [6, 6, 6, 4]
   assert all(

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # From roof to cellar. A module stands on the line that has the longest beginning of its name, and
 # imports from its own entry or from lines below.
 HOUSE = """
-  train predict report export plan
+  train predict report export plan forget join
   continual answering
+  stored_run
   results single paired
   study scoring
   run_inputs
@@ -34,7 +35,7 @@ HOUSE = """
   mini
   arm
   sals pet data.tasks
-  cli plots processes losses run_log remote
+  cli plots processes losses run_log remote run_lock
   sharding config cost precision streams provenance
   checks text_files
   errors

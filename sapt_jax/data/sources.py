@@ -71,20 +71,22 @@ def source_of(options: config.Data, seed: int) -> Source:
   return Source(str(folder), folders, read)
 
 
-def choose(available: Sequence[str], wanted: Sequence[str], where: str) -> list[str]:
+def choose(
+  available: Sequence[str], wanted: Sequence[str], where: str, called: str = "stream.tasks"
+) -> list[str]:
   """The full names of the wanted tasks, in the wanted order;
-  a name may be cut short where that is unambiguous.
+  a name may be cut short where that is unambiguous. `called`: the option that names them.
   """
   chosen = []
   for name in wanted:
     fits = [name] if name in available else [full for full in available if full.startswith(name)]
     if not fits:
       there = ", ".join(available)
-      raise InputError(f"stream.tasks {name!r} is not in {where}, which has {there}")
+      raise InputError(f"{called} {name!r} is not in {where}, which has {there}")
     if len(fits) > 1:
-      raise InputError(f"stream.tasks {name!r} is ambiguous: {', '.join(fits)}")
+      raise InputError(f"{called} {name!r} is ambiguous: {', '.join(fits)}")
     if fits[0] in chosen:
-      raise InputError(f"stream.tasks {name!r} is {fits[0]}, which is in the stream already")
+      raise InputError(f"{called} {name!r} is {fits[0]}, which is in the stream already")
     chosen.append(fits[0])
   return chosen
 

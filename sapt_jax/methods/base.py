@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import flax.struct
 import jax
@@ -155,6 +155,15 @@ class Pool(flax.struct.PyTreeNode):
   blocks: blocks.Blocks
   count: jax.Array
 
+  def pool_without(self, slot: int) -> Self:
+    """The same without the block in a slot."""
+    return self.replace(blocks=blocks.without(self.blocks, slot), count=self.count - 1)
+
+  def pool_beside(self, other: Pool, size: int) -> Self:
+    """The same with another's blocks behind its own, in a pool of `size` slots."""
+    pool = blocks.beside(self.blocks, int(self.count), other.blocks, size)
+    return self.replace(blocks=pool, count=self.count + other.count)
+
 
 class Method:
   """One block per task, all frozen but the newest. Subclasses say how blocks are mixed.
@@ -258,6 +267,27 @@ class Method:
     """Keeps what later tasks need of the task that has just been learned."""
     del study
     return learned
+
+  # How a pool is changed afterwards, for methods whose blocks stand for themselves.
+
+  def without(self, learned: Learned, slot: int) -> Learned:
+    """What is known when the block in a slot is taken out, with all that is that task's alone.
+
+    Raises:
+      InputError: a block of this method does not stand for itself.
+    """
+    raise InputError(
+      f"method {self.options.name}: what it has learned of one task cannot be told from the rest"
+    )
+
+  def joined(self, learned: Learned, other: Learned) -> Learned:
+    """What is known when the blocks of another run of the same method are put behind these; the
+    setting has room for all of them.
+
+    Raises:
+      InputError: as above.
+    """
+    raise InputError(f"method {self.options.name}: two of its pools cannot be made one")
 
   # How an input is answered.
 

@@ -86,6 +86,26 @@ class Epi(Method):
       known=jnp.zeros((), jnp.int32),
     )
 
+  def without(self, learned: EpiLearned, slot: int) -> EpiLearned:
+    """The covariance, a mean over all tasks, stays as it is."""
+    return learned.pool_without(slot).replace(
+      means=blocks.take_out(learned.means, slot, 0),
+      present=blocks.take_out(learned.present, slot, 0),
+      known=learned.known - 1,
+    )
+
+  def joined(self, learned: EpiLearned, other: EpiLearned) -> EpiLearned:
+    size, taken = self.setting.capacity, int(learned.count)
+    share = other.count / (learned.count + other.count)
+    covariance = learned.covariance + share * (other.covariance - learned.covariance)
+    return learned.pool_beside(other, size).replace(
+      means=blocks.put_beside(learned.means, taken, other.means, 0, size),
+      present=blocks.put_beside(learned.present, taken, other.present, 0, size),
+      covariance=covariance,
+      whitening=whitening(covariance, self.options.lookup_shrinkage),
+      known=learned.known + other.known,
+    )
+
   def features(self, model: Model, params: Any, batch: Batch) -> jax.Array:
     return FEATURES[self.options.feature](model, params, batch)
 

@@ -65,6 +65,15 @@ class Mocl(Method):
     keys = learned.keys.at[learned.count].set(key)
     return super().begin(learned.replace(keys=keys), rng, study)
 
+  def without(self, learned: MoclLearned, slot: int) -> MoclLearned:
+    keys = blocks.take_out(learned.keys, slot, 0)
+    return learned.pool_without(slot).replace(keys=keys)
+
+  def joined(self, learned: MoclLearned, other: MoclLearned) -> MoclLearned:
+    size = self.setting.capacity
+    keys = blocks.put_beside(learned.keys, int(learned.count), other.keys, 0, size)
+    return learned.pool_beside(other, size).replace(keys=keys)
+
   def features(self, model: Model, params: Any, batch: Batch) -> jax.Array:
     return mean_states(model, params, batch)
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax import config
-from sapt_jax.methods.base import Learned, Method, Study
+from sapt_jax.methods.base import Learned, Method, Pool, Study
 from sapt_jax.pet import blocks
 
 
@@ -30,6 +30,12 @@ class PerTask(Method):
   def earlier_weights(self, learned: Learned, study: Study) -> jax.Array:
     """All blocks alike: a block of its own is all that it knows of a task."""
     return jnp.where(jnp.arange(blocks.capacity(learned.blocks)) < learned.count, 1.0, 0.0)
+
+  def without(self, learned: Pool, slot: int) -> Pool:
+    return learned.pool_without(slot)
+
+  def joined(self, learned: Pool, other: Pool) -> Pool:
+    return learned.pool_beside(other, self.setting.capacity)
 
   def mixture(self, learned: Learned, features: jax.Array, task: jax.Array) -> jax.Array:
     return jax.nn.one_hot(task, blocks.capacity(learned.blocks))

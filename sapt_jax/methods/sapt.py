@@ -146,6 +146,43 @@ class Sapt(Method):
     memory = arm.remember(learned.memory, int(learned.count) - 1, pseudo, target)
     return learned.replace(memory=memory)
 
+  def without(self, learned: SaptLearned, slot: int) -> SaptLearned:
+    """Query projection and centre, which all tasks have shaped, stay as they are."""
+    return learned.pool_without(slot).replace(
+      keys=blocks.take_out(learned.keys, slot, 0), memory=arm.without(learned.memory, slot)
+    )
+
+  def joined(self, learned: SaptLearned, other: SaptLearned) -> SaptLearned:
+    """The query projection is the first pool's. The other's keys start at the mean queries of its
+    pseudo inputs; then all keys and the projection are fitted to what both remember.
+    """
+    first, second = int(learned.count), int(other.count)
+    share = second / (first + second)
+    centre = jax.tree.map(lambda a, b: a + share * (b - a), learned.centre, other.centre)
+    inputs = self.setting.memory_inputs
+    memory = arm.beside(learned.memory, first, other.memory, self.setting.capacity, inputs)
+    there = memory.valid.any(axis=1)[: first + second]
+    if not bool(there.all()):
+      number = int(jnp.argmin(there)) + 1
+      raise InputError(
+        f"task {number} of the two runs together has no pseudo inputs to fit the attention to; its "
+        "run needs more generator.steps or generator.oversample"
+      )
+    both = learned.pool_beside(other, self.setting.capacity).replace(centre=centre, memory=memory)
+    weights = memory.valid / jnp.maximum(memory.valid.sum(axis=1, keepdims=True), 1)
+    queries = jnp.einsum("nm,nmd->nd", weights, self.queries(both, memory.pooled))
+    keys = jnp.where(
+      (jnp.arange(len(queries)) < first)[:, None],
+      blocks.put_beside(learned.keys, first, other.keys, 0, len(queries)),
+      jax.vmap(key_at)(queries),
+    )
+    return fit_joined(self, both.replace(keys=keys))
+
+  def queries(self, learned: SaptLearned, features: jax.Array) -> jax.Array:
+    """The queries of inputs with these features, (..., D) -> (..., D)."""
+    centred = (features - learned.centre.mean) / learned.centre.scale
+    return sals.query(learned.query, centred, self.options.paper_nonlinearity)
+
   def features(self, model: Model, params: Any, batch: Batch) -> jax.Array:
     return pooled_embeddings(model, params, batch, with_padding=self.options.reference_quirks)
 
@@ -197,12 +234,35 @@ class Sapt(Method):
 
   def route(self, learned: SaptLearned, features: jax.Array) -> SaptLearned:
     """The routing phase on features (n, D) of the newest task."""
-    centred = (features - learned.centre.mean) / learned.centre.scale
-    queries = sals.query(learned.query, centred, self.options.paper_nonlinearity)
-    mean = jnp.mean(queries, axis=0)
-    key = mean * jnp.sqrt(mean.size) / jnp.linalg.norm(mean)
+    key = key_at(jnp.mean(self.queries(learned, features), axis=0))
     attention = fit_routing(self, learned, {"query": learned.query, "key": key}, features)
     return self.with_attention(learned, attention)
+
+
+def key_at(query: jax.Array) -> jax.Array:
+  """The key that lies where a mean query (D,) points, as long as sqrt(D)."""
+  return query * jnp.sqrt(query.size) / jnp.linalg.norm(query)
+
+
+@partial(jax.jit, static_argnums=0)
+def fit_joined(method: Sapt, learned: SaptLearned) -> SaptLearned:
+  """Adam on the query projection and all keys, on the reflection loss alone; for each task that
+  there is room for, as many steps as a task has for routing.
+  """
+  optimizer = optax.adam(method.options.routing_learning_rate)
+
+  def loss(attention: dict[str, Any]) -> jax.Array:
+    return method.reflection(learned.replace(**attention))
+
+  def step(carry: tuple, _: None) -> tuple[tuple, None]:
+    attention, state = carry
+    updates, state = optimizer.update(jax.grad(loss)(attention), state)
+    return (optax.apply_updates(attention, updates), state), None
+
+  attention: dict[str, Any] = {"query": learned.query, "keys": learned.keys}
+  steps = method.options.routing_steps * method.setting.capacity
+  (attention, _), _ = jax.lax.scan(step, (attention, optimizer.init(attention)), length=steps)
+  return learned.replace(**attention)
 
 
 def running_centre(centre: sals.Centre, pooled: jax.Array, tasks_before: jax.Array) -> sals.Centre:

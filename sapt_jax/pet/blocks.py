@@ -91,12 +91,42 @@ def capacity(pool: Blocks) -> int:
 def grow(pool: Blocks, size: int) -> Blocks:
   """The pool with room for `size` blocks, those it holds unchanged."""
 
-  def widen(path: tuple, x: jax.Array) -> jax.Array:
-    padding = [(0, 0)] * x.ndim
-    padding[task_axis(path)] = (0, size - x.shape[task_axis(path)])
-    return jnp.pad(x, padding)
+  return jax.tree_util.tree_map_with_path(lambda path, x: _widened(x, size, task_axis(path)), pool)
 
-  return jax.tree_util.tree_map_with_path(widen, pool)
+
+def take_out(x: jax.Array, slot: int, axis: int) -> jax.Array:
+  """An array without what stands in a slot of an axis; what is behind it moves up, and zeros come
+  in at the end.
+  """
+  size = x.shape[axis]
+  rest = jnp.delete(x, slot, axis)
+  return _widened(rest, size, axis)
+
+
+def put_beside(x: jax.Array, taken: int, y: jax.Array, axis: int, size: int) -> jax.Array:
+  """The first `taken` slots of x's axis, behind them those of y, `size` in all: as many as fit, the
+  others zero.
+  """
+  both = jnp.concatenate([jax.lax.slice_in_dim(x, 0, taken, axis=axis), y], axis)
+  return _widened(jax.lax.slice_in_dim(both, 0, min(size, both.shape[axis]), axis=axis), size, axis)
+
+
+def _widened(x: jax.Array, size: int, axis: int) -> jax.Array:
+  padding = [(0, 0)] * x.ndim
+  padding[axis] = (0, size - x.shape[axis])
+  return jnp.pad(x, padding)
+
+
+def without(pool: Blocks, slot: int) -> Blocks:
+  """The pool without the block in a slot."""
+  return jax.tree_util.tree_map_with_path(lambda path, x: take_out(x, slot, task_axis(path)), pool)
+
+
+def beside(pool: Blocks, taken: int, other: Blocks, size: int) -> Blocks:
+  """A pool of `size` slots: the first `taken` blocks of one, and behind them those of another."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x, y: put_beside(x, taken, y, task_axis(path), size), pool, other
+  )
 
 
 @exact

@@ -190,6 +190,13 @@ def settle(place: pathlib.Path) -> None:
     shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
+def save_record(folder: pathlib.Path, record: dict[str, Any]) -> None:
+  """Writes a saved folder as if its arrays had been pruned."""
+  folder.mkdir(parents=True)
+  write_json(folder / RECORD, record)
+  write_json(folder / MANIFEST, {RECORD: sha256(folder / RECORD)})
+
+
 def prune(folder: pathlib.Path) -> None:
   """Removes the arrays of a saved folder; its record stays."""
   write_json(folder / MANIFEST, {RECORD: sha256(folder / RECORD)})

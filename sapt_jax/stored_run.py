@@ -1,0 +1,274 @@
+"""A run as values: what its folder holds, task by task, so that another folder can be written from
+it with tasks taken out or put behind them.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pathlib
+import shutil
+from typing import Any
+
+from sapt_jax import learner, results, saved_options
+from sapt_jax.config import Config
+from sapt_jax.data.benchmarks import BENCHMARKS
+from sapt_jax.data.sources import choose
+from sapt_jax.errors import InputError
+from sapt_jax.methods.base import Learned, Method
+from sapt_jax.pet.blocks import capacity_for
+from sapt_jax.run_folder import RunFolder, sound_snapshots
+from sapt_jax.run_identity import tasks_of
+from sapt_jax.text_files import json_lines, read_object, write_json, write_lines
+from sapt_jax.training import checkpoint
+
+Rows = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredRun:
+  """What a run's folder holds.
+
+  Attributes:
+    values: of config.json.
+    records: of each task that has been learned.
+    lines: folder -> the rows that each task left there; None: it left none.
+    log: metrics.jsonl.
+    learned: what was known after the last of these tasks.
+    single: a0 of FWT, if the run has it.
+  """
+
+  values: dict[str, Any]
+  records: Rows
+  lines: dict[str, list[Rows | None]]
+  log: Rows
+  method: Method
+  learned: Learned
+  single: list[float] | None
+
+  @property
+  def config(self) -> Config:
+    return saved_options.config_from_json(self.values)
+
+  @property
+  def names(self) -> list[str]:
+    """The tasks, in order."""
+    return [record["task"] for record in self.records]
+
+  def write(self, path: pathlib.Path) -> None:
+    """Writes the run into a new folder; until all is written, its name ends in .draft.
+
+    Raises:
+      InputError: there is something of that name.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+      raise InputError(f"{path}: is there already; choose another folder")
+    draft = path.with_name(path.name + ".draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    folder = RunFolder(draft, self.config, {})
+    draft.mkdir(parents=True)
+    for index, record in enumerate(self.records):
+      self._write_task(folder, index, record)
+    write_json(draft / "config.json", self.values)
+    result = results.summary(self.config, self.method, self.names, self.records, self.single)
+    results.publish(folder, self.method, self.names, self.records, result)
+    draft.rename(path)
+
+  def _write_task(self, folder: RunFolder, index: int, record: dict[str, Any]) -> None:
+    name, files = record["task"], []
+    for kind, tasks in self.lines.items():
+      if (rows := tasks[index]) is not None:
+        files.append(folder.lines_of(kind, index, name))
+        write_lines(files[-1], rows)
+    for row in self.log:
+      if row["index"] == index:
+        folder.run_log.add(row)
+    sealed = {str(file.relative_to(folder.path)): checkpoint.sha256(file) for file in files}
+    record = record | {"files": sealed, "log": folder.run_log.sealed()}
+    if index + 1 == len(self.records):
+      checkpoint.save(folder.snapshot(index, name), self.learned, record)
+    else:
+      checkpoint.save_record(folder.snapshot(index, name), record)
+
+
+def read_run(path: pathlib.Path, called: str) -> StoredRun:
+  """The run in a folder; its backbone's weights are not read.
+
+  Args:
+    called: what an error calls the folder.
+
+  Raises:
+    InputError: the folder is no run's, no task has been learned, or one is being learned.
+  """
+  values = read_object(path / "config.json", f"{called}: config.json of a run")
+  try:
+    config = saved_options.config_from_json(values)
+  except InputError as error:
+    raise InputError(f"{called}: {error}") from None
+  snapshots = sound_snapshots(path)
+  try:
+    records = [checkpoint.read_record(folder) for folder in snapshots]
+    sizes = [records[-1][name] for name in ("capacity", "memory_inputs")]
+    method, shapes = learner.abstract(config, learner.backbone_folder(config), *sizes)
+    learned, _ = checkpoint.load(snapshots[-1], shapes)
+  except checkpoint.DamagedError as error:
+    raise InputError(f"{called}: {error}") from None
+  names = [record["task"] for record in records]
+  missing = [name for name in tasks_of(values) if name not in names]
+  if missing:
+    raise InputError(
+      f"{called}: {', '.join(missing)} not learned yet; finish the run first, with the command "
+      "that began it"
+    )
+  folder = RunFolder(path, config, {})
+  kinds = sorted(
+    {pathlib.PurePath(name).parts[0] for one in records for name in one.get("files", ())}
+  )
+  lines = {
+    kind: [_rows(folder.lines_of(kind, index, name)) for index, name in enumerate(names)]
+    for kind in kinds
+  }
+  log = _rows(path / "metrics.jsonl") or []
+  file = path / "scores.json"
+  single = read_object(file).get("single") if file.is_file() else None
+  return StoredRun(values, records, lines, log, method, learned, single)
+
+
+def _rows(file: pathlib.Path) -> Rows | None:
+  return [row for _, row in json_lines(file)] if file.is_file() else None
+
+
+def without(run: StoredRun, index: int) -> StoredRun:
+  """The run as if it had never had its index-th task, but for what the task has left in what all
+  tasks share (Method.without). Scores and answers of the others are those from before.
+
+  Raises:
+    InputError: see Method.without; or it has no other task.
+  """
+  name = run.names[index]
+  if len(run.names) == 1:
+    raise InputError(f"{name} is all that this run has learned; remove its folder instead")
+  kept = [place for place in range(len(run.names)) if place != index]
+  values: dict[str, Any] = copy.deepcopy(run.values)
+  for hashes in ("tasks", "pseudo_inputs"):
+    values.get(hashes, {}).pop(name, None)
+  stream = values["stream"]
+  stream["tasks"] = [run.names[place] for place in kept]
+  named = {one: choose(run.names, [one.split(":")[0]], "the run") for one in stream.get("fit", ())}
+  stream["fit"] = [one for one, tasks in named.items() if tasks != [name]]
+  lines = {
+    kind: [_rows_without(tasks[place], name) for place in kept] for kind, tasks in run.lines.items()
+  }
+  log = [
+    row | {"index": row["index"] - (row["index"] > index)}
+    for row in run.log
+    if row["index"] != index
+  ]
+  records = [_record_without(run.records[place], name, index) for place in kept]
+  learned = run.method.without(run.learned, index)
+  single = None if run.single is None else [run.single[place] for place in kept]
+  return StoredRun(values, records, lines, log, run.method, learned, single)
+
+
+def beside(first: StoredRun, second: StoredRun) -> StoredRun:
+  """A run that has the tasks of both, those of the second behind those of the first. What it says
+  of scores and answers is what both have said.
+
+  Raises:
+    InputError: the runs differ in what all tasks share, have a task in common, or see
+      Method.joined.
+  """
+  _check_alike(first, second)
+  taken, records = len(first.names), [*first.records]
+  sizes = {
+    "capacity": capacity_for(taken + len(second.names)),
+    "memory_inputs": max(run.records[-1]["memory_inputs"] for run in (first, second)),
+  }
+  for record in second.records:
+    later = {key: [None] * taken + record[key] for key in ("scores", "rows")}
+    mixtures = [None if row is None else _behind(row, taken) for row in record["testing_mixture"]]
+    later["testing_mixture"] = [None] * taken + mixtures
+    later["training_mixture"] = _behind(record["training_mixture"], taken)
+    records.append(record | later | sizes | {"joined": True})
+  values: dict[str, Any] = copy.deepcopy(first.values)
+  for hashes in ("tasks", "pseudo_inputs"):
+    values.setdefault(hashes, {}).update(second.values.get(hashes, {}))
+  values["stream"] = {
+    "tasks": first.names + second.names,
+    "fit": [*values["stream"].get("fit", ()), *second.values["stream"].get("fit", ())],
+  }
+  kinds = sorted(first.lines.keys() | second.lines.keys())
+  lines = {
+    kind: [rows for run in (first, second) for rows in run.lines.get(kind, [None] * len(run.names))]
+    for kind in kinds
+  }
+  log = [*first.log, *(row | {"index": row["index"] + taken} for row in second.log)]
+  folder = learner.backbone_folder(first.config)
+  method, _ = learner.abstract(first.config, folder, **sizes)
+  learned = method.joined(first.learned, second.learned)
+  both = (first.single, second.single)
+  single = None if None in both else [score for one in both for score in one or ()]
+  return StoredRun(values, records, lines, log, method, learned, single)
+
+
+def _behind(mixture: list[float], taken: int) -> list[float]:
+  return [0.0] * taken + mixture
+
+
+def _check_alike(first: StoredRun, second: StoredRun) -> None:
+  twice = sorted(set(first.names) & set(second.names))
+  if twice:
+    raise InputError(f"both runs have learned {', '.join(twice)}; forget it in one of them first")
+  ours, theirs = (_shared(run) for run in (first, second))
+  differing = [
+    f"{key} {ours.get(key)} and {theirs.get(key)}"
+    for key in sorted(ours | theirs)
+    if ours.get(key) != theirs.get(key)
+  ]
+  if differing:
+    raise InputError(f"the runs cannot be joined: they have {'; '.join(differing)}")
+
+
+def _shared(run: StoredRun) -> dict[str, Any]:
+  """What all tasks of a run share, by the name of the option."""
+  config, data = run.config, run.config.data
+  frame = BENCHMARKS[data.benchmark].frame if data.frame == "benchmark" else data.frame
+  whole = dataclasses.asdict(config)
+  values = {
+    f"{part}.{name}": value
+    for part in ("method", "pet", "backbone")
+    for name, value in whole[part].items()
+  }
+  del values["backbone.path"]
+  return values | {
+    "backbone.weights": run.values.get("backbone.weights"),
+    "tokenizer": run.values.get("tokenizer"),
+    "data.frame": frame,
+    "data.max_source_length": data.max_source_length,
+    "data.max_target_length": data.max_target_length,
+  }
+
+
+def _rows_without(rows: Rows | None, name: str) -> Rows | None:
+  return None if rows is None else [row for row in rows if row.get("task") != name]
+
+
+def _record_without(record: dict[str, Any], name: str, index: int) -> dict[str, Any]:
+  """A task's record without what it says of another."""
+
+  def cut(row: list[Any] | None) -> list[Any] | None:
+    return None if row is None else row[:index] + row[index + 1 :]
+
+  per_task = {key: cut(record.get(key)) for key in ("scores", "rows", "testing_mixture")}
+  mixtures = [cut(row) for row in per_task["testing_mixture"] or ()]
+  changed = {task: share for task, share in record.get("changed", {}).items() if task != name}
+  return (
+    record
+    | per_task
+    | {
+      "testing_mixture": mixtures,
+      "training_mixture": cut(record["training_mixture"]),
+      "changed": changed,
+      "forgotten": record.get("forgotten", 0) + 1,
+    }
+  )

@@ -1,0 +1,159 @@
+"""Pools changed after learning: a task forgotten, a run begun with another's, two joined."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from sapt_jax import forget, join, train
+from sapt_jax.answering import Answering
+from tests.runs import assert_same_run, record_of, rows_of, saved, scores, snapshots
+from tests.test_growing import LATER, NAMES
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+  root = tmp_path_factory.mktemp("pools")
+  options = tiny.world(root, tiny.RUN)
+  tiny.benchmark_folder(root / "data", LATER)
+  # Pseudo inputs as another run may have left them: a model of random weights writes none.
+  written = root / "written"
+  written.mkdir()
+  for number, (name, (definition, rows)) in enumerate((tiny.TASKS | LATER).items()):
+    lines = [tiny.json.dumps({"definition": definition, "input": f"{x}!"}) for x, _ in rows[:4]]
+    (written / f"{number:02d}_{name}.jsonl").write_text("\n".join(lines))
+  return [*options, "--generator.folder", str(written)]
+
+
+@pytest.fixture(scope="module", params=["sapt", "epi"])
+def three(request, world, tmp_path_factory):
+  """A finished run on three of the tasks."""
+  folder = tmp_path_factory.mktemp("three") / "run"
+  tasks = ["--stream.tasks", *NAMES[:3], "--method.name", request.param]
+  train.main([*world, *tasks, "--output", str(folder)])
+  return folder
+
+
+def questions():
+  return [(definition, text) for definition, rows in tiny.TASKS.values() for text, _ in rows[:4]]
+
+
+def answers(folder):
+  return list(Answering(folder)(questions()))
+
+
+def test_a_forgotten_task_leaves_nothing_and_changes_nothing_else(three, tmp_path, capsys):
+  folder, gone = shutil.copytree(three, tmp_path / "run"), NAMES[2]
+  forget.main(["--run", str(folder), "--task", "task000"])
+  assert capsys.readouterr().out.endswith(f"has {NAMES[0]}, {NAMES[1]}\n")
+  files = [file for file in folder.rglob("*") if file.is_file()]
+  for words in (gone, "Name the shape", *(text for text, _ in LATER[gone][1])):
+    assert not [file for file in files if words.encode() in file.read_bytes()], words
+  old, new = saved(snapshots(three)[-1]), saved(snapshots(folder)[-1])
+  kinds = {"blocks", "keys", "means", "memory"}
+  for name in old:
+    if name.split(".")[0] not in kinds or "target" in name or "present" in name:
+      continue
+    axis = {"a": 2, "b": 1}.get(name.split(".")[-1], 0)
+    blocks = [np.take(np.asarray(old[name]), place, axis) for place in range(3)]
+    for place in range(new[name].shape[axis]):
+      kept = np.take(np.asarray(new[name]), place, axis)
+      np.testing.assert_array_equal(kept, blocks[place] if place < 2 else np.zeros_like(kept))
+  for (was, mixed), (now, mixture) in zip(answers(three), answers(folder), strict=True):
+    weight = mixed.pop(gone)
+    assert set(mixture) == set(NAMES[:2])
+    for name, share in mixture.items():
+      np.testing.assert_allclose(share * (1 - weight), mixed[name], atol=3e-6)
+    if weight == 0:
+      assert was == now
+  result = scores(folder)
+  assert (result["tasks"], len(result["scores"][-1])) == (NAMES[:2], 2)
+  assert "1 task(s) were forgotten" in result["note"]
+  assert [row["index"] for row in rows_of(folder / "metrics.jsonl")][-1] == 1
+
+
+def test_a_run_that_has_forgotten_goes_on(three, world, tmp_path):
+  folder = shutil.copytree(three, tmp_path / "run")
+  method = ["--method.name", scores(three)["method"], "--output", str(folder)]
+  forget.main(["--run", str(folder), "--task", NAMES[0]])
+  train.main([*world, *method, "--stream.tasks", *NAMES[1:3]])
+  assert scores(folder)["tasks"] == NAMES[1:3]
+  train.main([*world, *method, "--stream.tasks", *NAMES[1:3], NAMES[3]])
+  assert scores(folder)["tasks"] == NAMES[1:4]
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (["--task", "task9"], "--task 'task9' is not in"),
+    (["--task", "task00"], "--task 'task00' is ambiguous"),
+  ],
+)
+def test_a_task_that_is_not_there_is_named(three, options, message, monkeypatch, capsys):
+  arguments = ["--run", three, *options]
+  code, line = tiny.run_program(forget, arguments, monkeypatch, capsys)
+  assert (code, message in line) == (2, True)
+
+
+def test_a_method_with_one_block_cannot_forget(world, tmp_path, monkeypatch, capsys):
+  folder = tmp_path / "run"
+  options = ["--method.name", "sequential", "--stream.tasks", *NAMES[:2], "--output", str(folder)]
+  train.main([*world, *options])
+  before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+  arguments = ["--run", folder, "--task", NAMES[0]]
+  code, line = tiny.run_program(forget, arguments, monkeypatch, capsys)
+  assert (code, "method sequential: what it has learned of one task" in line) == (2, True)
+  now = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+  assert before == now | {folder / "lock": before[folder / "lock"]}
+
+
+def test_a_run_begins_with_another_runs_pool(three, world, tmp_path):
+  method = ["--method.name", scores(three)["method"], "--stream.tasks", *NAMES]
+  fork, grown = tmp_path / "fork", shutil.copytree(three, tmp_path / "grown")
+  before = {file: file.read_bytes() for file in three.rglob("*") if file.is_file()}
+  for _ in range(2):  # the second time it is finished
+    train.main([*world, *method, "--output", str(fork), "--start-from", str(three)])
+  train.main([*world, *method, "--output", str(grown)])
+  assert_same_run(fork, grown)
+  assert before == {file: file.read_bytes() for file in three.rglob("*") if file.is_file()}
+
+
+def test_two_pools_become_one(three, world, tmp_path, capsys):
+  method, other, both = scores(three)["method"], tmp_path / "other", tmp_path / "both"
+  options = [*world, "--method.name", method]
+  train.main([*options, "--seed", "7", "--stream.tasks", NAMES[3], "--output", str(other)])
+  join.main([str(three), str(other), "--output", str(both)])
+  assert capsys.readouterr().out.endswith(f"has {', '.join(NAMES)}\n")
+  first, second, joined = (saved(snapshots(folder)[-1]) for folder in (three, other, both))
+  for name in (name for name in joined if name.endswith(".a")):
+    np.testing.assert_array_equal(joined[name][:, :, :3], first[name][:, :, :3])
+    np.testing.assert_array_equal(joined[name][:, :, 3], second[name][:, :, 0])
+  if method == "sapt":
+    np.testing.assert_array_equal(joined["memory.pooled"][3, :4], second["memory.pooled"][0, :4])
+    np.testing.assert_allclose(joined["memory.target"].sum(axis=1), 1, atol=1e-6)
+    assert joined["memory.target"][3, 3] == 1
+  mixtures = [mixture for _, mixture in Answering(both)([("Name the place.", "person 0 in x")])]
+  assert set(mixtures[0]) == set(NAMES)
+  assert mixtures[0][NAMES[3]] > 0.5
+  assert record_of(snapshots(both)[-1])["capacity"] == 4
+  result = scores(both)
+  assert result["tasks"] == NAMES
+  assert result["scores"][-1][:3] == [None] * 3
+  assert "learned by another run" in result["note"]
+  train.main([*options, "--stream.tasks", *NAMES, "--output", str(both)])
+  assert scores(both) == result
+
+
+def test_runs_that_differ_are_not_joined(three, world, tmp_path, monkeypatch, capsys):
+  other = tmp_path / "other"
+  options = ["--pet.alpha", "8", "--method.name", scores(three)["method"]]
+  train.main([*world, *options, "--stream.tasks", NAMES[3], "--output", str(other)])
+  for runs, message in (
+    ([three, other], "pet.alpha 32.0 and 8.0"),
+    ([three, three], f"both runs have learned {NAMES[2]}"),
+    ([three], "1 run(s) given; name the folders of two"),
+  ):
+    arguments = [*runs, "--output", tmp_path / "both"]
+    code, line = tiny.run_program(join, arguments, monkeypatch, capsys)
+    assert (code, message in line) == (2, True), line
