@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from sapt_jax.data.sources import load_stream
+from sapt_jax.data.task_file import read_task_file
 from sapt_jax.paper import MODELS, ORDERS, paper
+from sapt_jax.run_inputs import fits_of
 from sapt_jax.run_options import load_config
 
 ROOT = Path(__file__).parent.parent
@@ -52,3 +54,29 @@ def test_the_orders_name_the_published_tasks(shared):
   )
   names = [task.name for task in load_stream(options, config.stream, 0)]
   assert [name.split("_")[0] + "_" for name in names] == list(ORDERS["superni"][1])
+
+
+def test_the_tasks_of_both_hubs_are_those_of_long_sequence():
+  folder = ROOT / "configs/hubs"
+  files = {
+    kind: {file.stem: read_task_file(file) for file in (folder / kind).glob("*.toml")}
+    for kind in ("datasets", "tfds")
+  }
+  assert set(files["datasets"]) == set(ORDERS["long_sequence"][0])
+  assert set(files["tfds"]) < set(files["datasets"])
+  for kind, tasks in files.items():
+    for task in tasks.values():
+      assert (task.source.kind, task.max_train, task.max_test) == (kind, 1000, 500)
+      assert task.instruction
+
+
+def test_trace_has_its_eight_tasks_with_their_epochs(tmp_path):
+  config = load_config(str(ROOT / "configs/trace.py"))
+  rows = '[{"prompt": "a", "answer": "b"}]'
+  for name in config.stream.tasks:
+    (tmp_path / name).mkdir()
+    for split in ("train", "eval", "test"):
+      (tmp_path / name / f"{split}.json").write_text(rows)
+  options = dataclasses.replace(config.data, root=str(tmp_path))
+  tasks = load_stream(options, config.stream, 0)
+  assert [fit.epochs for fit in fits_of(config, tasks)] == [5, 3, 7, 5, 3, 5, 5, 7]

@@ -1,0 +1,59 @@
+"""The commands of docs/your_own_tasks.md, as they stand there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.runs import rows_of, scores
+
+FOR_TESTS = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")
+PAGE = Path(__file__).parent.parent / "docs/your_own_tasks.md"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Where the page's commands were given."""
+  folder = tmp_path_factory.mktemp("own_tasks")
+  text = re.sub(
+    r"^```.*?^```", "", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+  )
+  commands = "".join(re.findall(r"^    (.*\n)", text, flags=re.MULTILINE))
+  # As a user has it: without what tests set, so that steps are fast.
+  own = {name: value for name, value in os.environ.items() if name not in FOR_TESTS}
+  path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+  done = subprocess.run(
+    ["bash", "-e", "-c", commands],
+    cwd=folder,
+    env=own | {"PATH": path, "PYTHONPATH": str(PAGE.parent.parent)},
+    capture_output=True,
+    text=True,
+    timeout=900,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  sizes = "film_mood: 324 train, 36 dev, 40 test"
+  assert sizes in done.stdout
+  return folder
+
+
+def test_a_fourth_task_is_learned_and_the_first_three_are_kept(folder):
+  first, later = (rows_of(folder / f"{name}.jsonl") for name in ("answers", "later"))
+  assert [row["output"] for row in first] == ["bored", "Marlow"]
+  assert [row["output"] for row in later] == ["bored", "Marlow"]
+  assert [set(row["mixture"]) for row in later] == [
+    {"film_mood", "headline_section", "parcel_town", "chest_content"}
+  ] * 2
+
+
+def test_a_forgotten_task_is_gone(folder):
+  after = rows_of(folder / "after.jsonl")
+  assert after[0]["output"] == "bored"
+  assert set(after[1]["mixture"]) == {"film_mood", "headline_section", "chest_content"}
+  result = scores(folder / "runs/mine")
+  assert result["tasks"] == ["film_mood", "headline_section", "chest_content"]
+  assert result["scores"][-1][:2] == [None, None]
+  assert not list((folder / "runs/mine").rglob("*parcel*"))
