@@ -2,10 +2,10 @@
 
     python benchmarks/growing.py --output runs/growing --tasks 40
 
-Writes that many small tasks as CSV files, one after another, and starts the same command after each;
-the files of earlier tasks are removed. A line of JSON for each start: seconds in all, and seconds
-until the first update (imports, reading, restoring, compiled programs). The first starts compile.
-Started again, it goes on.
+Writes that many small tasks as CSV files, one after another, and starts the same command after each
+one, with the files of earlier tasks removed. A line of JSON for each start: seconds in all, and
+seconds until the first update (imports, reading, restoring, compiled programs). The first starts
+compile. Started again, it goes on.
 """
 
 from __future__ import annotations

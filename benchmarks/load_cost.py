@@ -27,7 +27,7 @@ import sizes
 from safetensors.numpy import save_file
 
 from sapt_jax import cli
-from sapt_jax.backbones.architectures import llama_config, llama_weights
+from sapt_jax.backbones.families import decoder_config, decoder_weights
 
 LOAD = """
 import sys, jax
@@ -75,7 +75,7 @@ def write_folder(folder: pathlib.Path, raw: dict, shard_bytes: int, seed: int = 
     shard.clear()
 
   # By layer, as published folders are, and not by parameter, as they are stacked.
-  names = [name for weight in llama_weights(llama_config(raw)) for name in weight.names()]
+  names = [name for weight in decoder_weights(decoder_config(raw)) for name in weight.names()]
   for name in sorted(names, key=lambda name: (name.split(".")[2].zfill(4), name)):
     shape = (width,) if "norm" in name else sides.get(name.split(".")[-2], (width, width))
     drawn = rng.standard_normal(shape, np.float32) * np.float32(0.02)

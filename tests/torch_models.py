@@ -38,6 +38,73 @@ LLAMA: dict[str, dict[str, Any]] = {
     "rope_parameters": LLAMA3_ROPE,
   },
 }
+# Windows are shorter than the tests' inputs.
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0}
+RELATIVES: dict[str, tuple[str, dict[str, Any]]] = {
+  "llama-biases": ("llama", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}),
+  "llama-linear": (
+    "llama",
+    {"rope_parameters": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5}},
+  ),
+  "llama-dynamic": (
+    "llama",
+    {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1000.0, "factor": 2.0}},
+  ),
+  "llama-yarn": (
+    "llama",
+    {"rope_parameters": YARN | {"original_max_position_embeddings": 64}},
+  ),
+  "qwen2": (
+    "qwen2",
+    {
+      "use_sliding_window": True,
+      "sliding_window": 5,
+      "max_window_layers": 1,
+      "num_key_value_heads": 2,
+    },
+  ),
+  "qwen3": ("qwen3", {"head_dim": 12, "num_key_value_heads": 1, "rope_theta": 500.0}),
+  "mistral": ("mistral", {"sliding_window": 4, "head_dim": 12, "num_key_value_heads": 2}),
+  "smollm3": ("smollm3", {"no_rope_layer_interval": 2, "num_hidden_layers": 3}),
+  "phi3": ("phi3", {"partial_rotary_factor": 0.5}),
+  "phi3-longrope": (
+    "phi3",
+    {
+      "sliding_window": 6,
+      "original_max_position_embeddings": 128,
+      "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1000.0,
+        "short_factor": [1.0, 1.1, 1.3, 2.0],
+        "long_factor": [1.0, 2.0, 3.0, 4.0],
+      },
+    },
+  ),
+  "gemma2": (
+    "gemma2",
+    {
+      "sliding_window": 5,
+      "head_dim": 12,
+      "query_pre_attn_scalar": 20,
+      "attn_logit_softcapping": 3.0,
+      "final_logit_softcapping": 4.0,
+    },
+  ),
+  "gemma3": (
+    "gemma3_text",
+    {
+      "sliding_window": 5,
+      "head_dim": 12,
+      "query_pre_attn_scalar": 20,
+      "num_hidden_layers": 4,
+      "layer_types": ["sliding_attention", "full_attention"] * 2,
+      "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+      },
+    },
+  ),
+}
 LLAMA_SIZES: dict[str, Any] = {
   "vocab_size": 96,
   "hidden_size": 32,
@@ -49,7 +116,7 @@ LLAMA_SIZES: dict[str, Any] = {
   "eos_token_id": 2,
   "max_position_embeddings": 256,
 }
-NAMES = [*T5, *LLAMA]
+NAMES = [*T5, *LLAMA, *RELATIVES]
 
 
 def make(name: str, seed: int = 0, **options: Any) -> Any:
@@ -65,8 +132,11 @@ def make(name: str, seed: int = 0, **options: Any) -> Any:
       model.lm_head.weight = torch.nn.Parameter(0.3 * torch.randn(96, 32))
     scale = 1.0
   else:
-    config = transformers.LlamaConfig(**(LLAMA_SIZES | LLAMA[name] | options))
-    model, scale = transformers.LlamaForCausalLM(config), 8.0  # its initial weights have std 0.02
+    kind, own = RELATIVES.get(name) or ("llama", LLAMA[name])
+    config = transformers.AutoConfig.for_model(kind, **(LLAMA_SIZES | own | options))
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    scale = 8.0  # initial weights have std 0.02
   with torch.no_grad():
     for path, parameter in model.named_parameters():
       if parameter.ndim == 1:

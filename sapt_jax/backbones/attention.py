@@ -30,10 +30,11 @@ def attend(
   v: jax.Array,
   *biases: jax.Array,
   scale: float = 1.0,
+  cap: float = 0.0,
   dropout: float = 0.0,
   key: jax.Array | None = None,
 ) -> jax.Array:
-  """softmax(scale * q k^T + biases) v with float32 scores and softmax;
+  """softmax(capped(scale * q k^T) + biases) v with float32 scores and softmax;
   key heads may be fewer than query heads.
 
   Args:
@@ -47,7 +48,7 @@ def attend(
   Returns:
     (B, L, H * K) in q's dtype.
   """
-  y = _core(scale, dropout, q, k, v, biases, key if dropout else None)
+  y = _core((scale, cap), dropout, q, k, v, biases, key if dropout else None)
   return y.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1)
 
 
@@ -55,11 +56,17 @@ def attend(
 # softmax. This rule keeps one, the exponentials, and divides what is small in place of them: with e
 # = exp(scores - max), z = sum e and y = e v / z,
 #   dv = e^T (dy / z)    dscores = e * ((dy / z) v^T - (dy / z) . y)
+# and, where scores are capped, times the cap's slope, for which they are computed again.
 # Dropout multiplies e by what it keeps wherever e or its gradient meets v. What it keeps is drawn
 # again in the backward pass.
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _core(scale: float, dropout: float, *arrays: Any) -> jax.Array:
-  return _forward(scale, dropout, *arrays)[0]
+def _core(form: tuple[float, float], dropout: float, *arrays: Any) -> jax.Array:
+  return _forward(form, dropout, *arrays)[0]
+
+
+def capped(x: jax.Array, cap: float) -> jax.Array:
+  """cap * tanh(x / cap); x where cap is 0 (Gemma 2)."""
+  return cap * jnp.tanh(x / cap) if cap else x
 
 
 def _by_key_head(x: jax.Array, groups: int) -> jax.Array:
@@ -70,7 +77,7 @@ def _by_key_head(x: jax.Array, groups: int) -> jax.Array:
 
 
 def _forward(
-  scale: float,
+  form: tuple[float, float],
   dropout: float,
   q: jax.Array,
   k: jax.Array,
@@ -80,7 +87,8 @@ def _forward(
 ) -> tuple[jax.Array, tuple]:
   groups, of_scores = k.shape[1], (*q.shape[:3], k.shape[2])
   product = partial(jnp.einsum, preferred_element_type=jnp.float32)
-  scores = product("bglk,bgsk->bgls", _by_key_head(q, groups), k) * scale
+  scale, cap = form
+  scores = capped(product("bglk,bgsk->bgls", _by_key_head(q, groups), k) * scale, cap)
   scores = sum(biases, start=scores.reshape(of_scores))
   e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   z = jnp.sum(e, axis=-1, keepdims=True)
@@ -90,7 +98,8 @@ def _forward(
   return y, (q, k, v, biases, key, e, z, y)
 
 
-def _backward(scale: float, dropout: float, saved: tuple, dy: jax.Array) -> tuple:
+def _backward(form: tuple[float, float], dropout: float, saved: tuple, dy: jax.Array) -> tuple:
+  scale, cap = form
   q, k, v, biases, key, e, z, y = saved
   groups = k.shape[1]
   wide = dy.astype(jnp.float32) / z
@@ -100,7 +109,14 @@ def _backward(scale: float, dropout: float, saved: tuple, dy: jax.Array) -> tupl
   de = jnp.einsum("bglk,bgsk->bgls", dy, v, preferred_element_type=jnp.float32).reshape(e.shape)
   de = dropped(de, dropout, key)
   dscores = e.astype(jnp.float32) * (de - share)
-  d_grouped = _by_key_head((dscores * scale).astype(q.dtype), groups)
+  before_cap = dscores
+  if cap:
+    again = jnp.einsum(
+      "bglk,bgsk->bgls", _by_key_head(q, groups), k, preferred_element_type=jnp.float32
+    )
+    slope = 1 - jnp.square(jnp.tanh(again * scale / cap))
+    before_cap = dscores * slope.reshape(dscores.shape)
+  d_grouped = _by_key_head((before_cap * scale).astype(q.dtype), groups)
   dq = jnp.einsum("bgls,bgsk->bglk", d_grouped, k).reshape(q.shape)
   dk = jnp.einsum("bgls,bglk->bgsk", d_grouped, _by_key_head(q, groups))
   return dq, dk, dv, tuple(_summed_to(bias.shape, dscores) for bias in biases), None

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from sapt_jax import sharding
 from sapt_jax.backbones import quantize
-from sapt_jax.backbones.architectures import ARCHITECTURES, Weight
+from sapt_jax.backbones.architectures import ARCHITECTURES
 from sapt_jax.backbones.llama import Llama, LlamaConfig
 from sapt_jax.backbones.reading import (
   WeightFiles,
@@ -30,6 +30,7 @@ from sapt_jax.backbones.reading import (
   read_weight,
 )
 from sapt_jax.backbones.t5 import T5, T5Config
+from sapt_jax.backbones.weights import Weight
 from sapt_jax.errors import InputError
 from sapt_jax.text_files import read_object
 
@@ -218,12 +219,18 @@ def torch_tensors(
   """(Hugging Face name, array in Hugging Face's layout) of every parameter
   of a model that is not quantised.
   """
-  flat = traverse_util.flatten_dict(params, sep="/")
+  flat, fused = traverse_util.flatten_dict(params, sep="/"), dict[str, list[np.ndarray]]()
   for weight in ARCHITECTURES[raw["model_type"]].weights(model.config):
     value = np.asarray(flat[weight.path])
     parts = [value] if weight.layers is None else value
     for name, part in zip(weight.names(), parts, strict=True):
-      yield name, np.ascontiguousarray(part.T if weight.transpose else part)
+      tensor = np.ascontiguousarray(part.T if weight.transpose else part)
+      if weight.rows is None:
+        yield name, tensor
+      else:  # in the table, those that are one of theirs stand in its order
+        fused.setdefault(name, []).append(tensor)
+  for name, tensors in fused.items():
+    yield name, np.concatenate(tensors)
 
 
 def _shards(

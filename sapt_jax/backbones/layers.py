@@ -45,6 +45,7 @@ class Linear(nn.Module):
     shape: (D_in, D_out).
     axes: logical axis of each dimension, for sharding.
     bits: of a quantised kernel (quantize.py); 0: the kernel is kept in dtype.
+    bias: whether a vector (D_out,) is added.
   """
 
   shape: tuple[int, int]
@@ -52,6 +53,7 @@ class Linear(nn.Module):
   dtype: Any
   stddev: float = 0.02
   bits: quantize.Bits = 0
+  bias: bool = False
 
   def multiply(self, x: jax.Array) -> jax.Array:
     # When decoding, one token's states are sent to where the weights are, not the other way round.
@@ -67,9 +69,10 @@ class Linear(nn.Module):
     scales = self.placed("scales", scale, (groups, self.shape[1]), self.dtype)
     return quantize.product(x, codes, scales)
 
-  def placed(self, name: str, init: Callable, shape: tuple[int, int], dtype: Any) -> jax.Array:
+  def placed(self, name: str, init: Callable, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """A parameter that is split along the site's axes."""
-    return self.param(name, nn.with_logical_partitioning(init, self.axes), shape, dtype)
+    axes = self.axes[-len(shape) :]
+    return self.param(name, nn.with_logical_partitioning(init, axes), shape, dtype)
 
   @nn.compact
   def __call__(
@@ -79,6 +82,8 @@ class Linear(nn.Module):
     adapters: Adapters | None = None,
   ) -> jax.Array:
     y = self.multiply(x)
+    if self.bias:
+      y = y + self.placed("bias", nn.initializers.zeros, self.shape[1:], self.dtype)
     if factors is None or adapters is None or adapters.gates is None:
       return y
     return y + lora.mixed_product(
@@ -106,18 +111,20 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale, computed in float32 (no mean, no bias)."""
+  """x / rms(x) * (offset + scale), computed in float32 (no mean, no bias)."""
 
   epsilon: float
   dtype: Any
+  offset: float = 0.0
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+    start = nn.initializers.constant(1.0 - self.offset)
+    ones = nn.with_logical_partitioning(start, ("norm",))
     scale = self.param("scale", ones, (x.shape[-1],), self.dtype)
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+    return (wide * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
 
 
 def dropped(x: jax.Array, dropout: float, key: jax.Array | None) -> jax.Array:

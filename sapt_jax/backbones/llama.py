@@ -1,17 +1,18 @@
-"""LLaMA (Touvron et al., 2023; LLaMA 3: Grattafiori et al., 2024): grouped-query attention, rotary
-positions, scanned layers, a cache.
+"""LLaMA (Touvron et al., 2023; LLaMA 3: Grattafiori et al., 2024) and its relatives, which differ
+by the parts that LlamaConfig names (families.py): grouped-query attention, rotary positions,
+scanned layers, a cache.
 
 Letters: B batch, S source length (soft prompt included), M target length, L any length, D model
-width, H query heads, G key heads, K head width, V vocabulary. Sources are padded on the left, so
+width, H query heads, G key heads, K head width, W entries of a head that positions turn, V
+vocabulary. Sources are padded on the left, so
 that the answer follows the last source token directly.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -20,24 +21,30 @@ import jax.numpy as jnp
 
 from sapt_jax.backbones import attention, layers, quantize
 from sapt_jax.backbones.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
+from sapt_jax.backbones.rotary import Rope, rotate
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import Sites
 from sapt_jax.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True)
-class RopeScaling:
-  """LLaMA 3.1's stretch of the slow rotary frequencies."""
-
-  factor: float
-  low_frequency_factor: float
-  high_frequency_factor: float
-  original_length: int
-
-
-@dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-  """Sizes of a LLaMA and how it is computed."""
+  """Sizes of a LLaMA or a relative, and how it is computed.
+
+  Attributes:
+    qkv_bias, o_bias, mlp_bias: biases of these linear maps.
+    qk_norm: queries and keys are normed, each head by itself.
+    post_norms: what attention and mlp give is normed too.
+    norm_offset: what is added to the weights of norms.
+    embedding_scale: what embeddings are multiplied by.
+    attention_scale: of the scores; None: 1 / sqrt(K).
+    attention_cap, logit_cap: scores and logits x become cap * tanh(x / cap); 0: they stay.
+    rotary_width: W; None: K.
+    ropes: the ways of rotary positions that its layers have.
+    rope_of_layer: which of them each layer has, -1: none; empty: the first.
+    window: tokens, itself included, that a token sees in layers with a window; None: all.
+    windowed: which layers have it; empty: all.
+  """
 
   vocab_size: int
   width: int
@@ -47,8 +54,21 @@ class LlamaConfig:
   key_heads: int
   head_width: int
   activation: str = "silu"
-  rope_theta: float = 10000.0
-  rope_scaling: RopeScaling | None = None
+  qkv_bias: bool = False
+  o_bias: bool = False
+  mlp_bias: bool = False
+  qk_norm: bool = False
+  post_norms: bool = False
+  norm_offset: float = 0.0
+  embedding_scale: float = 1.0
+  attention_scale: float | None = None
+  attention_cap: float = 0.0
+  logit_cap: float = 0.0
+  rotary_width: int | None = None
+  ropes: tuple[Rope, ...] = (Rope(),)
+  rope_of_layer: tuple[int, ...] = ()
+  window: int | None = None
+  windowed: tuple[bool, ...] = ()
   tied_head: bool = False
   epsilon: float = 1e-6
   pad_id: int = 0
@@ -86,29 +106,39 @@ class LlamaCache(flax.struct.PyTreeNode):
 KeysValues = tuple[jax.Array, jax.Array]
 
 
-def rotary_frequencies(config: LlamaConfig) -> jax.Array:
-  """(K/2,) float32, radians per position; with llama3 scaling slow waves are stretched, fast ones
-  kept, those between interpolated.
+class Kind(NamedTuple):
+  """Which rotary positions a layer has, and whether it has a window; None where all layers are
+  alike. For all layers together: (layers,) each.
   """
-  exponents = jnp.arange(0, config.head_width, 2, dtype=jnp.float32) / config.head_width
-  frequencies = 1.0 / config.rope_theta**exponents
-  s = config.rope_scaling
-  if s is None:
-    return frequencies
-  rotations = s.original_length * frequencies / (2 * math.pi)
-  low, high = s.low_frequency_factor, s.high_frequency_factor
-  keep = jnp.clip((rotations - low) / (high - low), 0.0, 1.0)
-  return frequencies * (keep + (1 - keep) / s.factor)
+
+  rope: jax.Array | None
+  windowed: jax.Array | None
 
 
-def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-  """x (B, heads, L, K) turned by angles (B, L, K/2) float32;
-  the two halves of K are the two coordinates.
+class Geometry(NamedTuple):
+  """What layers see of positions. N ways of rotary positions.
+
+  Attributes:
+    cos, sin: (N, B, L, W/2) float32; see rotary.rotate.
+    bias: (B, 1, L, S) float32, MASKED where a token must not look.
+    windowed_bias: the same of layers with a window; None: there are none.
   """
-  cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return turned.astype(x.dtype)
+
+  cos: jax.Array
+  sin: jax.Array
+  bias: jax.Array
+  windowed_bias: jax.Array | None
+
+  def of(self, kind: Kind) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """cos, sin and bias of a layer of this kind."""
+    rope = 0 if kind.rope is None else kind.rope
+    if self.windowed_bias is None:
+      bias = self.bias
+    elif kind.windowed is None:
+      bias = self.windowed_bias
+    else:
+      bias = jnp.where(kind.windowed, self.windowed_bias, self.bias)
+    return self.cos[rope], self.sin[rope], bias
 
 
 class LlamaLayer(nn.Module):
@@ -122,41 +152,55 @@ class LlamaLayer(nn.Module):
     c = self.config
     inner, key_inner = c.heads * c.head_width, c.key_heads * c.head_width
     linear = partial(Linear, dtype=c.dtype, bits=c.bits)
-    self.q = linear((c.width, inner), ("embed", "heads"))
-    self.k, self.v = (linear((c.width, key_inner), ("embed", "heads")) for _ in range(2))
-    self.o = linear((inner, c.width), ("inner", None))
-    self.gate, self.up = (linear((c.width, c.mlp_width), ("embed", "mlp")) for _ in range(2))
-    self.down = linear((c.mlp_width, c.width), ("inner", None))
-    self.attention_norm, self.mlp_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
+    into = partial(linear, axes=("embed", "heads"), bias=c.qkv_bias)
+    self.q = into((c.width, inner))
+    self.k, self.v = (into((c.width, key_inner)) for _ in range(2))
+    self.o = linear((inner, c.width), ("inner", None), bias=c.o_bias)
+    mlp = partial(linear, (c.width, c.mlp_width), ("embed", "mlp"), bias=c.mlp_bias)
+    self.gate, self.up = mlp(), mlp()
+    self.down = linear((c.mlp_width, c.width), ("inner", None), bias=c.mlp_bias)
+    norm = partial(RMSNorm, c.epsilon, c.dtype, c.norm_offset)
+    self.attention_norm, self.mlp_norm = norm(), norm()
+    if c.qk_norm:
+      self.q_norm, self.k_norm = norm(), norm()
+    if c.post_norms:
+      self.attention_post_norm, self.mlp_post_norm = norm(), norm()
 
   def queries_keys_values(
-    self, x: jax.Array, lora: Any, angles: jax.Array, adapters: Adapters | None
+    self, x: jax.Array, lora: Any, cos: jax.Array, sin: jax.Array, adapters: Adapters | None
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     c = self.config
     h = self.attention_norm(x)
     factors = (lora and lora["self"]) or {"q": None, "v": None}
-    q = rotate(attention.split_heads(self.q(h, factors["q"], adapters), c.heads), angles)
-    k = rotate(attention.split_heads(self.k(h), c.key_heads), angles)
-    return q, k, attention.split_heads(self.v(h, factors["v"], adapters), c.key_heads)
+    q = attention.split_heads(self.q(h, factors["q"], adapters), c.heads)
+    k = attention.split_heads(self.k(h), c.key_heads)
+    if c.qk_norm:
+      q, k = self.q_norm(q), self.k_norm(k)
+    v = attention.split_heads(self.v(h, factors["v"], adapters), c.key_heads)
+    return rotate(q, cos, sin), rotate(k, cos, sin), v
 
   def finish(
     self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array
   ) -> jax.Array:
-    x = x + self.o(attention.attend(q, k, v, bias, scale=self.config.head_width**-0.5))
+    c = self.config
+    scale = c.attention_scale or c.head_width**-0.5
+    h = self.o(attention.attend(q, k, v, bias, scale=scale, cap=c.attention_cap))
+    x = x + (self.attention_post_norm(h) if c.post_norms else h)
     h = self.mlp_norm(x)
-    return x + self.down(ACTIVATIONS[self.config.activation](self.gate(h)) * self.up(h))
+    h = self.down(ACTIVATIONS[c.activation](self.gate(h)) * self.up(h))
+    return x + (self.mlp_post_norm(h) if c.post_norms else h)
 
   def __call__(
-    self, x: jax.Array, lora: Any, angles: jax.Array, bias: jax.Array, adapters: Adapters | None
+    self, x: jax.Array, lora: Any, kind: Kind, geometry: Geometry, adapters: Adapters | None
   ) -> tuple[jax.Array, None]:
-    return self.read(x, lora, angles, bias, None, adapters)[0], None
+    return self.read(x, lora, kind, geometry, None, adapters)[0], None
 
   def read(
     self,
     x: jax.Array,
     lora: Any,
-    angles: jax.Array,
-    bias: jax.Array,
+    kind: Kind,
+    geometry: Geometry,
     room: jax.Array | None,
     adapters: Adapters | None,
   ) -> tuple[jax.Array, KeysValues]:
@@ -165,7 +209,8 @@ class LlamaLayer(nn.Module):
     """
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
-    q, k, v = self.queries_keys_values(x, lora, angles, adapters)
+    cos, sin, bias = geometry.of(kind)
+    q, k, v = self.queries_keys_values(x, lora, cos, sin, adapters)
     kept = k, v
     if room is not None:
       kept = jnp.concatenate([k, room], axis=2), jnp.concatenate([v, room], axis=2)
@@ -176,15 +221,16 @@ class LlamaLayer(nn.Module):
     x: jax.Array,
     lora: Any,
     earlier: KeysValues,
-    angles: jax.Array,
-    bias: jax.Array,
+    kind: Kind,
+    geometry: Geometry,
     index: jax.Array,
     adapters: Adapters | None,
   ) -> tuple[jax.Array, KeysValues]:
     """One token (B, 1, D); `earlier` are the keys and values of those before it. Also returns this
     token's, (B, G, 1, K) each.
     """
-    q, new_k, new_v = self.queries_keys_values(x, lora, angles, adapters)
+    cos, sin, bias = geometry.of(kind)
+    q, new_k, new_v = self.queries_keys_values(x, lora, cos, sin, adapters)
     k = attention.write_cache(earlier[0], new_k, index)
     v = attention.write_cache(earlier[1], new_v, index)
     return self.finish(x, q, k, v, bias), (new_k, new_v)
@@ -202,12 +248,12 @@ class Llama(nn.Module):
     self.embedding = Embedding(c.vocab_size, c.width, c.dtype, stddev=0.02)
     split, shared = 0, nn.broadcast
     methods = {
-      "__call__": (split, shared, shared, shared),
-      "read": (split, shared, shared, shared, shared),
-      "step": (split, split, shared, shared, shared, shared),
+      "__call__": (split, split, shared, shared),
+      "read": (split, split, shared, shared, shared),
+      "step": (split, split, split, shared, shared, shared),
     }
     self.layers = layers.scan_layers(LlamaLayer, c.layers, c.remat, c.unroll, methods)(c)
-    self.norm = RMSNorm(c.epsilon, c.dtype)
+    self.norm = RMSNorm(c.epsilon, c.dtype, c.norm_offset)
     if not c.tied_head:
       self.head = Linear((c.width, c.vocab_size), ("embed", "vocab"), c.dtype)
 
@@ -218,15 +264,44 @@ class Llama(nn.Module):
   def with_prompt(
     self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None
   ) -> tuple[jax.Array, jax.Array]:
-    return layers.put_prompts_before(self.embedding(tokens), mask, adapters)
+    x, mask = layers.put_prompts_before(self.embedding(tokens), mask, adapters)
+    return self.scaled(x), mask
 
-  def angles_and_bias(self, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(B, L, K/2) radians and (B, 1, L, L) of tokens that see those before them;
-    both float32, mask (B, L) bool.
+  def scaled(self, embeddings: jax.Array) -> jax.Array:
+    scale = self.config.embedding_scale
+    return embeddings if scale == 1 else embeddings * jnp.asarray(scale, embeddings.dtype)
+
+  def kinds(self) -> Kind:
+    """What each layer is, where they differ."""
+    c = self.config
+    return Kind(
+      jnp.asarray(c.rope_of_layer, jnp.int32) if c.rope_of_layer else None,
+      jnp.asarray(c.windowed) if c.windowed else None,
+    )
+
+  def geometry(
+    self, positions: jax.Array, seen: jax.Array, of_keys: jax.Array, places: int
+  ) -> Geometry:
+    """What layers see of tokens at positions (B, L) int32 that may look where seen (B, 1, L, S) is
+    true, at keys with positions (B, S), in rows of at most so many places.
     """
-    angles = (jnp.cumsum(mask, axis=1) - 1)[:, :, None] * rotary_frequencies(self.config)
+    c = self.config
+    width = c.rotary_width or c.head_width
+    turns = [rope.turns(positions, width, places) for rope in c.ropes]
+    if -1 in c.rope_of_layer:  # the last one, which -1 takes: no turn
+      turns.append((jnp.ones_like(turns[0][0]), jnp.zeros_like(turns[0][0])))
+    cos, sin = (jnp.stack(parts) for parts in zip(*turns, strict=True))
+    bias, windowed = attention.mask_bias(seen), None
+    if c.window is not None:
+      near = positions[:, None, :, None] - of_keys[:, None, None, :] < c.window
+      windowed = attention.mask_bias(seen & near)
+    return Geometry(cos, sin, bias, windowed)
+
+  def geometry_of(self, mask: jax.Array, places: int) -> Geometry:
+    """The same of tokens (B, L) that see those before them."""
+    positions = jnp.cumsum(mask, axis=1) - 1
     seen = attention.causal_mask(mask.shape[1]) & mask[:, None, None, :]
-    return angles, attention.mask_bias(seen)
+    return self.geometry(positions, seen, positions, places)
 
   def states(
     self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None = None
@@ -235,7 +310,8 @@ class Llama(nn.Module):
     masked places mean nothing.
     """
     x, mask = self.with_prompt(tokens, mask, adapters)
-    x, _ = self.layers(x, adapters and adapters.lora, *self.angles_and_bias(mask), adapters)
+    lora, geometry = adapters and adapters.lora, self.geometry_of(mask, x.shape[1])
+    x, _ = self.layers(x, lora, self.kinds(), geometry, adapters)
     return self.norm(x)
 
   def hidden(
@@ -278,7 +354,9 @@ class Llama(nn.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """(..., D) -> (..., V) in the compute dtype."""
-    return self.embedding.logits(hidden) if self.config.tied_head else self.head(hidden)
+    c = self.config
+    logits = self.embedding.logits(hidden) if c.tied_head else self.head(hidden)
+    return attention.capped(logits, c.logit_cap)
 
   def __call__(
     self,
@@ -300,9 +378,8 @@ class Llama(nn.Module):
     c = self.config
     x, mask = self.with_prompt(source, source_mask, adapters)
     room = jnp.zeros((x.shape[0], c.key_heads, max_new, c.head_width), c.dtype)
-    states, (k, v) = self.layers.read(
-      x, adapters and adapters.lora, *self.angles_and_bias(mask), room, adapters
-    )
+    lora, geometry = adapters and adapters.lora, self.geometry_of(mask, x.shape[1] + max_new)
+    states, (k, v) = self.layers.read(x, lora, self.kinds(), geometry, room, adapters)
     filled, index = jnp.pad(mask, ((0, 0), (0, max_new))), jnp.asarray(x.shape[1], jnp.int32)
     cache = LlamaCache(k, v, filled, index, position=jnp.sum(mask, axis=1))
     return self.logits(self.norm(states[:, -1])), cache
@@ -314,13 +391,18 @@ class Llama(nn.Module):
     returns logits (B, V) of the next one and the longer cache.
     """
     filled = cache.filled | (jnp.arange(cache.filled.shape[1]) == cache.index)
-    angles = cache.position[:, None, None] * rotary_frequencies(self.config)
+    geometry = self.geometry(
+      cache.position[:, None],
+      filled[:, None, None, :],
+      jnp.cumsum(filled, axis=1) - 1,
+      filled.shape[1],
+    )
     x, new = self.layers.step(
-      self.embedding(tokens[:, None]),
+      self.scaled(self.embedding(tokens[:, None])),
       adapters and adapters.lora,
       (cache.k, cache.v),
-      angles,
-      attention.mask_bias(filled)[:, None, None, :],
+      self.kinds(),
+      geometry,
       cache.index,
       adapters,
     )

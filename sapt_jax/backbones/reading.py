@@ -15,7 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sapt_jax.backbones import quantize
-from sapt_jax.backbones.architectures import Architecture, Weight
+from sapt_jax.backbones.architectures import Architecture
+from sapt_jax.backbones.weights import Weight
 from sapt_jax.errors import InputError
 from sapt_jax.text_files import read_object
 
@@ -178,10 +179,13 @@ def read_layers(
   if weight.layers is not None:
     shape, index = shape[1:], index[1:]
   for name in names:
-    if weight.transpose:
-      yield files.read(name, shape[::-1], index[::-1]).T
-    else:
-      yield files.read(name, shape, index)
+    theirs, part = (shape[::-1], index[::-1]) if weight.transpose else (shape, index)
+    if weight.rows is not None:
+      start, count, total = weight.rows
+      first, last, _ = part[0].indices(count)
+      theirs, part = (total, *theirs[1:]), (slice(start + first, start + last), *part[1:])
+    found = files.read(name, theirs, part)
+    yield found.T if weight.transpose else found
 
 
 def _places(shape: tuple[int, ...], index: tuple[slice, ...]) -> list[range]:
