@@ -108,7 +108,14 @@ def abstract(
   table = jax.ShapeDtypeStruct((backbone.vocab_size, backbone.width), config.backbone.dtype)
 
   def method_on(table: Any) -> Method:
-    setting = Setting(config.pet, backbone.lora_sites(), table, capacity, memory_inputs)
+    setting = Setting(
+      config.pet,
+      backbone.lora_sites(),
+      table,
+      capacity,
+      memory_inputs,
+      backbone.embedding_scale,
+    )
     return methods.build(config.method, setting)
 
   shapes = jax.eval_shape(lambda table: method_on(table).start(jax.random.key(0)), table)
@@ -127,6 +134,7 @@ def put_together(
     backbone.params["embedding"]["table"],
     capacity,
     memory_inputs,
+    backbone.config.embedding_scale,
   )
   method = methods.build(config.method, setting)
   batcher = Batcher(

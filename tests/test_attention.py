@@ -10,9 +10,11 @@ from sapt_jax.backbones import attention
 B, H, L, S, K = 2, 4, 5, 7, 8
 
 
-def plainly(q, k, v, *biases, scale=1.0):
+def plainly(q, k, v, *biases, scale=1.0, cap=0.0):
   k, v = (jnp.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
-  weights = jax.nn.softmax(jnp.einsum("bhlk,bhsk->bhls", q, k) * scale + sum(biases), axis=-1)
+  scores = jnp.einsum("bhlk,bhsk->bhls", q, k) * scale
+  scores = cap * jnp.tanh(scores / cap) if cap else scores
+  weights = jax.nn.softmax(scores + sum(biases), axis=-1)
   return jnp.einsum("bhls,bhsk->blhk", weights, v).reshape(q.shape[0], q.shape[2], -1)
 
 
@@ -27,14 +29,15 @@ def inputs(groups, dtype=jnp.float32):
   return *(x.astype(dtype) for x in (q, k, v)), position, mask
 
 
+@pytest.mark.parametrize("cap", [0.0, 0.7])
 @pytest.mark.parametrize("groups", [4, 2, 1])
-def test_values_and_gradients_are_those_of_softmax(groups):
+def test_values_and_gradients_are_those_of_softmax(groups, cap):
   given = inputs(groups)
   weights = jnp.cos(jnp.arange(B * L * H * K)).reshape(B, L, H * K)
 
   def of(form):
     def total(*x):
-      return jnp.sum(weights * form(*x, scale=0.4))
+      return jnp.sum(weights * form(*x, scale=0.4, cap=cap))
 
     return jax.value_and_grad(total, argnums=(0, 1, 2, 3, 4))(*given)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sapt_jax.backbones import hf
-from sapt_jax.backbones.architectures import t5_config
+from sapt_jax.backbones.architectures import ARCHITECTURES, t5_config
 from sapt_jax.backbones.positions import relative_buckets
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.beam import beam_search
@@ -69,7 +69,7 @@ def as_tensor(x):
   return torch.from_numpy(np.asarray(x, np.int64))
 
 
-def torch_logits(pair, model):
+def torch_logits(pair, model, backward=False):
   """Their logits at our target places, and their loss."""
   import torch
 
@@ -80,10 +80,12 @@ def torch_logits(pair, model):
     mask = np.concatenate([mask, pair.target_mask], axis=1)
     labels = np.concatenate([np.full_like(pair.source, -100), labels], axis=1)
   given = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-  with torch.no_grad():
+  with torch.set_grad_enabled(backward):
     out = model(**{name: as_tensor(x) for name, x in given.items()})
-  logits = out.logits.numpy()
-  return logits[:, pair.source.shape[1] - 1 : -1] if pair.only else logits, out.loss.numpy()
+  if backward:
+    out.loss.backward()
+  logits, loss = (x.detach().numpy() for x in (out.logits, out.loss))
+  return logits[:, pair.source.shape[1] - 1 : -1] if pair.only else logits, loss
 
 
 def our_logits(pair, model, params):
@@ -97,6 +99,31 @@ def test_logits_and_loss(pair):
   losses = token_losses(jnp.asarray(ours), jnp.asarray(pair.target), jnp.asarray(pair.target_mask))
   np.testing.assert_allclose(jnp.sum(losses) / pair.target_mask.sum(), their_loss, rtol=1e-5)
   assert not np.any(np.asarray(losses)[~pair.target_mask])
+
+
+def test_gradients_of_every_weight(pair):
+  """LoRA's gradients are these, times its factors."""
+  import torch
+
+  for parameter in pair.theirs.parameters():
+    parameter.requires_grad_()
+  with torch.enable_grad():
+    torch_logits(pair, pair.theirs, backward=True)
+  c = pair.ours.config
+  table = ARCHITECTURES[pair.ours.raw_config["model_type"]].weights(c)
+
+  def loss(params):
+    logits = pair.ours.model.apply({"params": params}, *pair.sequences)
+    losses = token_losses(logits, jnp.asarray(pair.target), jnp.asarray(pair.target_mask))
+    return jnp.sum(losses) / pair.target_mask.sum()
+
+  gradients = jax.jit(jax.grad(loss))(pair.ours.params)
+  theirs = dict(pair.theirs.named_parameters())
+  assert {name for weight in table for name in weight.names()} >= theirs.keys()
+  for name, found in hf.torch_tensors(pair.ours.model, pair.ours.raw_config, gradients):
+    expected = theirs[name].grad.numpy()
+    np.testing.assert_allclose(found, expected, atol=5e-5 * np.max(np.abs(expected)), err_msg=name)
+    theirs[name].grad = None
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused(backbone, tmp_path):
 # peft
 
 
-@pytest.fixture(scope="module", params=["t5-v1.1", "llama-gqa"])
+@pytest.fixture(scope="module", params=["t5-v1.1", "llama-gqa", "qwen3", "gemma2", "gemma3"])
 def pair(request, torch, tmp_path_factory):
   missing = "compares with peft, not installed here: pip install -e '.[torch]'"
   pytest.importorskip("peft", reason=missing)
@@ -232,8 +232,9 @@ def logits_in_peft(folder, adapter_folder):
 
   adapter = json.loads((adapter_folder / "adapter_config.json").read_text())
   of_t5 = "t5" in adapter["base_model_name_or_path"]
-  kind = transformers.T5ForConditionalGeneration if of_t5 else transformers.LlamaForCausalLM
-  model = their_peft.PeftModel.from_pretrained(kind.from_pretrained(folder), adapter_folder).eval()
+  kind = transformers.AutoModelForSeq2SeqLM if of_t5 else transformers.AutoModelForCausalLM
+  base = kind.from_pretrained(folder, attn_implementation="eager")
+  model = their_peft.PeftModel.from_pretrained(base, adapter_folder).eval()
   with torch.no_grad():
     if of_t5:
       source, target = torch.from_numpy(SOURCE), torch.from_numpy(TARGET)

@@ -5,7 +5,6 @@ Hugging Face keeps each of its weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 from sapt_jax.backbones.config_values import activation_of, token_id
@@ -113,4 +112,3 @@ _DECODER = Architecture(
   ignored=("rotary_emb.inv_freq",),
 )
 ARCHITECTURES = {"t5": _T5, "mt5": _T5} | dict.fromkeys(FAMILIES, _DECODER)
-ARCHITECTURES["phi3"] = _DECODER._replace(weights=partial(decoder_weights, fused=True))

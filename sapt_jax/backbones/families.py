@@ -64,7 +64,7 @@ def _smollm3(raw: Raw) -> dict[str, Any]:
 
 
 def _phi3(raw: Raw) -> dict[str, Any]:
-  return _window(raw, [True] * raw["num_hidden_layers"])
+  return {"fused": True, **_window(raw, [True] * raw["num_hidden_layers"])}
 
 
 def _gemma(raw: Raw) -> dict[str, Any]:
@@ -229,17 +229,13 @@ def _yarn_magnitude(values: Raw, factor: float) -> float:
   return of(one) / of(all_dims) if one and all_dims else of(1.0)
 
 
-def decoder_weights(c: LlamaConfig, fused: bool = False) -> list[Weight]:
-  """The table of a decoder's weights.
-
-  Args:
-    fused: q, k and v are one of Hugging Face's tensors, gate and up another (phi3).
-  """
+def decoder_weights(c: LlamaConfig) -> list[Weight]:
+  """The table of a decoder's weights."""
   inner, key_inner = c.heads * c.head_width, c.key_heads * c.head_width
   where: dict[str, tuple[str, tuple[int, int, int] | None]]
   where = {x: (f"self_attn.{x}_proj", None) for x in "qkvo"}
   where |= {x: (f"mlp.{x}_proj", None) for x in ("gate", "up", "down")}
-  if fused:
+  if c.fused:
     both = 2 * c.mlp_width
     rows = {"q": (0, inner), "k": (inner, key_inner), "v": (inner + key_inner, key_inner)}
     total = inner + 2 * key_inner

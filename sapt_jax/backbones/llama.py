@@ -44,6 +44,7 @@ class LlamaConfig:
     rope_of_layer: which of them each layer has, -1: none; empty: the first.
     window: tokens, itself included, that a token sees in layers with a window; None: all.
     windowed: which layers have it; empty: all.
+    fused: in Hugging Face's files q, k and v are one tensor, and gate and up are.
   """
 
   vocab_size: int
@@ -69,6 +70,7 @@ class LlamaConfig:
   rope_of_layer: tuple[int, ...] = ()
   window: int | None = None
   windowed: tuple[bool, ...] = ()
+  fused: bool = False
   tied_head: bool = False
   epsilon: float = 1e-6
   pad_id: int = 0
@@ -259,17 +261,13 @@ class Llama(nn.Module):
 
   def embed(self, tokens: jax.Array) -> jax.Array:
     """(B, L) int32 -> (B, L, D), the frozen token embeddings."""
-    return self.embedding(tokens)
+    scale, found = self.config.embedding_scale, self.embedding(tokens)
+    return found if scale == 1 else found * jnp.asarray(scale, found.dtype)
 
   def with_prompt(
     self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None
   ) -> tuple[jax.Array, jax.Array]:
-    x, mask = layers.put_prompts_before(self.embedding(tokens), mask, adapters)
-    return self.scaled(x), mask
-
-  def scaled(self, embeddings: jax.Array) -> jax.Array:
-    scale = self.config.embedding_scale
-    return embeddings if scale == 1 else embeddings * jnp.asarray(scale, embeddings.dtype)
+    return layers.put_prompts_before(self.embed(tokens), mask, adapters)
 
   def kinds(self) -> Kind:
     """What each layer is, where they differ."""
@@ -398,7 +396,7 @@ class Llama(nn.Module):
       filled.shape[1],
     )
     x, new = self.layers.step(
-      self.scaled(self.embedding(tokens[:, None])),
+      self.embed(tokens[:, None]),
       adapters and adapters.lora,
       (cache.k, cache.v),
       self.kinds(),

@@ -55,6 +55,7 @@ class T5Config:
   dropout: float = 0.0
 
   is_decoder_only = False
+  embedding_scale = 1.0
 
   def lora_sites(self) -> Sites:
     """q and v of every attention: encoder self, decoder self, decoder cross."""

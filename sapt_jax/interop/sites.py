@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sapt_jax.backbones.hf import ModelConfig
 from sapt_jax.backbones.llama import LlamaConfig
+from sapt_jax.errors import InputError
 
 
 class Site(NamedTuple):
@@ -28,9 +29,18 @@ class Site(NamedTuple):
 
 
 def sites(config: ModelConfig) -> Iterator[Site]:
-  """The sites of a backbone: q and v of every attention."""
+  """The sites of a backbone: q and v of every attention.
+
+  Raises:
+    InputError: other programs have no such sites, as q and v are not maps of their own there.
+  """
   stacks: list[tuple[tuple[str, ...], str, str, int]]
   if isinstance(config, LlamaConfig):
+    if config.fused:
+      raise InputError(
+        "other programs keep q, k and v of this backbone in one map (qkv_proj), where LoRA on q "
+        "and v alone has no place: its blocks cannot be exchanged"
+      )
     stacks = [(("self",), "model.layers.{}.self_attn", "{}_proj", config.layers)]
   else:
     encoder, decoder = config.encoder_layers, config.decoder_layers

@@ -48,7 +48,8 @@ class Setting:
   Attributes:
     pet: the shape of the blocks.
     sites: where LoRA sits in the backbone.
-    embedding_table: (V, D), the backbone's token embeddings; soft prompts start from its rows.
+    embedding_table: (V, D), the backbone's token embeddings; soft prompts start from its rows,
+      times embedding_scale.
     capacity: tasks that the pool has room for.
     memory_inputs: most pseudo inputs that are remembered of one task.
   """
@@ -58,6 +59,7 @@ class Setting:
   embedding_table: jax.Array
   capacity: int
   memory_inputs: int
+  embedding_scale: float = 1.0
 
   @property
   def width(self) -> int:
@@ -232,9 +234,9 @@ class Method:
 
   def new_block(self, rng: jax.Array) -> blocks.Block:
     """A fresh block of the setting's kind."""
-    setting = self.setting
+    s = self.setting
     return blocks.init_block(
-      stream(rng, "block"), setting.pet, setting.sites, setting.embedding_table
+      stream(rng, "block"), s.pet, s.sites, s.embedding_table, s.embedding_scale
     )
 
   def start(self, rng: jax.Array) -> Learned:

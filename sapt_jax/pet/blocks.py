@@ -31,14 +31,16 @@ def task_axis(path: tuple) -> int:
   return TASK_AXIS[path[-1].key]
 
 
-def init_block(rng: jax.Array, pet: Pet, sites: lora.Sites, embedding_table: jax.Array) -> Block:
+def init_block(
+  rng: jax.Array, pet: Pet, sites: lora.Sites, embedding_table: jax.Array, scale: float = 1.0
+) -> Block:
   """A fresh block: LoRA starts by adding nothing;
-  a soft prompt starts at token embeddings (V, D) drawn at random.
+  a soft prompt starts at token embeddings (V, D) drawn at random, times scale.
   """
   if pet.kind == "lora":
     return {"lora": lora.init_block(rng, sites, pet.rank)}
   rows = jax.random.randint(rng, (pet.prompt_length,), 0, embedding_table.shape[0])
-  return {"prompt": embedding_table[rows].astype(jnp.float32)}
+  return {"prompt": embedding_table[rows].astype(jnp.float32) * scale}
 
 
 def stack(block: Block) -> Blocks:
