@@ -12,13 +12,15 @@ import numpy as np
 
 from sapt_jax import methods, sharding, streams
 from sapt_jax.backbones import hf
-from sapt_jax.config import Config, Fit
+from sapt_jax.config import Config, Fit, Pet
 from sapt_jax.data.batches import Batcher
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prompts import Codec, chat_frame, frame_of_template, load_tokenizer
+from sapt_jax.errors import InputError
 from sapt_jax.evaluation.evaluate import Answerer, FeatureReader
 from sapt_jax.methods.base import Learned, Method, Setting
 from sapt_jax.mini import T5_MINI
+from sapt_jax.pet.lora import Sites
 from sapt_jax.training.fit import Trainer
 
 
@@ -110,7 +112,7 @@ def abstract(
   def method_on(table: Any) -> Method:
     setting = Setting(
       config.pet,
-      backbone.lora_sites(),
+      sites_of(config.pet, backbone),
       table,
       capacity,
       memory_inputs,
@@ -122,6 +124,20 @@ def abstract(
   return method_on(table), jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
 
 
+def sites_of(pet: Pet, backbone: hf.ModelConfig) -> Sites:
+  """Where the blocks' LoRA sits in a backbone.
+
+  Raises:
+    InputError: it has no such place.
+  """
+  sites = backbone.lora_sites(pet.targets)
+  places = jax.tree_util.tree_leaves_with_path(sites, is_leaf=lambda x: isinstance(x, tuple))
+  missing = set(pet.targets) - {path[-1].key for path, _ in places}
+  if missing:
+    raise InputError(f"pet.targets {' '.join(sorted(missing))}: the backbone has no such map")
+  return sites
+
+
 def put_together(
   config: Config, mesh: jax.sharding.Mesh, backbone: hf.Backbone, capacity: int, memory_inputs: int
 ) -> Learner:
@@ -130,7 +146,7 @@ def put_together(
   """
   setting = Setting(
     config.pet,
-    backbone.config.lora_sites(),
+    sites_of(config.pet, backbone.config),
     backbone.params["embedding"]["table"],
     capacity,
     memory_inputs,

@@ -84,9 +84,9 @@ def _check_comparable(
 def _what_scores_depend_on(config: Config) -> dict[str, Any]:
   """The values by which runs of one method on one task can differ in their score."""
   pet, fit, data, backbone = config.pet, config.fit, config.data, config.backbone
-  unused = {"rank", "alpha"} if pet.kind == "prompt" else {"prompt_length"}
+  unused = {"rank", "alpha", "targets", "scale"} if pet.kind == "prompt" else {"prompt_length"}
   parts = {
-    "pet": (pet, {"kind", "rank", "alpha", "prompt_length"} - unused),
+    "pet": (pet, {"kind", "rank", "alpha", "targets", "scale", "prompt_length"} - unused),
     "fit": (fit, _names(fit) - {"accumulation", "checkpoint_every", "log_every"}),
     "data": (data, _names(data) - {"root"}),
     "backbone": (backbone, {"dtype", "bits", "precision", "dropout"}),

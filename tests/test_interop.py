@@ -10,6 +10,7 @@ import pytest
 
 from sapt_jax import arm, config, sals
 from sapt_jax.backbones import hf
+from sapt_jax.config.learning import TARGETS
 from sapt_jax.errors import InputError
 from sapt_jax.interop import files, peft, public
 from sapt_jax.methods.base import Setting
@@ -50,7 +51,8 @@ def random_like(tree, seed, scale=1.0):
 
 def make_method(backbone, pet=PET, **options):
   table = jnp.asarray(np.random.default_rng(9).normal(size=(96, 32)), jnp.float32)
-  setting = Setting(pet, backbone.lora_sites(), table, CAPACITY, memory_inputs=2)
+  sites = backbone.lora_sites(pet.targets)
+  setting = Setting(pet, sites, table, CAPACITY, memory_inputs=2)
   return Sapt(SaptOptions(**options), setting)
 
 
@@ -245,12 +247,16 @@ def logits_in_peft(folder, adapter_folder):
     return logits[:, -TARGET.shape[1] - 1 : -1]
 
 
-PETS = [config.Pet(rank=3, alpha=5), config.Pet(kind="prompt", prompt_length=4)]
+PETS = [
+  config.Pet(rank=3, alpha=5),
+  config.Pet(rank=3, alpha=5, scale="sqrt_rank", targets=TARGETS),
+  config.Pet(kind="prompt", prompt_length=4),
+]
 
 
 # What peft and transformers warn of is among themselves.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-@pytest.mark.parametrize("pet", PETS, ids=lambda pet: pet.kind)
+@pytest.mark.parametrize("pet", PETS, ids=lambda pet: f"{pet.kind}-{len(pet.targets)}")
 def test_a_block_and_a_fixed_mixture_do_the_same_in_peft(pair, pet, tmp_path):
   folder, ours = pair
   learned = make_learned(make_method(ours.config, pet))

@@ -43,8 +43,8 @@ def _t5_stack(stack: str, depth: int, attentions: dict[str, str], gated: bool) -
     table += [kernel(place, f"{ours}_attention/{x}", f"{theirs}.{x}") for x in "qkvo"]
     table.append(norm(place, f"{ours}_norm"))
   last = len(attentions)
-  kernels = {"wi_0": "wi_0", "wi_1": "wi_1"} if gated else {"wi_0": "wi"}
-  for ours, theirs in (kernels | {"wo": "wo"}).items():
+  kernels = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
+  for ours, theirs in (kernels | {"down": "wo"}).items():
     table.append(kernel(last, f"feed_forward/{ours}", f"DenseReluDense.{theirs}"))
   bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
   return [

@@ -11,6 +11,7 @@ that the answer follows the last source token directly.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ from sapt_jax.backbones import attention, layers, quantize
 from sapt_jax.backbones.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from sapt_jax.backbones.rotary import Rope, rotate
 from sapt_jax.pet.adapters import Adapters
-from sapt_jax.pet.lora import Sites
+from sapt_jax.pet.lora import Sites, factors_at, sites_at
 from sapt_jax.sharding import constrain
 
 
@@ -83,14 +84,15 @@ class LlamaConfig:
 
   is_decoder_only = True
 
-  def lora_sites(self) -> Sites:
-    """q and v of every self-attention."""
-    return {
-      "self": {
-        "q": (self.layers, self.width, self.heads * self.head_width),
-        "v": (self.layers, self.width, self.key_heads * self.head_width),
-      }
-    }
+  def lora_sites(self, targets: Sequence[str] = ("q", "v")) -> Sites:
+    """Where LoRA sits in every layer, by the names that config.Pet.targets gives the maps."""
+    depth, width, mlp = self.layers, self.width, self.mlp_width
+    inner, key_inner = self.heads * self.head_width, self.key_heads * self.head_width
+    heads = {"q": inner, "k": key_inner, "v": key_inner}
+    attention = {name: (depth, width, size) for name, size in heads.items()}
+    attention["o"] = (depth, inner, width)
+    feed = dict.fromkeys(("gate", "up"), (depth, width, mlp)) | {"down": (depth, mlp, width)}
+    return sites_at(targets, attention, "self") | sites_at(targets, feed, "mlp")
 
 
 class LlamaCache(flax.struct.PyTreeNode):
@@ -173,23 +175,32 @@ class LlamaLayer(nn.Module):
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     c = self.config
     h = self.attention_norm(x)
-    factors = (lora and lora["self"]) or {"q": None, "v": None}
-    q = attention.split_heads(self.q(h, factors["q"], adapters), c.heads)
-    k = attention.split_heads(self.k(h), c.key_heads)
+    at = partial(factors_at, lora, "self")
+    q = attention.split_heads(self.q(h, at("q"), adapters), c.heads)
+    k = attention.split_heads(self.k(h, at("k"), adapters), c.key_heads)
     if c.qk_norm:
       q, k = self.q_norm(q), self.k_norm(k)
-    v = attention.split_heads(self.v(h, factors["v"], adapters), c.key_heads)
+    v = attention.split_heads(self.v(h, at("v"), adapters), c.key_heads)
     return rotate(q, cos, sin), rotate(k, cos, sin), v
 
   def finish(
-    self, x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array
+    self,
+    x: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array,
+    lora: Any,
+    adapters: Adapters | None,
   ) -> jax.Array:
     c = self.config
     scale = c.attention_scale or c.head_width**-0.5
-    h = self.o(attention.attend(q, k, v, bias, scale=scale, cap=c.attention_cap))
+    h = attention.attend(q, k, v, bias, scale=scale, cap=c.attention_cap)
+    h = self.o(h, factors_at(lora, "self", "o"), adapters)
     x = x + (self.attention_post_norm(h) if c.post_norms else h)
-    h = self.mlp_norm(x)
-    h = self.down(ACTIVATIONS[c.activation](self.gate(h)) * self.up(h))
+    h, at = self.mlp_norm(x), partial(factors_at, lora, "mlp")
+    gate = ACTIVATIONS[c.activation](self.gate(h, at("gate"), adapters))
+    h = self.down(gate * self.up(h, at("up"), adapters), at("down"), adapters)
     return x + (self.mlp_post_norm(h) if c.post_norms else h)
 
   def __call__(
@@ -216,7 +227,7 @@ class LlamaLayer(nn.Module):
     kept = k, v
     if room is not None:
       kept = jnp.concatenate([k, room], axis=2), jnp.concatenate([v, room], axis=2)
-    return self.finish(x, q, k, v, bias), kept
+    return self.finish(x, q, k, v, bias, lora, adapters), kept
 
   def step(
     self,
@@ -235,7 +246,7 @@ class LlamaLayer(nn.Module):
     q, new_k, new_v = self.queries_keys_values(x, lora, cos, sin, adapters)
     k = attention.write_cache(earlier[0], new_k, index)
     v = attention.write_cache(earlier[1], new_v, index)
-    return self.finish(x, q, k, v, bias), (new_k, new_v)
+    return self.finish(x, q, k, v, bias, lora, adapters), (new_k, new_v)
 
 
 class Llama(nn.Module):

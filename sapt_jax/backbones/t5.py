@@ -8,6 +8,7 @@ head width, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from sapt_jax.backbones import attention, layers, quantize
 from sapt_jax.backbones.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from sapt_jax.backbones.positions import PositionBias
 from sapt_jax.pet.adapters import Adapters
-from sapt_jax.pet.lora import Sites
+from sapt_jax.pet.lora import Sites, factors_at, sites_at
 from sapt_jax.sharding import constrain
 
 
@@ -57,13 +58,28 @@ class T5Config:
   is_decoder_only = False
   embedding_scale = 1.0
 
-  def lora_sites(self) -> Sites:
-    """q and v of every attention: encoder self, decoder self, decoder cross."""
-    encoder, decoder = (
-      dict.fromkeys(("q", "v"), (depth, self.width, self.heads * self.head_width))
-      for depth in (self.encoder_layers, self.decoder_layers)
-    )
-    return {"encoder": {"self": encoder}, "decoder": {"self": decoder, "cross": decoder}}
+  def lora_sites(self, targets: Sequence[str] = ("q", "v")) -> Sites:
+    """Where LoRA sits: in encoder and decoder, in self- and cross-attention and in the mlp, by the
+    names that config.Pet.targets gives the maps; `gate` where there is one.
+    """
+    inner = self.heads * self.head_width
+
+    def part(depth: int, name: str) -> Sites:
+      attention = dict.fromkeys("qkv", (depth, self.width, inner)) | {
+        "o": (depth, inner, self.width)
+      }
+      return sites_at(targets, attention, name)
+
+    def mlp(depth: int) -> Sites:
+      names = ("gate", "up") if self.gated else ("up",)
+      into = dict.fromkeys(names, (depth, self.width, self.mlp_width))
+      return sites_at(targets, into | {"down": (depth, self.mlp_width, self.width)}, "mlp")
+
+    encoder, decoder = self.encoder_layers, self.decoder_layers
+    return {
+      "encoder": part(encoder, "self") | mlp(encoder),
+      "decoder": part(decoder, "self") | part(decoder, "cross") | mlp(decoder),
+    }
 
 
 class T5Cache(flax.struct.PyTreeNode):
@@ -99,7 +115,8 @@ class Attention(nn.Module):
   def keys_values(
     self, x: jax.Array, factors: Any, adapters: Adapters | None
   ) -> tuple[jax.Array, jax.Array]:
-    k, v = self.k(x), self.v(x, factors and factors["v"], adapters)
+    k = self.k(x, factors_at(factors, "k"), adapters)
+    v = self.v(x, factors_at(factors, "v"), adapters)
     return attention.split_heads(k, self.config.heads), attention.split_heads(v, self.config.heads)
 
   def __call__(
@@ -111,9 +128,10 @@ class Attention(nn.Module):
     factors: Any,
     adapters: Adapters | None,
   ) -> jax.Array:
-    q = attention.split_heads(self.q(x, factors and factors["q"], adapters), self.config.heads)
+    q = attention.split_heads(self.q(x, factors_at(factors, "q"), adapters), self.config.heads)
     dropout, key = self.config.dropout, dropout_key(self)
-    return dropped(self, self.o(attention.attend(q, k, v, *biases, dropout=dropout, key=key)))
+    h = attention.attend(q, k, v, *biases, dropout=dropout, key=key)
+    return dropped(self, self.o(h, factors_at(factors, "o"), adapters))
 
 
 def dropout_key(module: nn.Module) -> jax.Array | None:
@@ -132,16 +150,19 @@ class FeedForward(nn.Module):
   config: T5Config
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    c = self.config
-    wi = partial(Linear, (c.width, c.mlp_width), ("embed", "mlp"), c.dtype, c.width**-0.5, c.bits)
-    hidden = ACTIVATIONS[c.activation](wi(name="wi_0")(x))
+  def __call__(
+    self, x: jax.Array, factors: Any = None, adapters: Adapters | None = None
+  ) -> jax.Array:
+    c, at = self.config, partial(factors_at, factors)
+    into = partial(Linear, (c.width, c.mlp_width), ("embed", "mlp"), c.dtype, c.width**-0.5, c.bits)
+    first = "gate" if c.gated else "up"
+    hidden = ACTIVATIONS[c.activation](into(name=first)(x, at(first), adapters))
     if c.gated:
-      hidden = hidden * wi(name="wi_1")(x)
-    wo = partial(
+      hidden = hidden * into(name="up")(x, at("up"), adapters)
+    down = partial(
       Linear, (c.mlp_width, c.width), ("inner", None), c.dtype, c.mlp_width**-0.5, c.bits
     )
-    return dropped(self, wo(name="wo")(dropped(self, hidden)))
+    return dropped(self, down(name="down")(dropped(self, hidden), at("down"), adapters))
 
 
 class EncoderLayer(nn.Module):
@@ -166,10 +187,11 @@ class EncoderLayer(nn.Module):
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
     h = self.self_norm(x)
-    factors = lora and lora["self"]
+    factors = factors_at(lora, "self")
     k, v = self.self_attention.keys_values(h, factors, adapters)
     x = x + self.self_attention(h, k, v, (bias, source_bias), factors, adapters)
-    return x + self.feed_forward(self.feed_forward_norm(x)), None
+    h = self.feed_forward_norm(x)
+    return x + self.feed_forward(h, factors_at(lora, "mlp"), adapters), None
 
 
 class DecoderLayer(nn.Module):
@@ -190,7 +212,8 @@ class DecoderLayer(nn.Module):
     self, encoded: jax.Array, lora: Any, adapters: Adapters | None
   ) -> tuple[jax.Array, KeysValues]:
     # Kept with positions last: a TPU pads the last axis to 128, and a head may have 64 entries.
-    k, v = self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
+    factors = factors_at(lora, "cross")
+    k, v = self.cross_attention.keys_values(encoded, factors, adapters)
     return encoded, (k.swapaxes(-1, -2), v.swapaxes(-1, -2))
 
   def __call__(
@@ -205,8 +228,8 @@ class DecoderLayer(nn.Module):
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
     h = self.self_norm(x)
-    own = self.self_attention.keys_values(h, lora and lora["self"], adapters)
-    cross = self.cross_attention.keys_values(encoded, lora and lora["cross"], adapters)
+    own = self.self_attention.keys_values(h, factors_at(lora, "self"), adapters)
+    cross = self.cross_attention.keys_values(encoded, factors_at(lora, "cross"), adapters)
     return self.mix(x, h, own, cross, lora, bias, source_bias, adapters), None
 
   def step(
@@ -224,7 +247,7 @@ class DecoderLayer(nn.Module):
     token's, (B, H, 1, K) each.
     """
     h = self.self_norm(x)
-    new = self.self_attention.keys_values(h, lora and lora["self"], adapters)
+    new = self.self_attention.keys_values(h, factors_at(lora, "self"), adapters)
     k, v = (attention.write_cache(cache, one, index) for cache, one in zip(own, new, strict=True))
     cross = (cross[0].swapaxes(-1, -2), cross[1].swapaxes(-1, -2))
     return self.mix(x, h, (k, v), cross, lora, bias, source_bias, adapters), new
@@ -240,10 +263,11 @@ class DecoderLayer(nn.Module):
     source_bias: jax.Array,
     adapters: Adapters | None,
   ) -> jax.Array:
-    x = x + self.self_attention(h, *own, (bias,), lora and lora["self"], adapters)
-    h = self.cross_norm(x)
-    x = x + self.cross_attention(h, *cross, (source_bias,), lora and lora["cross"], adapters)
-    return x + self.feed_forward(self.feed_forward_norm(x))
+    x = x + self.self_attention(h, *own, (bias,), factors_at(lora, "self"), adapters)
+    h, factors = self.cross_norm(x), factors_at(lora, "cross")
+    x = x + self.cross_attention(h, *cross, (source_bias,), factors, adapters)
+    h = self.feed_forward_norm(x)
+    return x + self.feed_forward(h, factors_at(lora, "mlp"), adapters)
 
 
 def lora_of(adapters: Adapters | None, stack: str) -> Any:

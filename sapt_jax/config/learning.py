@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from sapt_jax.checks import at_least, positive, require, share
+
+# The maps of attention and of the mlp.
+Target = Literal["q", "k", "v", "o", "gate", "up", "down"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +23,11 @@ class Pet:
   rank: int = 4
   """Rank r of a LoRA block."""
   alpha: float = 32.0
-  """LoRA's scale is alpha / rank."""
+  """LoRA's scale is alpha / rank; see scale."""
+  targets: tuple[Target, ...] = ("q", "v")
+  """Where LoRA sits in every layer: maps of attention (q k v o) and of the mlp (gate up down)."""
+  scale: Literal["rank", "sqrt_rank"] = "rank"
+  """What alpha is divided by: rank, as published; sqrt_rank: rsLoRA (Kalajdzievski, 2023)."""
   prompt_length: int = 10
   """Soft tokens of a prompt block."""
   new_block: Literal["fresh", "mixture", "directions"] = "fresh"
@@ -36,6 +44,15 @@ class Pet:
     at_least(self, "pet", 1, "rank", "prompt_length")
     at_least(self, "pet", 0, "top_k")
     positive(self, "pet", "alpha")
+    require(
+      0 < len(set(self.targets)) == len(self.targets),
+      f"pet.targets {' '.join(self.targets) or '(none)'}: name at least one place, each once",
+    )
+
+  @property
+  def lora_scale(self) -> float:
+    """What the product of a block's factors is multiplied by."""
+    return self.alpha / (self.rank if self.scale == "rank" else self.rank**0.5)
 
 
 @dataclasses.dataclass(frozen=True)

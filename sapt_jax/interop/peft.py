@@ -61,7 +61,7 @@ def fixed_mixture(pool: blocks.Blocks, mixture: jax.Array) -> blocks.Block:
 def lora_arrays(block: blocks.Block, backbone: ModelConfig) -> dict[str, np.ndarray]:
   """A LoRA block's arrays as peft names them: lora_A (r, D_in), lora_B (D_out, r)."""
   arrays = {}
-  for site in sites(backbone):
+  for site in sites(backbone, block["lora"]):
     factors = get(block["lora"], site.path)
     for layer in range(site.layers):
       prefix = f"base_model.model.{site.module.format(layer)}.{site.linear}"
@@ -71,19 +71,17 @@ def lora_arrays(block: blocks.Block, backbone: ModelConfig) -> dict[str, np.ndar
   return arrays
 
 
-def lora_config(
-  arrays: dict[str, np.ndarray], pet: config.Pet, backbone: ModelConfig
-) -> dict[str, Any]:
+def lora_config(arrays: dict[str, np.ndarray], pet: config.Pet) -> dict[str, Any]:
   """What adapter_config.json says of a LoRA block with these arrays."""
   rank = next(x.shape[0] for name, x in arrays.items() if "lora_A" in name)
-  alpha = pet.alpha * rank / pet.rank  # peft scales by lora_alpha / r
+  alpha = pet.lora_scale * rank  # peft scales by lora_alpha / r
   return {
     "peft_type": "LORA",
     "r": rank,
     "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
     "lora_dropout": 0.0,
     "bias": "none",
-    "target_modules": sorted({site.linear for site in sites(backbone)}),
+    "target_modules": sorted({name.split(".")[-3] for name in arrays}),
   }
 
 
@@ -111,7 +109,7 @@ def export_block(
   """Writes a block as a peft adapter folder.
 
   Args:
-    block: LoRA, of any rank, with the scale alpha / pet.rank; or a soft prompt.
+    block: LoRA, of any rank, with the scale pet.lora_scale; or a soft prompt.
     base: the backbone's folder or hub id, for peft to find it.
     what: one phrase for the README.
 
@@ -131,7 +129,7 @@ def export_block(
     written |= prompt_config(arrays["prompt_embeddings"])
   else:
     arrays = lora_arrays(block, backbone)
-    written |= lora_config(arrays, pet, backbone)
+    written |= lora_config(arrays, pet)
   folder.mkdir(parents=True, exist_ok=True)
   weights = folder / "adapter_model.safetensors"
   safetensors.numpy.save_file(arrays, weights, metadata={"format": "pt"})

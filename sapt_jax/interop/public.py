@@ -66,7 +66,7 @@ def block_from(arrays: Arrays, config: ModelConfig, age: int | None = None) -> b
     InputError: an array is missing.
   """
   block: blocks.Block = {}
-  for site in sites(config):
+  for site in sites(config, config.lora_sites()):
     for factor in FACTORS:
       names = factor_names(site, factor, age)
       missing = [name for name in names if name not in arrays]
@@ -83,8 +83,12 @@ def block_arrays(
   """The arrays of a LoRA block under their names in a state dict."""
   if "lora" not in block:
     raise InputError("the public code's files hold LoRA blocks, not soft prompts")
+  if jax.tree.map(lambda _: 0, block["lora"], is_leaf=lambda x: "a" in x) != jax.tree.map(
+    lambda _: 0, config.lora_sites(), is_leaf=lambda x: isinstance(x, tuple)
+  ):
+    raise InputError("the public code's files hold LoRA of q and v alone (pet.targets q v)")
   arrays: dict[str, np.ndarray] = {}
-  for site in sites(config):
+  for site in sites(config, block["lora"]):
     for factor in FACTORS:
       layers = np.asarray(get(block["lora"], (*site.path, factor)))
       names = factor_names(site, factor, age)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from sapt_jax.backbones.hf import ModelConfig
 from sapt_jax.backbones.llama import LlamaConfig
 from sapt_jax.errors import InputError
+from sapt_jax.pet.lora import factors_at
 
 
 class Site(NamedTuple):
@@ -17,8 +18,8 @@ class Site(NamedTuple):
 
   Attributes:
     path: its place in a block, e.g. ("decoder", "cross", "q").
-    module: the attention that it belongs to, "{}" for the layer.
-    linear: the name of the projection in that attention.
+    module: the attention or mlp that it belongs to, "{}" for the layer.
+    linear: the name of the projection in it.
     layers: how many layers the stack has.
   """
 
@@ -28,30 +29,45 @@ class Site(NamedTuple):
   layers: int
 
 
-def sites(config: ModelConfig) -> Iterator[Site]:
-  """The sites of a backbone: q and v of every attention.
+def sites(config: ModelConfig, factors: Any) -> Iterator[Site]:
+  """The sites that a LoRA block, or a stack of them, has.
+
+  Args:
+    factors: nested as the block's.
 
   Raises:
-    InputError: other programs have no such sites, as q and v are not maps of their own there.
+    InputError: other programs have no such sites, as their maps hold several of ours.
   """
-  stacks: list[tuple[tuple[str, ...], str, str, int]]
   if isinstance(config, LlamaConfig):
     if config.fused:
       raise InputError(
         "other programs keep q, k and v of this backbone in one map (qkv_proj), where LoRA on q "
         "and v alone has no place: its blocks cannot be exchanged"
       )
-    stacks = [(("self",), "model.layers.{}.self_attn", "{}_proj", config.layers)]
+    layer = "model.layers.{}"
+    parts: dict[tuple[str, ...], tuple[str, int, dict[str, str]]] = {
+      ("self",): (f"{layer}.self_attn", config.layers, {x: f"{x}_proj" for x in "qkvo"}),
+      ("mlp",): (f"{layer}.mlp", config.layers, {x: f"{x}_proj" for x in ("gate", "up", "down")}),
+    }
   else:
-    encoder, decoder = config.encoder_layers, config.decoder_layers
-    stacks = [
-      (("encoder", "self"), "encoder.block.{}.layer.0.SelfAttention", "{}", encoder),
-      (("decoder", "self"), "decoder.block.{}.layer.0.SelfAttention", "{}", decoder),
-      (("decoder", "cross"), "decoder.block.{}.layer.1.EncDecAttention", "{}", decoder),
-    ]
-  for path, module, linear, layers in stacks:
-    for name in ("q", "v"):
-      yield Site((*path, name), module, linear.format(name), layers)
+    mlp = {"gate": "wi_0", "up": "wi_1"} if config.gated else {"up": "wi"}
+    parts = {
+      (stack, part): (f"{stack}.block.{{}}.layer.{place}.{module}", depth, names)
+      for stack, depth, attentions in (
+        ("encoder", config.encoder_layers, {"self": "SelfAttention"}),
+        ("decoder", config.decoder_layers, {"self": "SelfAttention", "cross": "EncDecAttention"}),
+      )
+      for place, (part, module, names) in enumerate(
+        [
+          *((part, module, {x: x for x in "qkvo"}) for part, module in attentions.items()),
+          ("mlp", "DenseReluDense", mlp | {"down": "wo"}),
+        ]
+      )
+    }
+  for path, (module, depth, names) in parts.items():
+    for name, linear in names.items():
+      if factors_at(factors, *path, name) is not None:
+        yield Site((*path, name), module, linear, depth)
 
 
 def get(tree: Any, path: tuple[str, ...]) -> Any:

@@ -175,7 +175,7 @@ def mixed(
   chosen = None
   if 0 < pet.top_k < mixture.shape[1]:
     mixture, chosen = jax.lax.top_k(mixture, pet.top_k)
-  gates = mixture * (pet.alpha / pet.rank)
+  gates = mixture * pet.lora_scale
   return Adapters(pool["lora"], gates, chosen=chosen, newest=newest, detached=detached)
 
 

@@ -8,6 +8,7 @@ with both a task axis and a full width per token.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,21 @@ from sapt_jax.precision import exact
 
 # Where LoRA sits: nested names (as the backbone takes them) -> (layers, D_in, D_out).
 Sites = dict[str, Any]
+
+
+def sites_at(targets: Sequence[str], shapes: dict[str, tuple[int, int, int]], part: str) -> Sites:
+  """The sites of one part of a layer: {part: {target: shape}} for those of its maps that are
+  targets; nothing where none is.
+  """
+  chosen = {name: shape for name, shape in shapes.items() if name in targets}
+  return {part: chosen} if chosen else {}
+
+
+def factors_at(factors: Any, *path: str) -> Any:
+  """What stands at a path of nested factors; None where nothing does."""
+  for name in path:
+    factors = None if factors is None else factors.get(name)
+  return factors
 
 
 def init_block(rng: jax.Array, sites: Sites, rank: int) -> Any:

@@ -26,17 +26,24 @@ from sapt_jax.pet.lora import Sites
 
 def site_of(path: Sequence[str]) -> tuple[str, ...]:
   """The site of a projection, by its place among the modules: encoder/self_attention/q -> encoder,
-  self, q; layers/q -> self, q.
+  self, q; layers/q -> self, q; encoder/feed_forward/up -> encoder, mlp, up.
   """
-  return tuple("self" if name == "layers" else name.removesuffix("_attention") for name in path)
+  *parts, name = path
+  if parts == ["layers"]:
+    return ("mlp" if name in ("gate", "up", "down") else "self", name)
+  if parts[-1] == "feed_forward":
+    return (*parts[:-1], "mlp", name)
+  return (*(part.removesuffix("_attention") for part in parts), name)
 
 
 def input_of(site: tuple[str, ...]) -> tuple[str, ...]:
-  """What a site reads: the states that enter its attention, or, for keys and values of
-  cross-attention, the encoder's.
+  """What a site reads: the states that enter its part of the layer; for keys and values of
+  cross-attention, the encoder's; for the part's last map, what the part has computed.
   """
-  *attention, name = site
-  return (*attention, "encoded" if attention[-1] == "cross" and name != "q" else "states")
+  *part, name = site
+  if name in ("o", "down"):
+    return (*part, "computed")
+  return (*part, "encoded" if part[-1] == "cross" and name != "q" else "states")
 
 
 def first_readers(sites: Sites) -> dict[tuple[str, ...], tuple[str, ...]]:
@@ -69,10 +76,12 @@ def tokens_read(site: tuple[str, ...], batch: Batch) -> jax.Array:
   """Which of the states that enter a site stand for real tokens, (B, L) bool; cross-attention's
   values are made of encoder states.
   """
-  if site[0] == "self":  # decoder-only: source, then answer without its last token
+  if site[0] in ("self", "mlp"):  # decoder-only: source, then answer without its last token
     return jnp.concatenate([batch.source_mask, batch.target_mask[:, :-1]], axis=1)
   return (
-    batch.source_mask if site[0] == "encoder" or site[1:] == ("cross", "v") else batch.target_mask
+    batch.source_mask
+    if site[0] == "encoder" or input_of(site)[-1] == "encoded"
+    else batch.target_mask
   )
 
 
@@ -93,8 +102,7 @@ def batch_moments(
   def record(
     call: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext
   ) -> Any:
-    site = site_of(context.module.path)
-    if takes_lora(context, args) and site in readers:
+    if takes_lora(context, args) and (site := site_of(context.module.path)) in readers:
       there = tokens_read(site, batch) & counted[:, None]
       x = jnp.where(there[:, :, None], args[0].astype(jnp.float32), 0.0)
       moment = jnp.einsum("bld,ble->de", x, x, precision="highest")
