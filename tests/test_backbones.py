@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import logits
 import numpy as np
 import pytest
+import tiny
 
 from sapt_jax.backbones import hf
 from sapt_jax.backbones.architectures import ARCHITECTURES, t5_config
@@ -280,3 +282,29 @@ def test_weights_that_do_not_fit_their_config_are_refused_by_name(pair, tmp_path
   (tmp_path / "config.json").write_text(json.dumps(pair.ours.raw_config | changes))
   with pytest.raises(InputError, match=named):
     hf.load_backbone(str(tmp_path))
+
+
+def test_the_program_of_logits_gives_those_of_the_library(torch, tmp_path, monkeypatch, capsys):
+  folder = torch_models.save(torch_models.make("qwen3"), tmp_path / "model")
+  rng = np.random.default_rng(0)
+  (source, source_mask), (target, target_mask) = (
+    padded(rng, (6, 3), True),
+    padded(rng, (2, 4), False),
+  )
+  given = {
+    "source": source,
+    "source_mask": source_mask,
+    "target": target,
+    "target_mask": target_mask,
+  }
+  np.savez(tmp_path / "in.npz", **given)
+  logits.main([folder, str(tmp_path / "in.npz"), str(tmp_path / "out.npz")])
+  ours = hf.load_backbone(folder)
+  expected = ours.model.apply({"params": ours.params}, *given.values())
+  with np.load(tmp_path / "out.npz") as found:
+    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+  capsys.readouterr()
+  np.savez(tmp_path / "in.npz", **(given | {"source": source + 96}))
+  arguments = [folder, tmp_path / "in.npz", tmp_path / "out.npz"]
+  code, line = tiny.run_program(logits, arguments, monkeypatch, capsys)
+  assert (code, "source holds an id beyond the 96 tokens" in line) == (2, True)
