@@ -4,8 +4,8 @@
 
 FOLDER is a Hugging Face model folder. IN.npz holds `source`, `source_mask` (B, L), `target` and
 `target_mask` (B, M): token ids and which of them are real. Sources of decoder-only models are
-padded on the left, all else on the right. OUT.npz gets `logits` (B, M, V) float32 of each target token
-given all before it. No adapters; float32, highest precision.
+padded on the left, all else on the right. OUT.npz gets `logits` (B, M, V) float32 of each target
+token given all before it. No adapters; float32, highest precision.
 """
 
 from __future__ import annotations

@@ -1,13 +1,17 @@
 """Runs whose stream becomes longer: what is new is learned, what is there stays as it is."""
 
-import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 
 from sapt_jax import train
+from sapt_jax.data.prepared import PreparedTask
+from sapt_jax.data.tasks import Example, Task
+from sapt_jax.errors import InputError
+from sapt_jax.methods import METHODS
 from tests.runs import assert_same_run, record_of, saved, scores, snapshots
 
 LATER = {
@@ -142,11 +146,9 @@ def test_a_task_that_must_be_learned_again_needs_its_rows(world, grown, data, mo
 
 
 @pytest.mark.parametrize("method", ["replay", "multi_task", "lfpt5"])
-def test_methods_that_need_earlier_rows_say_so(method, world, data, tmp_path, monkeypatch, capsys):
-  folder, options = tmp_path / "run", [*world, "--data.root", str(data.parent)]
-  options += ["--method.name", method, "--pet.new-block", "fresh", "--evaluation.no-every-task"]
-  train.main([*options, "--output", str(folder), "--stream.tasks", NAMES[0]])
-  shutil.rmtree(data / NAMES[0])
-  line = refused(options, folder, ["--stream.tasks", *NAMES[:2]], monkeypatch, capsys)
-  assert f"task {NAMES[0]}: its training rows are not there" in line
-  assert json.loads((folder / "scores.json").read_text())["tasks"] == NAMES[:1]
+def test_methods_that_need_earlier_rows_say_so(method):
+  tasks = [Task("a", "", (), (), ()), Task("b", "", (Example("x", ("y",)),) * 2, (), ())]
+  stream = [PreparedTask(index, task, None) for index, task in enumerate(tasks)]
+  kind = METHODS[method]
+  with pytest.raises(InputError, match="task a: its training rows are not there"):
+    kind(kind.Options(), None).check_task(SimpleNamespace(stream=stream, index=1))

@@ -26,13 +26,27 @@ def world(tmp_path_factory):
   return [*options, "--generator.folder", str(written)]
 
 
-@pytest.fixture(scope="module", params=["sapt", "epi"])
-def three(request, world, tmp_path_factory):
+def learned(world, folder, method):
   """A finished run on three of the tasks."""
-  folder = tmp_path_factory.mktemp("three") / "run"
-  tasks = ["--stream.tasks", *NAMES[:3], "--method.name", request.param]
+  tasks = ["--stream.tasks", *NAMES[:3], "--method.name", method]
   train.main([*world, *tasks, "--output", str(folder)])
   return folder
+
+
+@pytest.fixture(scope="module")
+def of_sapt(world, tmp_path_factory):
+  return learned(world, tmp_path_factory.mktemp("sapt") / "run", "sapt")
+
+
+@pytest.fixture(scope="module")
+def of_epi(world, tmp_path_factory):
+  return learned(world, tmp_path_factory.mktemp("epi") / "run", "epi")
+
+
+@pytest.fixture(params=["sapt", "epi"])
+def three(request):
+  """A finished run of a method that can forget and be joined."""
+  return request.getfixturevalue(f"of_{request.param}")
 
 
 def questions():
@@ -73,9 +87,9 @@ def test_a_forgotten_task_leaves_nothing_and_changes_nothing_else(three, tmp_pat
   assert [row["index"] for row in rows_of(folder / "metrics.jsonl")][-1] == 1
 
 
-def test_a_run_that_has_forgotten_goes_on(three, world, tmp_path):
-  folder = shutil.copytree(three, tmp_path / "run")
-  method = ["--method.name", scores(three)["method"], "--output", str(folder)]
+def test_a_run_that_has_forgotten_goes_on(of_sapt, world, tmp_path):
+  folder = shutil.copytree(of_sapt, tmp_path / "run")
+  method = ["--method.name", scores(of_sapt)["method"], "--output", str(folder)]
   forget.main(["--run", str(folder), "--task", NAMES[0]])
   train.main([*world, *method, "--stream.tasks", *NAMES[1:3]])
   assert scores(folder)["tasks"] == NAMES[1:3]
@@ -90,8 +104,8 @@ def test_a_run_that_has_forgotten_goes_on(three, world, tmp_path):
     (["--task", "task00"], "--task 'task00' is ambiguous"),
   ],
 )
-def test_a_task_that_is_not_there_is_named(three, options, message, monkeypatch, capsys):
-  arguments = ["--run", three, *options]
+def test_a_task_that_is_not_there_is_named(of_sapt, options, message, monkeypatch, capsys):
+  arguments = ["--run", of_sapt, *options]
   code, line = tiny.run_program(forget, arguments, monkeypatch, capsys)
   assert (code, message in line) == (2, True)
 
@@ -108,15 +122,15 @@ def test_a_method_with_one_block_cannot_forget(world, tmp_path, monkeypatch, cap
   assert before == now | {folder / "lock": before[folder / "lock"]}
 
 
-def test_a_run_begins_with_another_runs_pool(three, world, tmp_path):
-  method = ["--method.name", scores(three)["method"], "--stream.tasks", *NAMES]
-  fork, grown = tmp_path / "fork", shutil.copytree(three, tmp_path / "grown")
-  before = {file: file.read_bytes() for file in three.rglob("*") if file.is_file()}
+def test_a_run_begins_with_another_runs_pool(of_sapt, world, tmp_path):
+  method = ["--method.name", scores(of_sapt)["method"], "--stream.tasks", *NAMES]
+  fork, grown = tmp_path / "fork", shutil.copytree(of_sapt, tmp_path / "grown")
+  before = {file: file.read_bytes() for file in of_sapt.rglob("*") if file.is_file()}
   for _ in range(2):  # the second time it is finished
-    train.main([*world, *method, "--output", str(fork), "--start-from", str(three)])
+    train.main([*world, *method, "--output", str(fork), "--start-from", str(of_sapt)])
   train.main([*world, *method, "--output", str(grown)])
   assert_same_run(fork, grown)
-  assert before == {file: file.read_bytes() for file in three.rglob("*") if file.is_file()}
+  assert before == {file: file.read_bytes() for file in of_sapt.rglob("*") if file.is_file()}
 
 
 def test_two_pools_become_one(three, world, tmp_path, capsys):
@@ -145,14 +159,14 @@ def test_two_pools_become_one(three, world, tmp_path, capsys):
   assert scores(both) == result
 
 
-def test_runs_that_differ_are_not_joined(three, world, tmp_path, monkeypatch, capsys):
+def test_runs_that_differ_are_not_joined(of_sapt, world, tmp_path, monkeypatch, capsys):
   other = tmp_path / "other"
-  options = ["--pet.alpha", "8", "--method.name", scores(three)["method"]]
+  options = ["--pet.alpha", "8", "--method.name", scores(of_sapt)["method"]]
   train.main([*world, *options, "--stream.tasks", NAMES[3], "--output", str(other)])
   for runs, message in (
-    ([three, other], "pet.alpha 32.0 and 8.0"),
-    ([three, three], f"both runs have learned {NAMES[2]}"),
-    ([three], "1 run(s) given; name the folders of two"),
+    ([of_sapt, other], "pet.alpha 32.0 and 8.0"),
+    ([of_sapt, of_sapt], f"both runs have learned {NAMES[2]}"),
+    ([of_sapt], "1 run(s) given; name the folders of two"),
   ):
     arguments = [*runs, "--output", tmp_path / "both"]
     code, line = tiny.run_program(join, arguments, monkeypatch, capsys)
