@@ -21,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
-from sapt_jax.run_folder import sound_snapshots
+from sapt_jax.snapshots import sound_snapshots
 from sapt_jax.training.checkpoint import TREE
 
 

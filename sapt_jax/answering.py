@@ -11,7 +11,7 @@ from sapt_jax import config, learner, saved_options
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Row
 from sapt_jax.errors import InputError
-from sapt_jax.run_folder import sound_snapshots
+from sapt_jax.snapshots import sound_snapshots
 from sapt_jax.text_files import read_object
 from sapt_jax.training import checkpoint
 

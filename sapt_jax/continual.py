@@ -24,18 +24,22 @@ from sapt_jax.run_identity import tasks_in
 from sapt_jax.run_inputs import RunInputs, check_rows, most_pseudo_inputs, read_inputs
 from sapt_jax.scoring import Evaluation, Scorer, metric_of, share_changed
 from sapt_jax.single import single_scores
+from sapt_jax.stored_run import fork
 from sapt_jax.study import Instruments, TaskStudy
 from sapt_jax.text_files import json_lines
 from sapt_jax.training.fit import Plan
 
 
-def run(config: Config, output: str | pathlib.Path, keep: int | None = None) -> dict[str, Any]:
+def run(
+  config: Config, output: str | pathlib.Path, keep: int | None = None, source: str = ""
+) -> dict[str, Any]:
   """Learns the stream that a configuration describes, or goes on learning it; returns what
   scores.json holds.
 
   Args:
     output: the run's folder, or the URL of a remote one.
     keep: see RunFolder.
+    source: a finished run, with whose tasks a new one begins; empty: none.
 
   Raises:
     InputError: something in the configuration, the data, the model folder or the output folder is
@@ -44,7 +48,9 @@ def run(config: Config, output: str | pathlib.Path, keep: int | None = None) -> 
   """
   mirror = mirror_of(str(output))
   path = pathlib.Path(output) if mirror is None else mirror.local
-  begun = [] if keep == 0 else tasks_in(path, mirror)
+  if source:
+    processes.first_does(lambda: fork(source, path, mirror is not None, config))
+  begun = tasks_in(path, mirror)[:keep]
   inputs = processes.all_or_none(lambda: read_inputs(config, begun))
   with RunFolder(path, config, inputs.identity, keep, mirror) as folder:
     single = processes.all_or_none(
@@ -71,6 +77,7 @@ class Continual:
     self.method = built.method
     self.scorer = Scorer(config, built, inputs.codec, self.stream)
     self.instruments = Instruments(config, built, inputs.codec, inputs.stored)
+    check_rows(self.stream[folder.finished() :])
     for index, task in enumerate(self.stream):
       if len(task.train):
         self.method.check_task(self.study(index))
@@ -79,6 +86,7 @@ class Continual:
     """Learns the whole stream, from where an earlier start of the same run stopped; returns what
     scores.json holds.
     """
+    self.folder.begin()
     learned, records = self.folder.restore(self.names, self.built.start(self.config.seed))
     check_rows(self.stream[len(records) :])
     for task in self.stream[len(records) :]:
@@ -129,6 +137,8 @@ class Continual:
     }
     record |= self.sizes | study.figures
     record |= {"changed": self.changed(index, evaluation), "options": self.options_of(index)}
+    absent = [task.name for task in self.stream[:index] if not len(task.test)]
+    record |= {"without_test_rows": absent} if absent else {}
     lines = {"predictions": evaluation.answers} | study.left
     self.folder.save(index, study.task.name, learned, record, lines)
     self.cost.lap("save")

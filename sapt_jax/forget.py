@@ -15,7 +15,13 @@ from collections.abc import Sequence
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
-from sapt_jax.run_lock import locked
+from sapt_jax.run_lock import BEFORE, locked, recover
+
+# What a run leaves in its folder; the rest is the user's, and stays.
+OWN = (
+  *("config.json", "metrics.jsonl", "scores.json", "predictions.jsonl", "errors*.log", "*lock"),
+  *("mixture_*.png", "snapshots", "predictions", "pseudo_*", "progress", "single"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +37,8 @@ class ForgetOptions:
 def main(arguments: Sequence[str]) -> None:
   """Parses, reads, takes out, writes."""
   options = cli.parse(ForgetOptions, arguments, "sapt_jax.forget", cli.summary(__doc__))
-  path = pathlib.Path(options.run)
-  before = path.with_name(path.name + ".before")
-  if not path.exists() and before.exists():  # it was killed between two renames
-    before.rename(path)
+  path = pathlib.Path(options.run).resolve()
+  recover(path)
   if not (path / "config.json").is_file():
     raise InputError(f"--run {path}: no config.json of a run is there")
   cli.keep_compiled_programs()
@@ -53,10 +57,11 @@ def forget(path: pathlib.Path, task: str) -> list[str]:
   from sapt_jax.data.sources import choose
   from sapt_jax.stored_run import read_run, without
 
+  new, before = (path.with_name(path.name + ending) for ending in (".new", BEFORE))
+  for left in (new, before):  # by a process that was killed
+    shutil.rmtree(left, ignore_errors=True)
   run = read_run(path, f"--run {path}")
   [name] = choose(run.names, [task], str(path), "--task")
-  new, before = (path.with_name(path.name + ending) for ending in (".new", ".before"))
-  shutil.rmtree(new, ignore_errors=True)
   rest = without(run, run.names.index(name))
   rest.write(new)
   alone = path / "single"  # the run that FWT was measured by
@@ -65,6 +70,9 @@ def forget(path: pathlib.Path, task: str) -> list[str]:
     without(single, single.names.index(name)).write(new / "single")
   path.rename(before)
   new.rename(path)
+  for entry in before.iterdir():
+    if not any(map(entry.match, OWN)):  # of the user
+      entry.rename(path / entry.name)
   shutil.rmtree(before)
   return rest.names
 

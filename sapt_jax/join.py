@@ -9,6 +9,7 @@ runs themselves stay as they are.
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -16,7 +17,7 @@ import tyro
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
-from sapt_jax.remote import readable
+from sapt_jax.remote import is_remote, readable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +35,14 @@ def main(arguments: Sequence[str]) -> None:
   options = cli.parse(JoinOptions, arguments, "sapt_jax.join", cli.summary(__doc__))
   if len(options.runs) != 2:
     raise InputError(f"{len(options.runs)} run(s) given; name the folders of two")
-  output = cli.output_folder(options.output)
+  if is_remote(options.output):
+    raise InputError(f"--output {options.output}: must be a folder of this machine")
   cli.keep_compiled_programs()
-  from sapt_jax.stored_run import beside, read_run  # here, so that --help answers at once
+  from sapt_jax.stored_run import beside, new_folder, read_run  # here, so that --help is quick
 
+  output = new_folder(pathlib.Path(options.output))
+  if any(pathlib.Path(name).resolve() in output.parents for name in options.runs):
+    raise InputError(f"--output {output}: is inside of a run; choose another")
   first, second = (read_run(readable(name), name) for name in options.runs)
   both = beside(first, second)
   both.write(output)

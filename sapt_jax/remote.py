@@ -17,6 +17,7 @@ import uuid
 from typing import Any
 
 from sapt_jax.errors import InputError
+from sapt_jax.run_lock import recover
 
 OWNER, TOKEN, MANIFEST = "owner", "owner.lock", "manifest.json"
 # Of this machine alone: locks, what is being written, and what is about to be replaced.
@@ -46,6 +47,7 @@ def readable(place: str) -> pathlib.Path:
     InputError: see Mirror; there is nothing.
   """
   if not is_remote(place):
+    recover(pathlib.Path(place))
     return pathlib.Path(place)
   mirror = Mirror(place, scratch(place, "read"))
   mirror.fetch()

@@ -55,11 +55,13 @@ def summary(
     result["own_weight"] = round(float(np.mean([row[j] for j, row in mixtures.items()])), 4)
   result["blocks_used"] = round(blocks_used(list(mixtures.values())), 2)
   notes = []
-  if lost := [name for name, score in zip(names, rows[-1], strict=True) if score is None]:
-    why = "they were learned by another run" if records[-1].get("joined") else "rows are missing"
-    notes.append(f"not scored after the last task, as {why}: {', '.join(lost)}")
-  if forgotten := max(record.get("forgotten", 0) for record in records):
-    notes.append(f"scores are from before {forgotten} task(s) were forgotten")
+  last = records[-1]
+  if lost := last.get("without_test_rows"):
+    notes.append(f"not scored, as their test rows are not there: {', '.join(lost)}")
+  if last.get("joined"):
+    notes.append("two runs made one: each task was scored by the run that learned it")
+  if last.get("forgotten"):
+    notes.append(f"scores are from before {last['forgotten']} task(s) were forgotten")
   if notes:
     result["note"] = "; ".join(notes)
   return result

@@ -32,9 +32,10 @@ from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.base import Learned
 from sapt_jax.progress import Progress
 from sapt_jax.remote import Mirror
-from sapt_jax.run_identity import asked, check_begun
-from sapt_jax.run_lock import take_lock
+from sapt_jax.run_identity import asked, check_begun, tasks_of
+from sapt_jax.run_lock import recover, take_lock
 from sapt_jax.run_log import RunLog
+from sapt_jax.snapshots import finished_snapshots, number_of
 from sapt_jax.text_files import read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
 
@@ -49,9 +50,9 @@ class RunFolder:
       all stay.
     mirror: copies the folder to a remote place, from which it is fetched first; None: it is here.
 
-  Raises (on entering):
+  Raises (on entering, when nothing has changed in it yet):
     InputError: another run is at work in it; it was begun with another configuration; it is a
-      folder of something else; it is not one and the same folder to all processes of this run.
+      folder of something else.
   """
 
   def __init__(
@@ -76,18 +77,44 @@ class RunFolder:
         f"{self.mirror.url}: the processes work in {self.path}, which must be one and the same "
         "folder to all of them: set XDG_CACHE_HOME to one that all their machines share"
       )
+    return self
+
+  def begin(self) -> None:
+    """Makes the folder this run's: what is to be learned again goes, and config.json says what is
+    asked for. Until then nothing has changed in it.
+
+    Raises:
+      InputError: it is not one and the same folder to all processes.
+    """
+    processes.first_does(self._begin)
     seen = processes.all_say(self._seen())
     if not all(seen):
-      self.__exit__()
       raise InputError(
         f"{self.path}: process {seen.index(False)} does not find there what process 0 wrote; all "
         "processes need the same options, and one folder that all their machines share"
       )
-    return self
+
+  def _begin(self) -> None:
+    file = self.path / "config.json"
+    values = read_object(file) if self._begun() and self.keep != 0 else None
+    if self.keep is not None:
+      self._forget_after(self.keep)
+    if values is not None and tasks_of(values) != list(self.identity.get("tasks", ())):
+      for answers in self.path.glob("progress/*/*.jsonl"):  # given by a pool of another size
+        answers.unlink()
+    write_json(file, asked(self.config, self.identity, values))
+    self.snapshots.mkdir(exist_ok=True)
+    self.push()
+
+  def _begun(self) -> bool:
+    """Whether something has been learned here; before, nothing can spoil it."""
+    saved = [*self.path.glob("snapshots/*"), *self.path.glob("progress/*/*")]
+    return (self.path / "config.json").exists() and any(map(checkpoint.is_finished, saved))
 
   def _enter(self) -> None:
     for task in self.identity.get("tasks", ()):
       checkpoint.check_path(self.snapshot(0, task))
+    recover(self.path)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = (self.path / "lock").open("a+")
@@ -100,14 +127,12 @@ class RunFolder:
       if self.mirror is not None:
         self.mirror.take()
         self.mirror.fetch()
+      for place in (self.snapshots, *self.path.glob("progress/*")):
+        checkpoint.settle(place)
       self._check_config(self.path / "config.json")
     except InputError:
       self._lock.close()
       raise
-    self.snapshots.mkdir(exist_ok=True)
-    for place in (self.snapshots, *self.path.glob("progress/*")):
-      checkpoint.settle(place)
-    self.push()
 
   def push(self) -> None:
     """Copies what has changed to the remote place, if the folder has one."""
@@ -163,38 +188,35 @@ class RunFolder:
           f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose "
           "another --output"
         )
-    if self.keep == 0:  # whatever the run was begun with
-      self._forget_after(0)
-    done = sum(map(checkpoint.is_finished, self.snapshots.glob("*")))
-    begun = done or any(map(checkpoint.is_finished, self.path.glob("progress/*/*")))
-    values = None
-    if file.exists() and begun:  # before anything has been learned, nothing can spoil it
-      values = read_object(file)
-      check_begun(self.path, values, self.config, self.identity, done)
+    if self.keep == 0 or not self._begun():  # whatever the run was begun with
+      return
     if self.keep:
-      self._forget_after(self.keep)
-    write_json(file, asked(self.config, self.identity, values))
+      self._check_keep(self.keep)
+    learning = self.keep is None and any(
+      map(checkpoint.is_finished, self.path.glob("progress/*/*"))
+    )
+    values, again = read_object(file), self.keep is not None
+    check_begun(self.path, values, self.config, self.identity, self.finished(), learning, again)
 
-  def _forget_after(self, keep: int) -> None:
-    """Removes all that was learned after the first tasks; log lines go when the run goes on.
-
-    Raises:
-      InputError: fewer tasks have been learned.
-    """
-    learned = {
-      _number(folder): folder
-      for folder in self.snapshots.glob("[0-9]*_*")
-      if checkpoint.has_arrays(folder)
-    }
-    if keep and keep - 1 not in learned:
-      starts = ", ".join(str(index + 2) for index in sorted(learned))
+  def _check_keep(self, keep: int) -> None:
+    starts = [
+      number_of(path) + 2 for path in finished_snapshots(self.path) if checkpoint.has_arrays(path)
+    ]
+    if keep + 1 not in starts:
       raise InputError(
         f"--from-task {keep + 1}: {self.path} holds no snapshot of the task before; give 1"
-        + (f" or one of {starts}" if starts else "")
+        + (f" or one of {', '.join(map(str, starts))}" if starts else "")
       )
+
+  def finished(self) -> int:
+    """How many tasks have been learned, and stay."""
+    return len(finished_snapshots(self.path, self.keep))
+
+  def _forget_after(self, keep: int) -> None:
+    """Removes all that was learned after the first tasks; log lines go when the run goes on."""
     numbered = [*self.path.glob("snapshots/[0-9]*_*"), *self.path.glob("*/[0-9]*_*.jsonl")]
     for place in numbered:
-      if _number(place) >= keep:
+      if number_of(place) >= keep:
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     shutil.rmtree(self.path / "progress", ignore_errors=True)
     for place in [self.path / "scores.json", self.path / "predictions.jsonl"]:
@@ -243,7 +265,7 @@ class RunFolder:
     if not self.config.keep_snapshots:
       return
     for folder in self.snapshots.glob("[0-9]*_*"):
-      old = _number(folder) <= newest - self.config.keep_snapshots
+      old = number_of(folder) <= newest - self.config.keep_snapshots
       if old and checkpoint.has_arrays(folder):
         checkpoint.prune(folder)
 
@@ -253,10 +275,9 @@ class RunFolder:
     """
 
     def look() -> int:
-      folders = [folder for folder in self.snapshots.glob("*") if checkpoint.is_finished(folder)]
-      newest = max(folders, key=_number, default=None)
+      there = finished_snapshots(self.path, self.keep)
       try:
-        return 0 if newest is None else int(checkpoint.read_record(newest).get(name, 0))
+        return int(checkpoint.read_record(there[-1]).get(name, 0)) if there else 0
       except checkpoint.DamagedError:
         return 0
 
@@ -349,27 +370,3 @@ class RunFolder:
     self.at = f"task {row['task']}" + (f", after step {row['step']}" if "step" in row else "")
     if processes.is_first():
       self.run_log.add(row)
-
-
-def _number(folder: pathlib.Path) -> int:
-  """A task's place in the stream, as its folder says it; 100 comes after 99."""
-  return int(folder.name.split("_")[0])
-
-
-def sound_snapshots(run: pathlib.Path) -> list[pathlib.Path]:
-  """The finished snapshots of a run, in order of the stream, up to the newest that is not damaged;
-  damaged ones are named on stderr.
-
-  Raises:
-    InputError: there is none.
-  """
-  found = sorted((run / "snapshots").glob("[0-9]*_*"), key=_number)
-  finished = [folder for folder in found if checkpoint.is_finished(folder)]
-  while finished:
-    try:
-      checkpoint.verify(finished[-1])
-      return finished
-    except checkpoint.DamagedError as error:
-      print(f"warning: {error}; going back to the snapshot before", file=sys.stderr)
-      finished.pop()
-  raise InputError(f"{run}: no finished snapshot; the run has not learned a task yet")

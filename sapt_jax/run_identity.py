@@ -21,7 +21,7 @@ NUMBERS = 2
 # Options that change no result.
 FREE = ("mesh.", "keep_snapshots")
 # Options that say how a task is learned and scored; other ones may hold for tasks that come later.
-OF_A_TASK = ("fit.", "generator.", "evaluation.", "stream.", "single")
+OF_A_TASK = ("fit.", "generator.", "evaluation.batch", "evaluation.every", "stream.", "single")
 # Options that say where something is, and the hash by which it is known wherever it is.
 PLACES = {
   "backbone.path": "backbone.weights",
@@ -46,12 +46,14 @@ def asked(
   """What config.json holds: the options, what the run is made from, and what they compute.
 
   Args:
-    values: what it held before: hashes of what is no longer there stay.
+    values: what it held before: hashes of what is no longer there stay, and which run it was begun
+      with.
   """
   options = json.loads(json.dumps(dataclasses.asdict(config)))
   del options["distributed"]  # each process has its own
   merged = {name: _merged((values or {}).get(name), now) for name, now in identity.items()}
-  return options | merged | {"numbers": NUMBERS}
+  from_another = {key: (values or {})[key] for key in ("started_from",) if key in (values or {})}
+  return options | merged | from_another | {"numbers": NUMBERS}
 
 
 def _merged(then: Any, now: Any) -> Any:
@@ -86,16 +88,21 @@ def check_begun(
   values: dict[str, Any],
   config: Config,
   identity: dict[str, Any],
-  finished: int,
+  finished: int = 0,
+  learning: bool = False,
+  again: bool = False,
 ) -> None:
   """Whether the run in a folder was begun with these options and these inputs. The mesh changes no
   result, nor does the place of what is known by its hash. An option that is younger than the run
-  has its default there. New tasks may stand behind those that the run has; when it has learned all
-  of these, they may be learned in another way (OF_A_TASK).
+  has its default there. New tasks may stand behind those that the run has learned or is to learn,
+  and such as it has not learned may be left out. When it has learned all of its tasks, new ones may
+  be learned in another way (OF_A_TASK), and so may those that are to be learned again.
 
   Args:
     values: what the run's config.json holds.
     finished: how many tasks it has learned.
+    learning: whether it has begun to learn one more.
+    again: whether others have been learned, and are to be learned again.
 
   Raises:
     InputError: it was not; the message names what has changed.
@@ -107,11 +114,11 @@ def check_begun(
     )
   begun, now = (_flat(asked(one, {})) for one in (saved_options.config_from_json(values), config))
   tasks, wanted = tasks_of(values), list(identity.get("tasks", ()))
-  check_longer(where, tasks, wanted)
+  check_stream(where, tasks, wanted, finished + learning)
   free = tuple(place for place, known in PLACES.items() if known in values and known in identity)
   if tasks:
     free += ("stream.tasks",)
-  if tasks and len(wanted) > len(tasks) == finished:
+  if tasks and len(wanted) > finished and (again or finished == len(tasks)):
     free += OF_A_TASK
   changed = [
     f"{key}: {begun.get(key)} -> {now.get(key)}"
@@ -133,13 +140,15 @@ def check_begun(
     )
 
 
-def check_longer(where: pathlib.Path, tasks: list[str], wanted: list[str]) -> None:
-  """Whether the wanted tasks are those of the run, and perhaps more behind them.
+def check_stream(where: pathlib.Path, tasks: list[str], wanted: list[str], learned: int) -> None:
+  """Whether the wanted tasks are those of the run, and perhaps more behind them, or less, as far as
+  it has not learned them.
 
   Raises:
     InputError: they are not.
   """
-  if tasks and wanted[: len(tasks)] != tasks:
+  less = wanted == tasks[: len(wanted)] and len(wanted) >= learned
+  if tasks and wanted[: len(tasks)] != tasks and not less:
     missing = [name for name in tasks if name not in wanted]
     raise InputError(
       f"{where}: the stream of this run begins with {' '.join(tasks)}, not with "

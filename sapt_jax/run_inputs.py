@@ -65,6 +65,11 @@ def read_inputs(config: Config, begun: Sequence[str] = ()) -> RunInputs:
   backbone = learner.backbone_folder(config)
   codec = learner.make_codec(config, backbone)
   for task in tasks:
+    if task.definition and "{d}" not in "".join(codec.frame):
+      raise InputError(
+        f"data.frame {config.data.frame!r}: has no {{definition}}, where the instruction of "
+        f"{task.name} would go; add it, or take the instruction away"
+      )
     if not codec.has_room(task.definition):
       raise InputError(
         f"data.max_source_length {config.data.max_source_length}: the instruction of {task.name} "
@@ -84,6 +89,8 @@ def read_inputs(config: Config, begun: Sequence[str] = ()) -> RunInputs:
     "tokenizer": hash_of_tokenizer(backbone),
     "tasks": {task.name: hashes_of(task) for task in tasks},
   }
+  if program := content_of(config.evaluation.metric):
+    identity["metric"] = hash_of(program)
   if config.data.frame == "chat":
     identity["frame"] = hash_of(codec.frame)
   if stored is not None:
@@ -104,7 +111,16 @@ def hashes_of(task: Task) -> dict[str, str]:
     for name, split in splits.items()
     if split
   }
-  return ({"definition": hash_of(task.definition)} if task.train else {}) | rows
+  said = {"definition": hash_of(task.definition)} if task.train else {}
+  if task.metric or task.labels:
+    said["metric"] = hash_of([task.metric, task.labels, content_of(task.metric)])
+  return said | rows
+
+
+def content_of(metric: str) -> str:
+  """The program that a metric of the user's is in; empty for others."""
+  file = pathlib.Path(metric.rpartition(":")[0])
+  return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
 
 def fits_of(config: Config, tasks: Sequence[Task]) -> list[Fit]:

@@ -12,6 +12,8 @@ from typing import TextIO
 
 from sapt_jax.errors import InputError
 
+BEFORE = ".before"  # the end of the name of a folder that is being replaced
+
 
 def take_lock(lock: TextIO, folder: pathlib.Path) -> None:
   """Locks a folder by a file in it, until the file is closed.
@@ -35,6 +37,15 @@ def take_lock(lock: TextIO, folder: pathlib.Path) -> None:
   lock.truncate(0)
   lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
   lock.flush()
+
+
+def recover(folder: pathlib.Path) -> None:
+  """Takes a run's folder back whose task was to be forgotten, if the process was killed before the
+  new folder had its name (forget.py).
+  """
+  before = folder.with_name(folder.name + BEFORE)
+  if folder.name and not folder.exists() and (before / "config.json").is_file():
+    before.rename(folder)
 
 
 @contextlib.contextmanager

@@ -10,15 +10,21 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
+import numpy as np
+
 from sapt_jax import learner, results, saved_options
 from sapt_jax.config import Config
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.sources import choose
-from sapt_jax.errors import InputError
+from sapt_jax.errors import FailedError, InputError
 from sapt_jax.methods.base import Learned, Method
 from sapt_jax.pet.blocks import capacity_for
-from sapt_jax.run_folder import RunFolder, sound_snapshots
-from sapt_jax.run_identity import tasks_of
+from sapt_jax.remote import readable
+from sapt_jax.run_folder import RunFolder
+from sapt_jax.run_identity import check_begun, tasks_of
+from sapt_jax.run_inputs import read_inputs
+from sapt_jax.snapshots import finished_snapshots, sound_snapshots
 from sapt_jax.text_files import json_lines, read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
 
@@ -61,14 +67,18 @@ class StoredRun:
     Raises:
       InputError: there is something of that name.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-      raise InputError(f"{path}: is there already; choose another folder")
+    path = new_folder(path)
     draft = path.with_name(path.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     folder = RunFolder(draft, self.config, {})
     draft.mkdir(parents=True)
     for index, record in enumerate(self.records):
       self._write_task(folder, index, record)
+    finite = jax.tree.map(
+      lambda x: bool(np.isfinite(np.asarray(x, np.float32)).all()), self.learned
+    )
+    if not all(jax.tree.leaves(finite)):
+      raise FailedError(f"{path}: what would be written holds numbers that are none")
     write_json(draft / "config.json", self.values)
     result = results.summary(self.config, self.method, self.names, self.records, self.single)
     results.publish(folder, self.method, self.names, self.records, result)
@@ -89,6 +99,18 @@ class StoredRun:
       checkpoint.save(folder.snapshot(index, name), self.learned, record)
     else:
       checkpoint.save_record(folder.snapshot(index, name), record)
+
+
+def new_folder(path: pathlib.Path) -> pathlib.Path:
+  """Where a run can be written, as an absolute path.
+
+  Raises:
+    InputError: there is something of that name.
+  """
+  path = path.resolve()
+  if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    raise InputError(f"{path}: is there already; choose another folder")
+  return path
 
 
 def read_run(path: pathlib.Path, called: str) -> StoredRun:
@@ -132,6 +154,34 @@ def read_run(path: pathlib.Path, called: str) -> StoredRun:
   file = path / "scores.json"
   single = read_object(file).get("single") if file.is_file() else None
   return StoredRun(values, records, lines, log, method, learned, single)
+
+
+def fork(source: str, path: pathlib.Path, remote: bool, config: Config) -> None:
+  """Makes a folder a copy of a finished run, to be gone on with as `config` says; one that was
+  begun so already stays as it is.
+
+  Raises:
+    InputError: the run is not finished, or cannot be gone on with so; the folder is remote, the
+      source itself, or was begun otherwise.
+  """
+  called = f"--start-from {source}"
+  place = readable(source)
+  if remote or place.resolve() == path.resolve():
+    raise InputError(f"{called}: --output must be another folder, on this machine")
+  if (path / "config.json").is_file():
+    begun = read_object(path / "config.json").get("started_from") or {}
+    record = [folder / checkpoint.RECORD for folder in finished_snapshots(place)][
+      : begun.get("tasks")
+    ]
+    if not record or begun.get("record") != checkpoint.sha256(record[-1]):
+      raise InputError(f"{called}: {path} was not begun with it; choose another --output")
+    return
+  run = read_run(place, called)
+  inputs = read_inputs(config, run.names)
+  check_begun(place, run.values, config, inputs.identity, len(run.names))
+  newest = finished_snapshots(place)[-1] / checkpoint.RECORD
+  begun = {"tasks": len(run.names), "record": checkpoint.sha256(newest)}
+  dataclasses.replace(run, values=run.values | {"started_from": begun}).write(path)
 
 
 def _rows(file: pathlib.Path) -> Rows | None:

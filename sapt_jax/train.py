@@ -16,9 +16,7 @@ from collections.abc import Sequence
 from sapt_jax import cli, run_options
 from sapt_jax.checks import require
 from sapt_jax.config import Config
-from sapt_jax.errors import InputError
 from sapt_jax.mini.default import config as mini_config
-from sapt_jax.remote import is_remote, readable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,30 +69,13 @@ def main(arguments: Sequence[str]) -> None:
   with processes.joined(config.distributed):
     from sapt_jax.continual import run
 
-    if chosen.start_from:
-      processes.first_does(lambda: start_from(chosen))
-    result = run(config, chosen.output, keep)
+    result = run(config, chosen.output, keep, chosen.start_from)
   figures = (
     f"{name} {'-' if value is None else format(value, '.2f')}"
     for name, value in result["metrics"].items()
   )
   took = f"({result['metric']}, {result['wall_s']:.0f} s)"
   processes.say(f"{'   '.join(figures)}   {took}\n{chosen.output}/scores.json")
-
-
-def start_from(options: TrainOptions) -> None:
-  """Makes the output folder a copy of another run, unless it holds a run already.
-
-  Raises:
-    InputError: there is no such run, or the folder is remote or that of something else.
-  """
-  from sapt_jax.stored_run import read_run
-
-  if is_remote(options.output):
-    raise InputError(f"--start-from: --output {options.output} must be a folder of this machine")
-  path = cli.output_folder(options.output)
-  if not (path / "config.json").is_file():
-    read_run(readable(options.start_from), f"--start-from {options.start_from}").write(path)
 
 
 if __name__ == "__main__":

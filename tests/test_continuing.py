@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from sapt_jax import train
-from sapt_jax.run_folder import sound_snapshots
 from sapt_jax.run_log import RunLog
+from sapt_jax.snapshots import sound_snapshots
 from sapt_jax.training import checkpoint, fit
 from tests.runs import assert_same_run, scores, snapshots
 

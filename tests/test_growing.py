@@ -1,5 +1,6 @@
 """Runs whose stream becomes longer: what is new is learned, what is there stays as it is."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -81,7 +82,7 @@ def test_what_is_new_is_learned_alone_and_without_the_files_of_earlier_tasks(
   result = scores(grown)
   assert result["tasks"] == NAMES
   assert [score is None for score in result["scores"][-1]] == [True, False, False, False]
-  assert result["note"].endswith(f"rows are missing: {NAMES[0]}")
+  assert result["note"].endswith(f"test rows are not there: {NAMES[0]}")
   assert result["metrics"]["AP"] is None
   assert result["steps"] == [6, 6, 6, 4]
   assert all(
@@ -139,10 +140,34 @@ def test_changed_rows_of_an_earlier_task_are_refused(world, grown, data, monkeyp
 
 def test_a_task_that_must_be_learned_again_needs_its_rows(world, grown, data, monkeypatch, capsys):
   shutil.rmtree(data / NAMES[1])
+  before = {file: file.read_bytes() for file in grown.rglob("*") if file.is_file()}
   more = ["--stream.tasks", *NAMES, "--data.root", str(data.parent), "--from-task", "2"]
-  assert f"task {NAMES[1]}: its rows are not all there" in refused(
-    world, grown, more, monkeypatch, capsys
-  )
+  line = refused(world, grown, more, monkeypatch, capsys)
+  assert f"stream.tasks '{NAMES[1]}' is not in" in line
+  del before[grown / "lock"]
+  assert before.items() <= {f: f.read_bytes() for f in grown.rglob("*") if f.is_file()}.items()
+
+
+def test_a_longer_stream_that_is_refused_changes_nothing(world, grown, data, monkeypatch, capsys):
+  before = (grown / "config.json").read_bytes()
+  (data / NAMES[3] / "test.json").write_text('{"Definition": "d", "Instances": []}')
+  refused(world, grown, ["--data.root", str(data.parent)], monkeypatch, capsys)
+  more = ["--generator.max-length", "2", "--stream.tasks", *NAMES]
+  assert "leaves no room for an input" in refused(world, grown, more, monkeypatch, capsys)
+  assert (grown / "config.json").read_bytes() == before
+  train.main([*world, "--output", str(grown), "--stream.tasks", *NAMES[:3]])
+
+
+def test_a_task_may_be_learned_again_otherwise_or_be_left_out(world, grown):
+  options = [*world, "--output", str(grown)]
+  again = ["--stream.tasks", *NAMES[:3], "--fit.steps", "4", "--from-task", "3"]
+  train.main([*options, *again])
+  assert scores(grown)["steps"] == [6, 6, 4]
+  config = json.loads((grown / "config.json").read_text())
+  config["tasks"]["one that was never learned"] = {}
+  (grown / "config.json").write_text(json.dumps(config))
+  train.main([*options, *again[:-2]])
+  assert scores(grown)["tasks"] == NAMES[:3]
 
 
 @pytest.mark.parametrize("method", ["replay", "multi_task", "lfpt5"])

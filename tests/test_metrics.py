@@ -110,8 +110,11 @@ def test_unknown_metric():
 
 
 def test_token_f1_is_the_harmonic_mean_of_the_shares_of_words():
-  # 2 of 3 words said are wanted, 2 of 4 wanted are said: 2 * (2/3) * (1/2) / (2/3 + 1/2)
-  assert score("token_f1", "The red car", ["a red car, parked"]) == pytest.approx(400 / 7)
+  # Without articles 2 of 3 words said are wanted, 2 of 4 wanted are said.
+  expected = 2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2)
+  found = score("token_f1", "The red car is", ["a red car, parked here"])
+  assert found == pytest.approx(100 * expected)
+  assert score("token_f1", "the cat", ["cat"]) == 100.0
   assert score("token_f1", "red red", ["red"]) == pytest.approx(200 / 3)
   assert score("token_f1", "", ["red"]) == 0.0
   assert score("token_f1", "-", ["-"]) == 100.0
@@ -140,6 +143,18 @@ def test_accuracy_takes_the_label_that_an_answer_names(said, label):
   assert [scoring(said, [one]) for one in labels] == [100.0 * (one == label) for one in labels]
 
 
+@pytest.mark.parametrize("labels", [["+", "-"], ["-1", "1"], ["C", "C++", "C#"], ["1.5", "15"]])
+def test_labels_that_differ_in_punctuation_are_told_apart(labels):
+  scoring = scoring_of("accuracy", labels)
+  for said in labels:
+    assert [scoring(said, [one]) for one in labels] == [100.0 * (one == said) for one in labels]
+  assert [scoring("", [one]) for one in labels] == [0.0] * len(labels)
+
+
+def test_labels_in_upper_and_lower_case_are_one():
+  assert scoring_of("accuracy", ["Yes", "yes", "No"])("It is YES", ["yes"]) == 100.0
+
+
 def test_a_function_of_the_users_scores(tmp_path):
   file = tmp_path / "mine.py"
   file.write_text("def half(prediction, references):\n  return 50 if references else 200\n")
@@ -149,6 +164,12 @@ def test_a_function_of_the_users_scores(tmp_path):
     scoring("x", [])
   with pytest.raises(InputError, match=r"mine\.py has no function whole"):
     scoring_of(f"{file}:whole")
+  file.write_text("import sys\nsys.exit(0)\n")
+  with pytest.raises(InputError, match=r"mine\.py:f: SystemExit: 0"):
+    scoring_of(f"{file}:f")
+  file.write_text("def f(prediction, references):\n  return 1 / len(prediction)\n")
+  with pytest.raises(InputError, match=r"mine\.py:f: ZeroDivisionError: division by zero"):
+    scoring_of(f"{file}:f")("", ["y"])
   with pytest.raises(InputError, match="FileNotFoundError"):
     scoring_of(f"{tmp_path / 'none.py'}:f")
 

@@ -102,6 +102,11 @@ def test_a_list_of_texts_is_several_references(tmp_path):
       '{"input": null, "output": "x"}\n',
       r"column 'input' holds None; it must hold text",
     ),
+    (
+      "mail.jsonl",
+      '{"input": NaN, "output": "x"}\n',
+      r"column 'input' holds nan; it must hold text",
+    ),
     ("mail.jsonl", '["input"]\n', r"mail\.jsonl:1: a row must be an object, not list"),
     ("mail.json", '{"input": "a"}', r"mail\.json: must hold a list of rows, not dict"),
     ("mail.json", '{"Instances": []}', r"give --data\.benchmark natural_instructions or superni"),
@@ -141,7 +146,13 @@ def test_wrong_files_are_named(tmp_path, name, content, message):
     ('labels = ["a"]', r"labels has no 'yes', which a row of the task has"),
     ('[source]\nkind = "datasets"', r"\[source\]: path is missing"),
     ('[source]\nkind = "kaggle"\npath = "x"', r"kind 'kaggle': must be datasets or tfds"),
-    ("source = 3", r"mail\.toml: source must be HubSource"),
+    ("source = 3", r"mail\.toml: source must be a table, \[source\], not int"),
+    ('where = "x"', r"mail\.toml: no key 'where'"),
+    ('labels = ["yes", "yes"]', r"labels: two numbers have one name"),
+    ('labels = ["1", "2"]', r"labels: \['1'\] is the name of one number and itself another"),
+    ('input = "{input"', r"input '\{input': must be a column, or a text with columns in braces"),
+    ('output = ""', r"output '': must be a column"),
+    ('[source]\npath = "x"\ntrain = ""', r"\[source\] train is empty"),
   ],
 )
 def test_wrong_task_files_are_named(tmp_path, content, message):
@@ -156,6 +167,35 @@ def test_two_files_of_one_split_are_refused(tmp_path):
     write(tmp_path / f"mail/train.{ending}", ROWS)
   with pytest.raises(InputError, match="two files of one split; remove one"):
     stream(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mail.toml", "mail.csv"])
+def test_a_file_beside_its_tasks_folder_is_refused(tmp_path, name):
+  write(tmp_path / "mail/train.csv", ROWS)
+  (tmp_path / name).write_text("")
+  with pytest.raises(InputError, match=r"the task is the folder .*mail; move the file into it"):
+    stream(tmp_path)
+
+
+def test_endings_may_be_in_upper_case(tmp_path):
+  write(tmp_path / "mail.csv", ROWS).rename(tmp_path / "mail.CSV")
+  assert [task.name for task in stream(tmp_path)] == ["mail"]
+
+
+def test_limits_hold_for_what_is_set_aside(tmp_path):
+  write(tmp_path / "mail.csv", ROWS * 10)
+  (tmp_path / "mail.toml").write_text("max_dev = 3\nmax_test = 5")
+  [task] = stream(tmp_path)
+  assert (len(task.train), len(task.dev), len(task.test)) == (192, 3, 5)
+
+
+def test_numbers_have_the_names_that_the_labels_give_them(tmp_path):
+  rows = [{"input": f"x{i}", "output": i % 3} for i in range(12)]
+  write(tmp_path / "mail.jsonl", rows)
+  (tmp_path / "mail.toml").write_text('labels = ["one star", "two stars", "three stars"]')
+  [task] = stream(tmp_path)
+  names = {int(one.input[1:]) % 3: one.references[0] for one in task.train}
+  assert names == {0: "one star", 1: "two stars", 2: "three stars"}
 
 
 # Hubs, in the formats that their libraries write.

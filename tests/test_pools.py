@@ -8,6 +8,7 @@ import tiny
 
 from sapt_jax import forget, join, train
 from sapt_jax.answering import Answering
+from sapt_jax.remote import readable
 from tests.runs import assert_same_run, record_of, rows_of, saved, scores, snapshots
 from tests.test_growing import LATER, NAMES
 
@@ -154,9 +155,52 @@ def test_two_pools_become_one(three, world, tmp_path, capsys):
   result = scores(both)
   assert result["tasks"] == NAMES
   assert result["scores"][-1][:3] == [None] * 3
-  assert "learned by another run" in result["note"]
+  assert "two runs made one" in result["note"]
   train.main([*options, "--stream.tasks", *NAMES, "--output", str(both)])
   assert scores(both) == result
+
+
+def test_pools_that_do_not_fill_their_room_are_joined(of_sapt, world, tmp_path):
+  first, other, both = (tmp_path / name for name in ("first", "other", "both"))
+  shutil.copytree(of_sapt, first)
+  forget.main(["--run", str(first), "--task", NAMES[2]])
+  train.main([*world, "--method.name", "sapt", "--stream.tasks", NAMES[3], "--output", str(other)])
+  join.main([str(first), str(other), "--output", str(both)])
+  joined = saved(snapshots(both)[-1])
+  assert joined["keys"].shape[0] == 4
+  assert all(np.isfinite(np.asarray(array, np.float32)).all() for array in joined.values())
+  assert not joined["keys"][3].any()
+
+
+def test_a_run_that_was_begun_otherwise_is_not_a_fork(
+  of_sapt, world, tmp_path, monkeypatch, capsys
+):
+  other, folder = shutil.copytree(of_sapt, tmp_path / "other"), tmp_path / "fork"
+  start = ["--start-from", of_sapt, "--stream.tasks", *NAMES]
+  for more, message in (
+    (["--output", other, *start], "was not begun with it"),
+    (["--output", folder, *start, "--pet.alpha", "3"], "pet.alpha: 32.0 -> 3.0"),
+    (["--output", of_sapt, *start], "--output must be another folder"),
+  ):
+    arguments = [*world, "--method.name", "sapt", *more]
+    code, line = tiny.run_program(train, arguments, monkeypatch, capsys)
+    assert (code, message in line) == (2, True), line
+  assert not folder.exists()
+
+
+def test_a_run_is_found_again_after_a_kill_while_it_forgot(of_sapt, tmp_path):
+  """Between the two renames, and before the old folder was gone."""
+  run, before = tmp_path / "run", tmp_path / "run.before"
+  shutil.copytree(of_sapt, before)
+  (before / "mine.txt").write_text("a file of the user's")
+  Answering(readable(str(run)))
+  shutil.copytree(run, before)
+  link = tmp_path / "link"
+  link.symlink_to(run)
+  forget.main(["--run", str(link), "--task", NAMES[0]])
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "run"]
+  assert scores(run)["tasks"] == NAMES[1:3]
+  assert (run / "mine.txt").exists()
 
 
 def test_runs_that_differ_are_not_joined(of_sapt, world, tmp_path, monkeypatch, capsys):

@@ -23,7 +23,7 @@ HOUSE = """
   run_inputs
   generator learner run_folder interop
   run_identity
-  run_options saved_options paper mini.default progress
+  run_options saved_options paper mini.default progress snapshots
   methods
   evaluation
   training
@@ -35,9 +35,9 @@ HOUSE = """
   mini
   arm
   sals pet data.tasks
-  cli plots processes losses run_log remote run_lock
+  cli plots processes losses run_log remote
   sharding config cost precision streams provenance
-  checks text_files
+  checks text_files run_lock
   errors
 """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}

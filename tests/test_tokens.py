@@ -150,3 +150,21 @@ def test_a_model_without_a_chat_template_is_named(tmp_path):
     codec_of(folder, "chat")
   with pytest.raises(InputError, match=r"data\.frame 'Say': must be benchmark, chat, or a text"):
     Data(frame="Say")
+
+
+@pytest.mark.parametrize(
+  "frame", ["{input} {input}", "{definition}", "{instruction} {input}", "plain"]
+)
+def test_frames_with_other_places_are_refused(frame):
+  with pytest.raises(InputError, match=r"data\.frame .*: must be benchmark, chat, or a text"):
+    Data(frame=frame)
+
+
+@pytest.mark.parametrize(
+  "template", ["{{ messages[0]['content'] }}" * 2, "{{ messages[0]['role'] }}", "{{ 1 / 0 }}"]
+)
+def test_chat_templates_that_do_not_show_the_message_once_are_refused(chat_folder, template):
+  file = chat_folder / "tokenizer_config.json"
+  file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
+  with pytest.raises(InputError, match=r"data\.frame chat: .*give a text with"):
+    codec_of(chat_folder, "chat")

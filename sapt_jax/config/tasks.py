@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 from sapt_jax.checks import at_least, at_most, require
@@ -76,9 +77,12 @@ class Data:
       self.benchmark == "mini" or bool(self.root),
       f"data.root is empty: benchmark {self.benchmark} needs a folder",
     )
+    places = re.findall(r"\{\w*\}", self.frame)
     require(
-      self.frame in ("benchmark", "chat") or "{input}" in self.frame,
-      f"data.frame {self.frame!r}: must be benchmark, chat, or a text with {{input}} in it",
+      self.frame in ("benchmark", "chat")
+      or (places.count("{input}") == 1 and set(places) <= {"{input}", "{definition}"}),
+      f"data.frame {self.frame!r}: must be benchmark, chat, or a text with {{input}} in it once, "
+      "and {definition} where the instruction goes",
     )
     at_least(self, "data", 0, "positive_examples")
     at_least(self, "data", 1, "max_source_length")

@@ -55,7 +55,7 @@ def _named(value: Any, names: Sequence[str] | None, place: str) -> Any:
     return [_named(one, names, place) for one in value]
   if names is None:
     return value
-  if not 0 <= value < len(names):
+  if value is None or not 0 <= value < len(names):
     raise InputError(f"{place}: has no label, as test splits of hubs often do; name another split")
   return names[value]
 

@@ -35,7 +35,7 @@ def own_tasks(root: pathlib.Path) -> list[str]:
     path.name if path.is_dir() else path.stem
     for path in root.iterdir()
     if not path.name.startswith((".", "__"))
-    and (path.is_dir() or path.suffix in (*FORMATS, ".toml"))
+    and (path.is_dir() or path.suffix.lower() in (*FORMATS, ".toml"))
   }
   return sorted(names)
 
@@ -65,7 +65,7 @@ def read_own_task(root: pathlib.Path, name: str, seed: int, learned: bool) -> Ta
   task = Task(name, said.instruction.strip(), train, dev, test, said.metric, labels)
   for split in ("test", "dev"):
     if task.train and not getattr(task, split):
-      task = _set_aside(task, split, getattr(said, split), seed)
+      task = _set_aside(task, split, getattr(said, split), said.limit(split), seed)
   return task
 
 
@@ -92,15 +92,18 @@ def _files(root: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
   """The file of each split that has one.
 
   Raises:
-    InputError: a split has two.
+    InputError: a split has two, or the task is a folder and has a file beside it.
   """
   folder = root / name
+  beside = [path for path in root.iterdir() if path.is_file() and path.stem == name]
+  beside = [path for path in beside if path.suffix.lower() in (*FORMATS, ".toml")]
+  if folder.is_dir() and beside:
+    raise InputError(f"{beside[0]}: the task is the folder {folder}; move the file into it")
   stems = SPLITS if folder.is_dir() else {"train": (name,)}
+  there = sorted(folder.iterdir()) if folder.is_dir() else beside
   files = {}
   for split, names in stems.items():
-    place = folder if folder.is_dir() else root
-    found = [place / f"{stem}{ending}" for stem in names for ending in FORMATS]
-    found = [file for file in found if file.is_file()]
+    found = [path for path in there if path.stem in names and path.suffix.lower() in FORMATS]
     if len(found) > 1:
       raise InputError(f"{found[0]}, {found[1]}: two files of one split; remove one")
     if found:
@@ -108,13 +111,13 @@ def _files(root: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
   return files
 
 
-def _set_aside(task: Task, split: str, share: float, seed: int) -> Task:
-  """The task with rows of a split drawn out of train, by seed.
+def _set_aside(task: Task, split: str, share: float, limit: int | None, seed: int) -> Task:
+  """The task with rows of a split, at most `limit`, drawn out of train by seed.
 
   Raises:
     InputError: train has too few rows.
   """
-  size = max(1, min(MOST_SET_ASIDE[split], int(share * len(task.train))))
+  size = max(1, min(limit or MOST_SET_ASIDE[split], int(share * len(task.train))))
   if len(task.train) <= size:
     raise InputError(
       f"task {task.name}: {len(task.train)} training row(s) are too few to set {split} aside; "

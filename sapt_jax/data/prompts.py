@@ -58,7 +58,7 @@ def chat_frame(folder: pathlib.Path) -> tuple[str, str]:
   """
   from transformers import AutoTokenizer
 
-  definition, text = "(definition)", "(input)"
+  definition, text = "1029384756", "6574839201"  # that no template says itself, in any case
   try:
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     rendered = tokenizer.apply_chat_template(
@@ -73,10 +73,14 @@ def chat_frame(folder: pathlib.Path) -> tuple[str, str]:
       f"data.frame chat: {folder} has no chat template that can be used ({reason}); "
       "give a text with {definition} and {input}"
     ) from None
-  before, found, after = str(rendered).partition(text)
-  if not found:
-    raise InputError(f"data.frame chat: the chat template of {folder} does not show the message")
-  return before.replace(definition, "{d}"), after
+  shown = str(rendered)
+  if (shown.count(definition), shown.count(text), "{d}" in shown) != (1, 1, False):
+    raise InputError(
+      f"data.frame chat: the chat template of {folder} does not show the message once, as it is; "
+      "give a text with {definition} and {input}"
+    )
+  before, _, after = shown.replace(definition, "{d}").partition(text)
+  return before, after
 
 
 # Files that a tokenizer may be made of, whatever its kind.

@@ -124,8 +124,10 @@ def read_one_file_task(file: pathlib.Path, positive_examples: int, learned: bool
   content = read_object(file)
   definition, rows = split_of(content, file)
   test = NI_TEST if len(rows) > 2 * NI_TEST else max(1, len(rows) // 10)
-  shown = content.get("Positive Examples", [])[:positive_examples] if positive_examples else []
-  for number, row in enumerate(shown, 1):
+  shown = content.get("Positive Examples", []) if positive_examples else []
+  if not isinstance(shown, list):
+    raise InputError(f"{file}: field 'Positive Examples' must be a list")
+  for number, row in enumerate(shown[:positive_examples], 1):
     one = read_example(row, f"{file}: Positive Examples[{number - 1}]")
     definition += (
       f"\n\nPositive Example {number} -\nInput: {one.input}\nOutput: {one.references[0]}"

@@ -56,7 +56,7 @@ def source_of(options: config.Data, seed: int) -> Source:
       task = read_one_file_task(folder / f"{name}.json", options.positive_examples, learned)
       return clean_split(task, seed) if task.train else task
 
-    return Source(str(folder), sorted(path.stem for path in folder.glob("*.json")), read_file)
+    return Source(str(folder), sorted(path.stem for path in folder.glob("[!._]*.json")), read_file)
   folders = sorted(path.name for path in folder.iterdir() if is_task(path))
   if options.benchmark == "trace":
     return Source(

@@ -21,7 +21,7 @@ def read_table(file: pathlib.Path) -> list[PlacedRow]:
   Raises:
     InputError: the file is not what its ending says, a row has no columns, or there is no row.
   """
-  rows = list(FORMATS[file.suffix](file))
+  rows = list(FORMATS[file.suffix.lower()](file))
   if not rows:
     raise InputError(f"{file}: no row in it; a split needs at least one")
   return rows
@@ -82,7 +82,7 @@ def _parquet(file: pathlib.Path) -> Iterator[PlacedRow]:
 
   try:
     rows = parquet.read_table(file).to_pylist()
-  except (arrow.ArrowException, OSError, ValueError) as error:
+  except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise InputError(f"{file}: cannot be read as Parquet ({reason})") from None
   yield from ((f"{file}: row {number}", row) for number, row in enumerate(rows, 1))

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import pathlib
 import re
 import tomllib
@@ -33,6 +34,8 @@ from sapt_jax.data.tables import PlacedRow
 from sapt_jax.data.tasks import Example
 from sapt_jax.errors import InputError
 from sapt_jax.text_files import read_text
+
+PLACE = r"\{([^{}]+)\}"  # of a column in a template
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ class TaskFile:
   def _filled(self, pattern: str, key: str, row: PlacedRow) -> str:
     """A column's text, or a template with the texts of its columns in it."""
     place, columns = row
-    template = pattern if "{" in pattern else "{" + pattern + "}"
+    template = pattern if "{" in pattern else f"{{{pattern}}}"
 
     def text_of(match: re.Match) -> str:
       name = match.group(1)
@@ -99,11 +102,12 @@ class TaskFile:
         )
       return self._text(columns[name], name, place)
 
-    return re.sub(r"\{([^{}]+)\}", text_of, template)
+    return re.sub(PLACE, text_of, template)
 
   @staticmethod
   def _text(value: Any, column: str, place: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    right = isinstance(value, str | int | float) and not isinstance(value, bool)
+    if not right or (isinstance(value, float) and not math.isfinite(value)):
       raise InputError(
         f"{place}: column {column!r} holds {value!r:.40}; it must hold text or a number"
       )
@@ -111,14 +115,14 @@ class TaskFile:
 
   def _named(self, text: str) -> str:
     """The label that an answer stands for, if the task has labels."""
-    if not self.labels or text in self.labels.values():
-      return text
-    if text not in self.labels:
+    if not self.labels or text in self.labels:
+      return self.labels.get(text, text)
+    if text not in self.labels.values():
       raise InputError(
         f"{self.where}: labels has no {text!r}, which a row of the task has; it has "
         f"{', '.join(self.labels)}"
       )
-    return self.labels[text]
+    return text
 
 
 def read_task_file(file: pathlib.Path) -> TaskFile:
@@ -133,7 +137,11 @@ def read_task_file(file: pathlib.Path) -> TaskFile:
     values = tomllib.loads(read_text(file))
   except (tomllib.TOMLDecodeError, RecursionError) as error:
     raise InputError(f"{file}: not TOML ({error})") from None
-  if isinstance(source := values.get("source"), dict):
+  if "where" in values:  # a field, but no key
+    raise InputError(f"{file}: no key 'where'; take it out")
+  if "source" in values:
+    if not isinstance(source := values["source"], dict):
+      raise InputError(f"{file}: source must be a table, [source], not {type(source).__name__}")
     values["source"] = _checked(HubSource, source, f"{file}: [source]")
   if isinstance(labels := values.get("labels"), list):
     labels = dict(enumerate(labels))
@@ -157,10 +165,26 @@ def _check_values(task: TaskFile) -> None:
     not task.metric or task.metric in METRICS or ".py:" in task.metric,
     f"{where}: metric {task.metric!r}: must be {', '.join(METRICS)}, or FILE.py:FUNCTION",
   )
+  names = list(task.labels.values())
+  require(all(isinstance(name, str) for name in names), f"{where}: labels must be names, as texts")
+  require(len(set(names)) == len(names), f"{where}: labels: two numbers have one name")
+  both = [name for name in names if task.labels.get(name, name) != name]
   require(
-    all(isinstance(name, str) for name in task.labels.values()),
-    f"{where}: labels must be names, as texts",
+    not both,
+    f"{where}: labels: {both[:1]} is the name of one number and itself another; use other names",
   )
+  for key in ("input", "output"):
+    value = getattr(task, key)
+    rest = re.sub(PLACE, "", value)
+    require(
+      bool(value) and not set(rest) & set("{}"),
+      f"{where}: {key} {value!r}: must be a column, or a text with columns in braces, such as "
+      '"{title}: {text}"',
+    )
+  if task.source is not None:
+    require(
+      bool(task.source.train), f"{where}: [source] train is empty: name a split to learn from"
+    )
   for split in ("dev", "test"):
     value = getattr(task, split)
     require(0 < value < 1, f"{where}: {split} {value}: must be a share between 0 and 1")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import difflib
 import functools
+import math
+import numbers
 import re
 import runpy
 import string
@@ -105,10 +107,14 @@ def exact_match(prediction: str, reference: str) -> float:
 
 
 def token_f1(prediction: str, reference: str) -> float:
-  """How far the words of both are the same, as SQuAD counts it: the harmonic mean of the shares of
-  the prediction's words that are in the reference, and of the reference's that are in it.
+  """How far the words of both are the same, as SQuAD counts it, without a, an and the: the harmonic
+  mean of the shares of the prediction's words that are in the reference, and of the reference's
+  that are in it.
   """
-  words, wanted = normalised(prediction).split(), normalised(reference).split()
+  words, wanted = (
+    [word for word in normalised(text).split() if word not in ("a", "an", "the")]
+    for text in (prediction, reference)
+  )
   if not words or not wanted:
     return exact_match(prediction, reference)
   shared = sum((collections.Counter(words) & collections.Counter(wanted)).values())
@@ -147,17 +153,29 @@ def score(metric: str, prediction: str, references: Sequence[str]) -> float:
 
 
 def named_label(prediction: str, labels: Iterable[str]) -> str | None:
-  """The label that an answer names: the one that it is, or the only one whose words stand in it one
-  after another (a label within a longer one that is named too does not count); None: there is none,
-  or there are several. Compared in normalised form.
+  """The label that an answer names: the one that it is; else the only one whose words stand in it
+  one after another, a label within a longer one that is named too not counted; None: there is none,
+  or there are several.
+
+  Words are compared in normalised form. A label that has the form of another, or none ("+" and "-",
+  "C" and "C++"), has to be written as it is; upper and lower case are one.
   """
-  said = normalised(prediction)
-  forms = {normalised(label): label for label in labels}
-  if said in forms:
-    return forms[said]
-  named = [form for form in forms if form and f" {form} " in f" {said} "]
+  written = {plain(label): label for label in labels}
+  if plain(prediction) in written:
+    return written[plain(prediction)]
+  forms: dict[str, list[str]] = {}
+  for label in written.values():
+    forms.setdefault(normalised(label), []).append(label)
+  clear = {form: found[0] for form, found in forms.items() if form and len(found) == 1}
+  said = f" {normalised(prediction)} "
+  named = [form for form in clear if f" {form} " in said]
   longest = [form for form in named if not any(form != other and form in other for other in named)]
-  return forms[longest[0]] if len(longest) == 1 else None
+  return clear[longest[0]] if len(longest) == 1 else None
+
+
+def plain(text: str) -> str:
+  """A text in lower case, with single spaces."""
+  return " ".join(text.lower().split())
 
 
 Scoring = Callable[[str, Sequence[str]], float]  # prediction, references -> 0-100
@@ -175,28 +193,38 @@ def scoring_of(metric: str, labels: Iterable[str] = ()) -> Scoring:
     InputError: no such file or function.
   """
   if metric == "accuracy":
-    known = dict.fromkeys(labels)
-    return lambda prediction, references: (
-      100.0
-      * (
-        (label := named_label(prediction, known)) is not None
-        and normalised(label) in map(normalised, references)
-      )
-    )
+    known = list(dict.fromkeys(labels))
+
+    def accuracy(prediction: str, references: Sequence[str]) -> float:
+      label = named_label(prediction, known)
+      return 100.0 * (label is not None and plain(label) in map(plain, references))
+
+    return accuracy
   if metric in METRICS:
     return lambda prediction, references: score(metric, prediction, references)
+  return _own_function(metric)
+
+
+def _own_function(metric: str) -> Scoring:
   file, _, name = metric.rpartition(":")
   try:
-    function = runpy.run_path(file)[name]
-  except KeyError:
-    raise InputError(f"metric {metric}: {file} has no function {name}") from None
-  except Exception as error:  # noqa: BLE001 (whatever a user's file raises is wrong input)
+    found = runpy.run_path(file)
+  except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever a user's file raises)
     raise InputError(f"metric {metric}: {type(error).__name__}: {error}") from None
+  function = found.get(name)
+  if not callable(function):
+    raise InputError(f"metric {metric}: {file} has no function {name}")
 
   def own(prediction: str, references: Sequence[str]) -> float:
-    value = function(prediction, list(references))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
+    try:
+      value = function(prediction, list(references))
+    except Exception as error:  # noqa: BLE001 (as above)
+      raise InputError(
+        f"metric {metric}: {type(error).__name__}: {error}, of the answer {prediction!r:.60}"
+      ) from None
+    number = float(value) if isinstance(value, numbers.Real) else math.nan
+    if isinstance(value, bool) or not 0 <= number <= 100:
       raise InputError(f"metric {metric}: gave {value!r}; it must give a number from 0 to 100")
-    return float(value)
+    return number
 
   return own

@@ -171,11 +171,8 @@ class Sapt(Method):
     both = learned.pool_beside(other, self.setting.capacity).replace(centre=centre, memory=memory)
     weights = memory.valid / jnp.maximum(memory.valid.sum(axis=1, keepdims=True), 1)
     queries = jnp.einsum("nm,nmd->nd", weights, self.queries(both, memory.pooled))
-    keys = jnp.where(
-      (jnp.arange(len(queries)) < first)[:, None],
-      blocks.put_beside(learned.keys, first, other.keys, 0, len(queries)),
-      jax.vmap(key_at)(queries),
-    )
+    begun = jax.vmap(key_at)(queries[first : first + second])
+    keys = blocks.put_beside(learned.keys, first, begun, 0, self.setting.capacity)
     return fit_joined(self, both.replace(keys=keys))
 
   def queries(self, learned: SaptLearned, features: jax.Array) -> jax.Array:

@@ -30,6 +30,8 @@ from sapt_jax.text_files import read_object, sync_folder, write_json
 
 MANIFEST, RECORD, TREE = "manifest.json", "record.json", "tree"
 
+LONGEST_NAME = 255  # bytes, on all usual file systems
+
 Shape = tuple[int, ...]
 
 
@@ -170,6 +172,8 @@ def check_path(path: pathlib.Path) -> None:
   text = str(path.absolute())
   if path.name.endswith((".draft", ".before")):
     raise InputError(f"{text!r}: .draft and .before are ends of unfinished folders; rename it")
+  if len(f"{path.name}.jsonl.draft".encode()) > LONGEST_NAME:
+    raise InputError(f"{path.name[:60]!r}...: is too long for the name of a file; rename it")
   if re.search(r"[\\\[]|[\ud800-\udfff]", text):
     raise InputError(
       f"{text!r}: what is saved there could not be read back, as the path holds a backslash, a "

@@ -164,7 +164,8 @@ class Trainer:
     """
     best, score, judged = state.trainable, -math.inf, True
     if folder is not None and processes.first_says(lambda: checkpoint.is_finished(folder)):
-      (state, best), record = checkpoint.load(folder, (state, best))
+      # A stream that has become longer may have made room for more tasks.
+      (state, best), record = checkpoint.load(folder, (state, best), grow=True)
       score, judged = record["best_score"], record["judged"]
     return state, Best(jax.tree.map(jnp.copy, best), score), judged
 
