@@ -15,13 +15,7 @@ from collections.abc import Sequence
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
-from sapt_jax.run_lock import BEFORE, locked, recover
-
-# What a run leaves in its folder; the rest is the user's, and stays.
-OWN = (
-  *("config.json", "metrics.jsonl", "scores.json", "predictions.jsonl", "errors*.log", "*lock"),
-  *("mixture_*.png", "snapshots", "predictions", "pseudo_*", "progress", "single"),
-)
+from sapt_jax.run_lock import locked, recover, replace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +51,8 @@ def forget(path: pathlib.Path, task: str) -> list[str]:
   from sapt_jax.data.sources import choose
   from sapt_jax.stored_run import read_run, without
 
-  new, before = (path.with_name(path.name + ending) for ending in (".new", BEFORE))
-  for left in (new, before):  # by a process that was killed
-    shutil.rmtree(left, ignore_errors=True)
+  new = path.with_name(f".{path.name}.forgetting")
+  shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
   run = read_run(path, f"--run {path}")
   [name] = choose(run.names, [task], str(path), "--task")
   rest = without(run, run.names.index(name))
@@ -68,12 +61,7 @@ def forget(path: pathlib.Path, task: str) -> list[str]:
   if (alone / "config.json").is_file():
     single = read_run(alone, str(alone))
     without(single, single.names.index(name)).write(new / "single")
-  path.rename(before)
-  new.rename(path)
-  for entry in before.iterdir():
-    if not any(map(entry.match, OWN)):  # of the user
-      entry.rename(path / entry.name)
-  shutil.rmtree(before)
+  replace(path, new)
   return rest.names
 
 

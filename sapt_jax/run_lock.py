@@ -6,13 +6,18 @@ import contextlib
 import fcntl
 import os
 import pathlib
+import shutil
 import socket
 from collections.abc import Iterator
 from typing import TextIO
 
 from sapt_jax.errors import InputError
 
-BEFORE = ".before"  # the end of the name of a folder that is being replaced
+# What a run leaves in its folder; the rest is the user's.
+OWN = (
+  *("config.json", "metrics.jsonl", "scores.json", "predictions.jsonl", "errors*.log", "*lock"),
+  *("mixture_*.png", "snapshots", "predictions", "pseudo_*", "progress", "single"),
+)
 
 
 def take_lock(lock: TextIO, folder: pathlib.Path) -> None:
@@ -39,13 +44,30 @@ def take_lock(lock: TextIO, folder: pathlib.Path) -> None:
   lock.flush()
 
 
+def replace(folder: pathlib.Path, new: pathlib.Path) -> None:
+  """Puts another run's folder in the place of this one; the user's own files stay."""
+  folder.rename(_before(folder))
+  new.rename(folder)
+  recover(folder)
+
+
 def recover(folder: pathlib.Path) -> None:
-  """Takes a run's folder back whose task was to be forgotten, if the process was killed before the
-  new folder had its name (forget.py).
+  """Ends what a killed process left of `replace`: where the new folder had no name yet, the old one
+  has it again.
   """
-  before = folder.with_name(folder.name + BEFORE)
-  if folder.name and not folder.exists() and (before / "config.json").is_file():
+  if not folder.name or not (before := _before(folder)).is_dir():
+    return
+  if not folder.exists():
     before.rename(folder)
+    return
+  for entry in before.iterdir():
+    if not any(map(entry.match, OWN)):
+      entry.rename(folder / entry.name)
+  shutil.rmtree(before)
+
+
+def _before(folder: pathlib.Path) -> pathlib.Path:
+  return folder.with_name(f".{folder.name}.before")
 
 
 @contextlib.contextmanager

@@ -62,23 +62,20 @@ class StoredRun:
     return [record["task"] for record in self.records]
 
   def write(self, path: pathlib.Path) -> None:
-    """Writes the run into a new folder; until all is written, its name ends in .draft.
+    """Writes the run into a new folder; until all is written, it has another name.
 
     Raises:
       InputError: there is something of that name.
     """
     path = new_folder(path)
-    draft = path.with_name(path.name + ".draft")
+    if not all(np.isfinite(np.asarray(x, float)).all() for x in jax.tree.leaves(self.learned)):
+      raise FailedError(f"{path}: what would be written holds numbers that are none")
+    draft = path.with_name(f".{path.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     folder = RunFolder(draft, self.config, {})
     draft.mkdir(parents=True)
     for index, record in enumerate(self.records):
       self._write_task(folder, index, record)
-    finite = jax.tree.map(
-      lambda x: bool(np.isfinite(np.asarray(x, np.float32)).all()), self.learned
-    )
-    if not all(jax.tree.leaves(finite)):
-      raise FailedError(f"{path}: what would be written holds numbers that are none")
     write_json(draft / "config.json", self.values)
     result = results.summary(self.config, self.method, self.names, self.records, self.single)
     results.publish(folder, self.method, self.names, self.records, result)

@@ -190,11 +190,11 @@ def test_a_run_that_was_begun_otherwise_is_not_a_fork(
 
 def test_a_run_is_found_again_after_a_kill_while_it_forgot(of_sapt, tmp_path):
   """Between the two renames, and before the old folder was gone."""
-  run, before = tmp_path / "run", tmp_path / "run.before"
+  run, before = tmp_path / "run", tmp_path / ".run.before"
   shutil.copytree(of_sapt, before)
-  (before / "mine.txt").write_text("a file of the user's")
   Answering(readable(str(run)))
   shutil.copytree(run, before)
+  (before / "mine.txt").write_text("a file of the user's")
   link = tmp_path / "link"
   link.symlink_to(run)
   forget.main(["--run", str(link), "--task", NAMES[0]])

@@ -12,6 +12,12 @@ T5: dict[str, dict[str, Any]] = {
   "t5-v1.0": {"feed_forward_proj": "relu", "tie_word_embeddings": True, "d_kv": 8},
   "t5-v1.1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 12},
 }
+# mT5 is v1.1; umT5 has position biases in every layer.
+T5_RELATIVES: dict[str, str] = {"mt5": "mt5", "umt5": "umt5"}
+T5 |= {
+  name: {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "d_kv": 8}
+  for name in T5_RELATIVES
+}
 T5_SIZES: dict[str, Any] = {
   "vocab_size": 96,
   "d_model": 32,
@@ -126,8 +132,9 @@ def make(name: str, seed: int = 0, **options: Any) -> Any:
 
   torch.manual_seed(seed)
   if name in T5:
-    config: Any = transformers.T5Config(**(T5_SIZES | T5[name] | options))
-    model: Any = transformers.T5ForConditionalGeneration(config)
+    kind = T5_RELATIVES.get(name, "t5")
+    config: Any = transformers.AutoConfig.for_model(kind, **(T5_SIZES | T5[name] | options))
+    model: Any = transformers.AutoModelForSeq2SeqLM.from_config(config)
     if not T5[name]["tie_word_embeddings"]:  # transformers 5 ties every T5's head when it is made
       model.lm_head.weight = torch.nn.Parameter(0.3 * torch.randn(96, 32))
     scale = 1.0

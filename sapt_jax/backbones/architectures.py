@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from sapt_jax.backbones.config_values import activation_of, token_id
 from sapt_jax.backbones.families import FAMILIES, decoder_config, decoder_weights
 from sapt_jax.backbones.llama import Llama
-from sapt_jax.backbones.t5 import T5, T5Config
+from sapt_jax.backbones.t5 import T5
+from sapt_jax.backbones.t5_config import T5Config
 from sapt_jax.backbones.weights import Weight
 
 
@@ -20,14 +21,14 @@ def t5_weights(c: T5Config) -> list[Weight]:
   return [
     Weight("embedding/table", "shared.weight", False, None),
     *head,
-    *_t5_stack("encoder", c.encoder_layers, {"self": "SelfAttention"}, c.gated),
+    *_t5_stack(c, "encoder", c.encoder_layers, {"self": "SelfAttention"}),
     *_t5_stack(
-      "decoder", c.decoder_layers, {"self": "SelfAttention", "cross": "EncDecAttention"}, c.gated
+      c, "decoder", c.decoder_layers, {"self": "SelfAttention", "cross": "EncDecAttention"}
     ),
   ]
 
 
-def _t5_stack(stack: str, depth: int, attentions: dict[str, str], gated: bool) -> list[Weight]:
+def _t5_stack(c: T5Config, stack: str, depth: int, attentions: dict[str, str]) -> list[Weight]:
   """One of T5's two stacks; `attentions` are the kinds in a layer, our name -> theirs."""
 
   def kernel(place: int, ours: str, theirs: str) -> Weight:
@@ -43,14 +44,17 @@ def _t5_stack(stack: str, depth: int, attentions: dict[str, str], gated: bool) -
     table += [kernel(place, f"{ours}_attention/{x}", f"{theirs}.{x}") for x in "qkvo"]
     table.append(norm(place, f"{ours}_norm"))
   last = len(attentions)
-  kernels = {"gate": "wi_0", "up": "wi_1"} if gated else {"up": "wi"}
+  kernels = {"gate": "wi_0", "up": "wi_1"} if c.gated else {"up": "wi"}
   for ours, theirs in (kernels | {"down": "wo"}).items():
     table.append(kernel(last, f"feed_forward/{ours}", f"DenseReluDense.{theirs}"))
-  bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+  bias = "{}.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+  if c.layer_bias:
+    table.append(Weight(f"{stack}/position_bias/table", bias.format(stack, "{}"), False, depth))
+  else:
+    table.append(Weight(f"{stack}_bias/table", bias.format(stack, 0), False, None))
   return [
     *table,
     norm(last, "feed_forward_norm"),
-    Weight(f"{stack}_bias/table", bias, False, None),
     Weight(f"{stack}_norm/scale", f"{stack}.final_layer_norm.weight", False, None),
   ]
 
@@ -59,8 +63,9 @@ def t5_config(raw: dict[str, Any]) -> T5Config:
   """config.json of a T5 -> T5Config;
   keys that may be absent take the defaults that Hugging Face documents.
   """
-  if raw.get("model_type") == "mt5":  # its own defaults
-    raw = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} | raw
+  kind = raw.get("model_type")
+  if kind in ("mt5", "umt5"):  # their own defaults
+    raw = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": kind == "umt5"} | raw
   projection = raw.get("feed_forward_proj") or "relu"
   gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
   return T5Config(
@@ -74,13 +79,15 @@ def t5_config(raw: dict[str, Any]) -> T5Config:
     gated=gated,
     activation=activation_of("gelu_new" if gated and activation == "gelu" else activation),
     tied_head=raw.get("tie_word_embeddings", True),
-    scaled_head=raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)),
+    scaled_head=kind != "mt5"
+    and raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings", True)),
     buckets=raw.get("relative_attention_num_buckets", 32),
     max_distance=raw.get("relative_attention_max_distance", 128),
     epsilon=raw.get("layer_norm_epsilon", 1e-6),
     pad_id=token_id(raw, "pad_token_id", 0),
     eos_id=token_id(raw, "eos_token_id", 1),
     start_id=token_id(raw, "decoder_start_token_id", 0),
+    layer_bias=kind == "umt5",
   )
 
 
@@ -111,4 +118,4 @@ _DECODER = Architecture(
   tied={"lm_head.weight": "model.embed_tokens.weight"},
   ignored=("rotary_emb.inv_freq",),
 )
-ARCHITECTURES = {"t5": _T5, "mt5": _T5} | dict.fromkeys(FAMILIES, _DECODER)
+ARCHITECTURES = {"t5": _T5, "mt5": _T5, "umt5": _T5} | dict.fromkeys(FAMILIES, _DECODER)

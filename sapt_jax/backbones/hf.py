@@ -29,7 +29,8 @@ from sapt_jax.backbones.reading import (
   read_quantized,
   read_weight,
 )
-from sapt_jax.backbones.t5 import T5, T5Config
+from sapt_jax.backbones.t5 import T5
+from sapt_jax.backbones.t5_config import T5Config
 from sapt_jax.backbones.weights import Weight
 from sapt_jax.errors import InputError
 from sapt_jax.text_files import read_object
@@ -183,9 +184,13 @@ def load_backbone(
   """
   folder = find_folder(path)
   raw, files = read_config(folder), WeightFiles(folder)
-  if raw.get("scale_decoder_outputs") is False and "lm_head.weight" in files.where:
-    # transformers 5 calls every T5 tied, also one whose files hold a head of its own.
-    raw["tie_word_embeddings"] = False
+  # transformers 5 calls every T5, mT5 and umT5 tied, also one whose files hold a head of its own; of
+  # umT5 it then scales the states as well.
+  relative = raw["model_type"] in ("mt5", "umt5")
+  own_head = relative or raw.get("scale_decoder_outputs") is False
+  if own_head and "lm_head.weight" in files.where:
+    scaled = raw["model_type"] == "umt5" and raw.get("tie_word_embeddings", True)
+    raw |= {"scale_decoder_outputs": scaled, "tie_word_embeddings": False}
   model = build_model(raw, dtype, remat, unroll, str(folder / "config.json"), bits, dropout)
   architecture = ARCHITECTURES[raw["model_type"]]
   table = architecture.weights(model.config)

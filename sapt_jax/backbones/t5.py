@@ -7,79 +7,21 @@ head width, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.backbones import attention, layers, quantize
+from sapt_jax.backbones import attention, layers
 from sapt_jax.backbones.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
 from sapt_jax.backbones.positions import PositionBias
+from sapt_jax.backbones.t5_config import T5Config
 from sapt_jax.pet.adapters import Adapters
-from sapt_jax.pet.lora import Sites, factors_at, sites_at
+from sapt_jax.pet.lora import factors_at
 from sapt_jax.sharding import constrain
-
-
-@dataclasses.dataclass(frozen=True)
-class T5Config:
-  """Sizes of a T5 and how it is computed.
-  `heads * head_width` may differ from `width` (T5-3B and 11B). `dropout` is applied, where Hugging
-  Face's T5 has it, when the model is given random numbers of that name.
-  """
-
-  vocab_size: int
-  width: int
-  head_width: int
-  heads: int
-  mlp_width: int
-  encoder_layers: int
-  decoder_layers: int
-  gated: bool = True
-  activation: str = "gelu_new"
-  tied_head: bool = False
-  scaled_head: bool = False  # v1.0 multiplies the states by width**-0.5 before its tied head
-  buckets: int = 32
-  max_distance: int = 128
-  epsilon: float = 1e-6
-  pad_id: int = 0
-  eos_id: int = 1
-  start_id: int = 0
-  dtype: Any = jnp.float32
-  bits: quantize.Bits = 0
-  remat: str = "dots"
-  unroll: int = 1
-  dropout: float = 0.0
-
-  is_decoder_only = False
-  embedding_scale = 1.0
-
-  def lora_sites(self, targets: Sequence[str] = ("q", "v")) -> Sites:
-    """Where LoRA sits: in encoder and decoder, in self- and cross-attention and in the mlp, by the
-    names that config.Pet.targets gives the maps; `gate` where there is one.
-    """
-    inner = self.heads * self.head_width
-
-    def part(depth: int, name: str) -> Sites:
-      attention = dict.fromkeys("qkv", (depth, self.width, inner)) | {
-        "o": (depth, inner, self.width)
-      }
-      return sites_at(targets, attention, name)
-
-    def mlp(depth: int) -> Sites:
-      names = ("gate", "up") if self.gated else ("up",)
-      into = dict.fromkeys(names, (depth, self.width, self.mlp_width))
-      return sites_at(targets, into | {"down": (depth, self.mlp_width, self.width)}, "mlp")
-
-    encoder, decoder = self.encoder_layers, self.decoder_layers
-    return {
-      "encoder": part(encoder, "self") | mlp(encoder),
-      "decoder": part(decoder, "self") | part(decoder, "cross") | mlp(decoder),
-    }
 
 
 class T5Cache(flax.struct.PyTreeNode):
@@ -96,6 +38,33 @@ class T5Cache(flax.struct.PyTreeNode):
 
 
 KeysValues = tuple[jax.Array, jax.Array]
+
+
+class Places(NamedTuple):
+  """Where the tokens of a self-attention are.
+
+  Attributes:
+    bias: (1, H or 1, L, S) float32, the same for all layers; None: there is none.
+    queries, keys: (L,) and (S,) int32, positions, for layers with biases of their own.
+  """
+
+  bias: jax.Array | None
+  queries: jax.Array
+  keys: jax.Array
+
+
+def position_bias(config: T5Config, bidirectional: bool) -> PositionBias:
+  """The biases of one stack, or of one layer."""
+  c = config
+  return PositionBias(
+    c.heads, c.buckets, c.max_distance, bidirectional, c.dtype, stddev=c.width**-0.5
+  )
+
+
+def biases_at(places: Places, own: PositionBias | None) -> tuple[jax.Array, ...]:
+  """What is added to the scores of a layer with these biases of its own."""
+  mine = () if own is None else (own(places.queries, places.keys),)
+  return mine if places.bias is None else (*mine, places.bias)
 
 
 class Attention(nn.Module):
@@ -173,6 +142,7 @@ class EncoderLayer(nn.Module):
   def setup(self) -> None:
     c = self.config
     self.self_attention, self.feed_forward = Attention(c), FeedForward(c)
+    self.position_bias = position_bias(c, True) if c.layer_bias else None
     norm = partial(RMSNorm, c.epsilon, c.dtype)
     self.self_norm, self.feed_forward_norm = norm(), norm()
 
@@ -180,7 +150,7 @@ class EncoderLayer(nn.Module):
     self,
     x: jax.Array,
     lora: Any,
-    bias: jax.Array,
+    places: Places,
     source_bias: jax.Array,
     adapters: Adapters | None,
   ) -> tuple[jax.Array, None]:
@@ -189,7 +159,8 @@ class EncoderLayer(nn.Module):
     h = self.self_norm(x)
     factors = factors_at(lora, "self")
     k, v = self.self_attention.keys_values(h, factors, adapters)
-    x = x + self.self_attention(h, k, v, (bias, source_bias), factors, adapters)
+    biases = (*biases_at(places, self.position_bias), source_bias)
+    x = x + self.self_attention(h, k, v, biases, factors, adapters)
     h = self.feed_forward_norm(x)
     return x + self.feed_forward(h, factors_at(lora, "mlp"), adapters), None
 
@@ -204,6 +175,7 @@ class DecoderLayer(nn.Module):
   def setup(self) -> None:
     c = self.config
     self.self_attention, self.cross_attention = Attention(c), Attention(c)
+    self.position_bias = position_bias(c, False) if c.layer_bias else None
     self.feed_forward = FeedForward(c)
     norm = partial(RMSNorm, c.epsilon, c.dtype)
     self.self_norm, self.cross_norm, self.feed_forward_norm = norm(), norm(), norm()
@@ -221,7 +193,7 @@ class DecoderLayer(nn.Module):
     x: jax.Array,
     lora: Any,
     encoded: jax.Array,
-    bias: jax.Array,
+    places: Places,
     source_bias: jax.Array,
     adapters: Adapters | None,
   ) -> tuple[jax.Array, None]:
@@ -230,7 +202,7 @@ class DecoderLayer(nn.Module):
     h = self.self_norm(x)
     own = self.self_attention.keys_values(h, factors_at(lora, "self"), adapters)
     cross = self.cross_attention.keys_values(encoded, factors_at(lora, "cross"), adapters)
-    return self.mix(x, h, own, cross, lora, bias, source_bias, adapters), None
+    return self.mix(x, h, own, cross, lora, places, source_bias, adapters), None
 
   def step(
     self,
@@ -238,7 +210,7 @@ class DecoderLayer(nn.Module):
     lora: Any,
     own: KeysValues,
     cross: KeysValues,
-    bias: jax.Array,
+    places: Places,
     source_bias: jax.Array,
     index: jax.Array,
     adapters: Adapters | None,
@@ -250,7 +222,7 @@ class DecoderLayer(nn.Module):
     new = self.self_attention.keys_values(h, factors_at(lora, "self"), adapters)
     k, v = (attention.write_cache(cache, one, index) for cache, one in zip(own, new, strict=True))
     cross = (cross[0].swapaxes(-1, -2), cross[1].swapaxes(-1, -2))
-    return self.mix(x, h, (k, v), cross, lora, bias, source_bias, adapters), new
+    return self.mix(x, h, (k, v), cross, lora, places, source_bias, adapters), new
 
   def mix(
     self,
@@ -259,11 +231,12 @@ class DecoderLayer(nn.Module):
     own: KeysValues,
     cross: KeysValues,
     lora: Any,
-    bias: jax.Array,
+    places: Places,
     source_bias: jax.Array,
     adapters: Adapters | None,
   ) -> jax.Array:
-    x = x + self.self_attention(h, *own, (bias,), factors_at(lora, "self"), adapters)
+    biases = biases_at(places, self.position_bias)
+    x = x + self.self_attention(h, *own, biases, factors_at(lora, "self"), adapters)
     h, factors = self.cross_norm(x), factors_at(lora, "cross")
     x = x + self.cross_attention(h, *cross, (source_bias,), factors, adapters)
     h = self.feed_forward_norm(x)
@@ -285,9 +258,8 @@ class T5(nn.Module):
   def setup(self) -> None:
     c = self.config
     self.embedding = Embedding(c.vocab_size, c.width, c.dtype)
-    bias = partial(PositionBias, c.heads, c.buckets, c.max_distance)
-    self.encoder_bias = bias(bidirectional=True, dtype=c.dtype, stddev=c.width**-0.5)
-    self.decoder_bias = bias(bidirectional=False, dtype=c.dtype, stddev=c.width**-0.5)
+    if not c.layer_bias:
+      self.encoder_bias, self.decoder_bias = position_bias(c, True), position_bias(c, False)
     scan = partial(layers.scan_layers, remat=c.remat, unroll=c.unroll)
     split, shared = 0, nn.broadcast
     encoding = {"__call__": (split, shared, shared, shared)}
@@ -315,8 +287,9 @@ class T5(nn.Module):
     x, source_mask = layers.put_prompts_before(self.embedding(source), source_mask, adapters)
     source_bias = attention.mask_bias(source_mask)[:, None, None, :]
     positions = jnp.arange(x.shape[1])
-    bias = self.encoder_bias(positions, positions)
-    x, _ = self.encoder(dropped(self, x), lora_of(adapters, "encoder"), bias, source_bias, adapters)
+    bias = None if self.config.layer_bias else self.encoder_bias(positions, positions)
+    places, lora = Places(bias, positions, positions), lora_of(adapters, "encoder")
+    x, _ = self.encoder(dropped(self, x), lora, places, source_bias, adapters)
     return dropped(self, self.encoder_norm(x)), source_bias
 
   def states(
@@ -342,10 +315,13 @@ class T5(nn.Module):
     x = self.embedding(jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=start))
     positions = jnp.arange(x.shape[1])
     future = attention.mask_bias(attention.causal_mask(x.shape[1]))
-    bias = self.decoder_bias(positions, positions) + future
-    lora = lora_of(adapters, "decoder")
-    x, _ = self.decoder(dropped(self, x), lora, encoded, bias, source_bias, adapters)
+    places, lora = self.decoder_places(positions, positions, future), lora_of(adapters, "decoder")
+    x, _ = self.decoder(dropped(self, x), lora, encoded, places, source_bias, adapters)
     return dropped(self, self.decoder_norm(x))
+
+  def decoder_places(self, queries: jax.Array, keys: jax.Array, future: jax.Array) -> Places:
+    own = self.config.layer_bias
+    return Places(future if own else self.decoder_bias(queries, keys) + future, queries, keys)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """(..., D) -> (..., V) in the compute dtype."""
@@ -386,13 +362,13 @@ class T5(nn.Module):
     """
     positions = jnp.arange(cache.self_k.shape[3])
     future = attention.mask_bias(positions <= cache.index)[None, None, None]
-    bias = self.decoder_bias(cache.index[None], positions) + future
+    places = self.decoder_places(cache.index[None], positions, future)
     x, new = self.decoder.step(
       self.embedding(tokens[:, None]),
       lora_of(adapters, "decoder"),
       (cache.self_k, cache.self_v),
       (cache.cross_k, cache.cross_v),
-      bias,
+      places,
       cache.source_bias,
       cache.index,
       adapters,
