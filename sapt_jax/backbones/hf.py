@@ -184,8 +184,8 @@ def load_backbone(
   """
   folder = find_folder(path)
   raw, files = read_config(folder), WeightFiles(folder)
-  # transformers 5 calls every T5, mT5 and umT5 tied, also one whose files hold a head of its own; of
-  # umT5 it then scales the states as well.
+  # transformers 5 calls every T5, mT5 and umT5 tied, also one whose files hold a head of its own;
+  # of umT5 it then scales the states as well.
   relative = raw["model_type"] in ("mt5", "umt5")
   own_head = relative or raw.get("scale_decoder_outputs") is False
   if own_head and "lm_head.weight" in files.where:
