@@ -182,7 +182,10 @@ def test_a_config_as_the_hub_has_it_is_read_as_transformers_reads_it(name, torch
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"model_type": "gemma3"}, r"model_type 'gemma3' is not supported: t5, mt5, llama, qwen2"),
+    (
+      {"model_type": "gemma3"},
+      r"model_type 'gemma3' is not supported: t5, mt5, umt5, llama, qwen2",
+    ),
     ({"model_type": "qwen3_moe"}, r"model_type 'qwen3_moe' is not supported"),
     ({"model_type": "llama", "rope_scaling": {"type": "ntk"}}, r"rope type 'ntk' is not supported"),
     ({"model_type": "qwen3", "layer_types": ["full_attention"]}, r"layer_types must name"),

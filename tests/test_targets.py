@@ -28,9 +28,12 @@ def kernels(raw):
     return {("mlp" if x in ("gate", "up", "down") else "self", x): ("layers", x) for x in TARGETS}
   attention = [("encoder", "self"), ("decoder", "self"), ("decoder", "cross")]
   paths = {(*at, x): (at[0], f"{at[1]}_attention", x) for at in attention for x in "qkvo"}
-  maps = ("up", "down") if raw is RELU else ("gate", "up", "down")
+  maps = {"gate": "wi_0", "up": "wi_1", "down": "wo"}
+  maps = {"up": "wi_0", "down": "wo"} if raw is RELU else maps
   return paths | {
-    (stack, "mlp", x): (stack, "feed_forward", x) for stack in ("encoder", "decoder") for x in maps
+    (stack, "mlp", x): (stack, "feed_forward", name)
+    for stack in ("encoder", "decoder")
+    for x, name in maps.items()
   }
 
 

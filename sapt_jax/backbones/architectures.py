@@ -44,8 +44,8 @@ def _t5_stack(c: T5Config, stack: str, depth: int, attentions: dict[str, str]) -
     table += [kernel(place, f"{ours}_attention/{x}", f"{theirs}.{x}") for x in "qkvo"]
     table.append(norm(place, f"{ours}_norm"))
   last = len(attentions)
-  kernels = {"gate": "wi_0", "up": "wi_1"} if c.gated else {"up": "wi"}
-  for ours, theirs in (kernels | {"down": "wo"}).items():
+  kernels = {"wi_0": "wi_0", "wi_1": "wi_1"} if c.gated else {"wi_0": "wi"}
+  for ours, theirs in (kernels | {"wo": "wo"}).items():
     table.append(kernel(last, f"feed_forward/{ours}", f"DenseReluDense.{theirs}"))
   bias = "{}.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
   if c.layer_bias:

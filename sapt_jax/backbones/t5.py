@@ -123,15 +123,15 @@ class FeedForward(nn.Module):
     self, x: jax.Array, factors: Any = None, adapters: Adapters | None = None
   ) -> jax.Array:
     c, at = self.config, partial(factors_at, factors)
-    into = partial(Linear, (c.width, c.mlp_width), ("embed", "mlp"), c.dtype, c.width**-0.5, c.bits)
-    first = "gate" if c.gated else "up"
-    hidden = ACTIVATIONS[c.activation](into(name=first)(x, at(first), adapters))
+    wi = partial(Linear, (c.width, c.mlp_width), ("embed", "mlp"), c.dtype, c.width**-0.5, c.bits)
+    first = at("gate" if c.gated else "up")
+    hidden = ACTIVATIONS[c.activation](wi(name="wi_0")(x, first, adapters))
     if c.gated:
-      hidden = hidden * into(name="up")(x, at("up"), adapters)
-    down = partial(
+      hidden = hidden * wi(name="wi_1")(x, at("up"), adapters)
+    wo = partial(
       Linear, (c.mlp_width, c.width), ("inner", None), c.dtype, c.mlp_width**-0.5, c.bits
     )
-    return dropped(self, down(name="down")(dropped(self, hidden), at("down"), adapters))
+    return dropped(self, wo(name="wo")(dropped(self, hidden), at("down"), adapters))
 
 
 class EncoderLayer(nn.Module):

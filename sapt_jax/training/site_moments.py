@@ -23,16 +23,20 @@ from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.methods.base import Learned, Method
 from sapt_jax.pet.lora import Sites
 
+# T5's names of the mlp's maps, where it has a gate. Without one, wi_0 is `up`; what it reads is the
+# same.
+T5_MLP = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
 
-def site_of(path: Sequence[str]) -> tuple[str, ...]:
+
+def site_of(path: Sequence[str], gated: bool = True) -> tuple[str, ...]:
   """The site of a projection, by its place among the modules: encoder/self_attention/q -> encoder,
-  self, q; layers/q -> self, q; encoder/feed_forward/up -> encoder, mlp, up.
+  self, q; layers/q -> self, q; encoder/feed_forward/wo -> encoder, mlp, down.
   """
   *parts, name = path
   if parts == ["layers"]:
     return ("mlp" if name in ("gate", "up", "down") else "self", name)
   if parts[-1] == "feed_forward":
-    return (*parts[:-1], "mlp", name)
+    return (*parts[:-1], "mlp", T5_MLP[name] if gated or name == "wo" else "up")
   return (*(part.removesuffix("_attention") for part in parts), name)
 
 
@@ -97,12 +101,13 @@ def batch_moments(
   Returns:
     (layers, D, D) float32 for every input of the sites (at_inputs).
   """
+  gated = getattr(model.config, "gated", True)
   readers = set(first_readers(method.setting.sites).values())
 
   def record(
     call: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext
   ) -> Any:
-    if takes_lora(context, args) and (site := site_of(context.module.path)) in readers:
+    if takes_lora(context, args) and (site := site_of(context.module.path, gated)) in readers:
       there = tokens_read(site, batch) & counted[:, None]
       x = jnp.where(there[:, :, None], args[0].astype(jnp.float32), 0.0)
       moment = jnp.einsum("bld,ble->de", x, x, precision="highest")
