@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
-from sapt_jax.run_lock import locked, recover, replace
+from sapt_jax.run_lock import clear, locked, recover, replace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,7 @@ def forget(path: pathlib.Path, task: str) -> list[str]:
   from sapt_jax.data.sources import choose
   from sapt_jax.stored_run import read_run, without
 
+  clear(path)
   new = path.with_name(f".{path.name}.forgetting")
   shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
   run = read_run(path, f"--run {path}")

@@ -110,15 +110,9 @@ def abstract(
   table = jax.ShapeDtypeStruct((backbone.vocab_size, backbone.width), config.backbone.dtype)
 
   def method_on(table: Any) -> Method:
-    setting = Setting(
-      config.pet,
-      sites_of(config.pet, backbone),
-      table,
-      capacity,
-      memory_inputs,
-      backbone.embedding_scale,
+    return methods.build(
+      config.method, setting_of(config.pet, backbone, table, capacity, memory_inputs)
     )
-    return methods.build(config.method, setting)
 
   shapes = jax.eval_shape(lambda table: method_on(table).start(jax.random.key(0)), table)
   return method_on(table), jax.tree.map(lambda x: np.empty(x.shape, x.dtype), shapes)
@@ -138,20 +132,22 @@ def sites_of(pet: Pet, backbone: hf.ModelConfig) -> Sites:
   return sites
 
 
+def setting_of(
+  pet: Pet, backbone: hf.ModelConfig, table: Any, capacity: int, memory_inputs: int
+) -> Setting:
+  """What a method on this backbone, with this table of token embeddings, is built for."""
+  sites, scale = sites_of(pet, backbone), backbone.embedding_scale
+  return Setting(pet, sites, table, capacity, memory_inputs, scale)
+
+
 def put_together(
   config: Config, mesh: jax.sharding.Mesh, backbone: hf.Backbone, capacity: int, memory_inputs: int
 ) -> Learner:
   """The method and the compiled functions that go with a backbone; its parameters may be abstract
   (plan/programs.py).
   """
-  setting = Setting(
-    config.pet,
-    sites_of(config.pet, backbone.config),
-    backbone.params["embedding"]["table"],
-    capacity,
-    memory_inputs,
-    backbone.config.embedding_scale,
-  )
+  table = backbone.params["embedding"]["table"]
+  setting = setting_of(config.pet, backbone.config, table, capacity, memory_inputs)
   method = methods.build(config.method, setting)
   batcher = Batcher(
     backbone.config.is_decoder_only,

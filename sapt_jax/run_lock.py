@@ -48,22 +48,24 @@ def replace(folder: pathlib.Path, new: pathlib.Path) -> None:
   """Puts another run's folder in the place of this one; the user's own files stay."""
   folder.rename(_before(folder))
   new.rename(folder)
-  recover(folder)
+  clear(folder)
 
 
 def recover(folder: pathlib.Path) -> None:
-  """Ends what a killed process left of `replace`: where the new folder had no name yet, the old one
-  has it again.
+  """Takes a run's folder back, if a process was killed in `replace` before the new one had its
+  name.
   """
-  if not folder.name or not (before := _before(folder)).is_dir():
-    return
-  if not folder.exists():
-    before.rename(folder)
-    return
-  for entry in before.iterdir():
+  if folder.name and not folder.exists() and _before(folder).is_dir():
+    _before(folder).rename(folder)
+
+
+def clear(folder: pathlib.Path) -> None:
+  """Removes what `replace` has replaced, but for the user's own files, which move."""
+  before = _before(folder)
+  for entry in before.iterdir() if before.is_dir() else ():
     if not any(map(entry.match, OWN)):
       entry.rename(folder / entry.name)
-  shutil.rmtree(before)
+  shutil.rmtree(before, ignore_errors=True)
 
 
 def _before(folder: pathlib.Path) -> pathlib.Path:
