@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sapt_jax.backbones.config_values import activation_of, token_id
-from sapt_jax.backbones.llama import LlamaConfig
+from sapt_jax.backbones.llama_config import LlamaConfig
 from sapt_jax.backbones.rotary import KINDS, Rope
 from sapt_jax.backbones.weights import Weight
 from sapt_jax.errors import InputError

@@ -21,7 +21,8 @@ from safetensors.numpy import save_file
 from sapt_jax import sharding
 from sapt_jax.backbones import quantize
 from sapt_jax.backbones.architectures import ARCHITECTURES
-from sapt_jax.backbones.llama import Llama, LlamaConfig
+from sapt_jax.backbones.llama import Llama
+from sapt_jax.backbones.llama_config import LlamaConfig
 from sapt_jax.backbones.reading import (
   WeightFiles,
   check_names,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from sapt_jax.backbones.hf import ModelConfig
-from sapt_jax.backbones.llama import LlamaConfig
+from sapt_jax.backbones.llama_config import LlamaConfig
 from sapt_jax.errors import InputError
 from sapt_jax.pet.lora import factors_at
 
