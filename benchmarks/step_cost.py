@@ -41,7 +41,8 @@ import sizes
 from sapt_jax import cli, config, sharding
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Batch, Batcher
-from sapt_jax.methods.base import Learned, Method, Setting, Study
+from sapt_jax.methods.base import Method
+from sapt_jax.methods.lesson import Learned, Setting, Study
 from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.training.fit import Trainer
 

@@ -15,7 +15,7 @@ from sapt_jax.config import Config
 from sapt_jax.cost import Cost
 from sapt_jax.data.inspection import Figures, figures_of, words_of
 from sapt_jax.data.prepared import PreparedTask
-from sapt_jax.methods.base import Learned, Lesson
+from sapt_jax.methods.lesson import Learned, Lesson
 from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.provenance import provenance
 from sapt_jax.remote import mirror_of

@@ -27,7 +27,7 @@ from sapt_jax.data.tasks import Task
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.decode import sampler
 from sapt_jax.evaluation.evaluate import Answerer
-from sapt_jax.methods.base import Setting
+from sapt_jax.methods.lesson import Setting
 from sapt_jax.methods.sequential import Sequential, SequentialOptions
 from sapt_jax.progress import Progress
 from sapt_jax.text_files import json_lines

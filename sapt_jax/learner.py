@@ -18,7 +18,8 @@ from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prompts import Codec, chat_frame, frame_of_template, load_tokenizer
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.evaluate import Answerer, FeatureReader
-from sapt_jax.methods.base import Learned, Method, Setting
+from sapt_jax.methods.base import Method
+from sapt_jax.methods.lesson import Learned, Setting
 from sapt_jax.mini import T5_MINI
 from sapt_jax.pet.lora import Sites
 from sapt_jax.training.fit import Trainer

@@ -29,7 +29,7 @@ import jax
 from sapt_jax import cli, processes
 from sapt_jax.config import Config
 from sapt_jax.errors import FailedError, InputError, Stopped
-from sapt_jax.methods.base import Learned
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.progress import Progress
 from sapt_jax.remote import Mirror
 from sapt_jax.run_identity import asked, check_begun, tasks_of

@@ -18,7 +18,7 @@ from sapt_jax.data.tasks import Task
 from sapt_jax.evaluation.kept_answers import KeptAnswers
 from sapt_jax.evaluation.text_metrics import Scoring, scoring_of
 from sapt_jax.learner import Learner
-from sapt_jax.methods.base import Learned
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.progress import Progress
 
 ROWS = 1024  # whose mixtures are computed at once, where no backbone is needed

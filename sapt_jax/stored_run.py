@@ -18,7 +18,8 @@ from sapt_jax.config import Config
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.sources import choose
 from sapt_jax.errors import FailedError, InputError
-from sapt_jax.methods.base import Learned, Method
+from sapt_jax.methods.base import Method
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.remote import readable
 from sapt_jax.run_folder import RunFolder

@@ -20,7 +20,7 @@ from sapt_jax.evaluation.decode import sampler
 from sapt_jax.evaluation.evaluate import Answerer
 from sapt_jax.generator import Generator, Stored, prompt_rows
 from sapt_jax.learner import Learner
-from sapt_jax.methods.base import Learned
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.progress import Progress
 from sapt_jax.training.fit import Log
 from sapt_jax.training.site_moments import SiteMoments

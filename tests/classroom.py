@@ -16,7 +16,8 @@ from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Batch
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.tasks import Example, Task
-from sapt_jax.methods.base import Setting, StepView
+from sapt_jax.methods.base import StepView
+from sapt_jax.methods.lesson import Setting
 from sapt_jax.training.state import TrainState, make_optimizer
 from sapt_jax.training.step import train_step
 

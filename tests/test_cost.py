@@ -21,7 +21,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.cost import Cost
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.interop import public
-from sapt_jax.methods.base import Setting
+from sapt_jax.methods.lesson import Setting
 from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.training.fit import Plan, Trainer
 from tests import classroom

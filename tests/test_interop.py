@@ -13,7 +13,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.config.learning import TARGETS
 from sapt_jax.errors import InputError
 from sapt_jax.interop import files, peft, public
-from sapt_jax.methods.base import Setting
+from sapt_jax.methods.lesson import Setting
 from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.pet import blocks
 from tests import torch_models

@@ -28,7 +28,7 @@ HOUSE = """
   evaluation
   training
   methods.base
-  methods.features
+  methods.features methods.lesson
   mini.make_backbone
   backbones
   data
@@ -140,3 +140,10 @@ def test_files_of_others_are_read_in_one_place(path):
   tree = ast.parse(path.read_text(encoding="utf-8"))
   called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
   assert name_of(path) in OWN_JSON or not called & {"json.loads", "json.load"}
+
+
+@pytest.mark.parametrize(
+  "path", [*SOURCES, *PROGRAMS], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_no_file_is_longer_than_contributing_says(path):
+  assert len(path.read_text(encoding="utf-8").splitlines()) <= 400

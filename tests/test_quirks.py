@@ -17,7 +17,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Batch
 from sapt_jax.evaluation.decode import greedy
 from sapt_jax.evaluation.evaluate import answer_batch
-from sapt_jax.methods.base import Setting
+from sapt_jax.methods.lesson import Setting
 from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.pet import blocks
 from sapt_jax.training.step import batch_gradient

@@ -12,7 +12,7 @@ from sapt_jax.config.learning import TARGETS
 from sapt_jax.data.batches import Batcher, Row
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.decode import generate
-from sapt_jax.methods.base import Setting
+from sapt_jax.methods.lesson import Setting
 from sapt_jax.methods.per_task import PerTask, PerTaskOptions
 from sapt_jax.pet import blocks
 from sapt_jax.training.site_moments import SiteMoments

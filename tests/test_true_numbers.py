@@ -13,7 +13,7 @@ from sapt_jax.data.tasks import Example, Task
 from sapt_jax.evaluation.text_metrics import score
 from sapt_jax.generator import clean, split_sample
 from sapt_jax.methods import epi, gainlora, inflora
-from sapt_jax.methods.base import Setting
+from sapt_jax.methods.lesson import Setting
 from sapt_jax.pet import lora
 from sapt_jax.training.state import make_optimizer
 from sapt_jax.training.step import train_step

@@ -17,7 +17,8 @@ from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.evaluation.decode import Choose, generate, greedy
 from sapt_jax.evaluation.kept_answers import KeptAnswers
-from sapt_jax.methods.base import Learned, Method
+from sapt_jax.methods.base import Method
+from sapt_jax.methods.lesson import Learned
 
 
 @dataclasses.dataclass(frozen=True)

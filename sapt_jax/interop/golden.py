@@ -27,7 +27,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.backbones.architectures import ARCHITECTURES
 from sapt_jax.errors import InputError
 from sapt_jax.interop import public
-from sapt_jax.methods.base import Learned, Setting
+from sapt_jax.methods.lesson import Learned, Setting
 from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.text_files import read_object
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from sapt_jax import config
 from sapt_jax.errors import InputError
-from sapt_jax.methods.base import Method, Setting
+from sapt_jax.methods.base import Method
 from sapt_jax.methods.epi import Epi
 from sapt_jax.methods.gainlora import GainLora
 from sapt_jax.methods.inflora import InfLora
 from sapt_jax.methods.l2p import L2p
+from sapt_jax.methods.lesson import Setting
 from sapt_jax.methods.lfpt5.method import Lfpt5
 from sapt_jax.methods.mocl import Mocl
 from sapt_jax.methods.multi_task import MultiTask

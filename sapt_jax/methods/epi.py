@@ -14,8 +14,9 @@ from sapt_jax import checks, config
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
 from sapt_jax.data.labels import LABELS, classes_of
-from sapt_jax.methods.base import Method, Pool, Study
+from sapt_jax.methods.base import Method, Pool
 from sapt_jax.methods.features import FEATURES, Feature
+from sapt_jax.methods.lesson import Study
 from sapt_jax.pet import blocks
 from sapt_jax.precision import exact
 

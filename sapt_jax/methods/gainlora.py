@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax import checks, sals
-from sapt_jax.methods.base import Study, Trainable
+from sapt_jax.methods.base import Trainable
 from sapt_jax.methods.features import unit
 from sapt_jax.methods.inflora import InfLora, InfLoraLearned, InfLoraOptions, widened_space
+from sapt_jax.methods.lesson import Study
 from sapt_jax.pet import blocks
 from sapt_jax.precision import exact
 from sapt_jax.streams import stream

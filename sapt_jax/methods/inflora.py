@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax import checks, config
-from sapt_jax.methods.base import Learned, Pool, Study, Trainable
+from sapt_jax.methods.base import Pool, Trainable
+from sapt_jax.methods.lesson import Learned, Study
 from sapt_jax.methods.summed import Summed
 from sapt_jax.pet import blocks
 from sapt_jax.precision import exact

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from sapt_jax import checks, config
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
-from sapt_jax.methods.base import Learned, Method, Pool, StepView, Study, Trainable
+from sapt_jax.methods.base import Method, Pool, StepView, Trainable
 from sapt_jax.methods.features import FEATURES, Feature, unit
+from sapt_jax.methods.lesson import Learned, Study
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.precision import exact
 from sapt_jax.streams import stream

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from sapt_jax import checks, config
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
-from sapt_jax.methods.base import Method, Pool, StepView, Study, Trainable
+from sapt_jax.methods.base import Method, Pool, StepView, Trainable
 from sapt_jax.methods.features import mean_states, unit
+from sapt_jax.methods.lesson import Study
 from sapt_jax.pet import blocks
 from sapt_jax.precision import exact
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 
 from sapt_jax import config
-from sapt_jax.methods.base import Learned, Lesson, Study, need_rows
+from sapt_jax.methods.lesson import Learned, Lesson, Study, need_rows
 from sapt_jax.methods.sequential import Sequential
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax import checks, config
-from sapt_jax.methods.base import Learned, StepView
+from sapt_jax.methods.base import StepView
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.methods.summed import Summed, site_factors
 from sapt_jax.precision import exact
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax import config
-from sapt_jax.methods.base import Learned, Method, Pool, Study
+from sapt_jax.methods.base import Method, Pool
+from sapt_jax.methods.lesson import Learned, Study
 from sapt_jax.pet import blocks
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax import config
-from sapt_jax.methods.base import Learned, Method, Setting
+from sapt_jax.methods.base import Method
+from sapt_jax.methods.lesson import Learned, Setting
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 

@@ -8,7 +8,7 @@ import dataclasses
 
 from sapt_jax import checks, config
 from sapt_jax.data import rehearsal
-from sapt_jax.methods.base import Learned, Lesson, Study, need_rows
+from sapt_jax.methods.lesson import Learned, Lesson, Study, need_rows
 from sapt_jax.methods.sequential import Sequential
 
 

@@ -23,16 +23,9 @@ from sapt_jax import arm, checks, config, sals
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
 from sapt_jax.errors import InputError
-from sapt_jax.methods.base import (
-  Learned,
-  Method,
-  Pool,
-  StepView,
-  Study,
-  Trainable,
-  refuse_top_k,
-)
+from sapt_jax.methods.base import Method, Pool, StepView, Trainable, refuse_top_k
 from sapt_jax.methods.features import pooled_embeddings
+from sapt_jax.methods.lesson import Learned, Study
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.streams import stream

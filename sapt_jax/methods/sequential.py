@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax import config
-from sapt_jax.methods.base import Learned, Method, Study
+from sapt_jax.methods.base import Method
+from sapt_jax.methods.lesson import Learned, Study
 from sapt_jax.pet import blocks
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.methods.base import Learned, Method
+from sapt_jax.methods.base import Method
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.pet import blocks
 
 

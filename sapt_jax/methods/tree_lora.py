@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sapt_jax import checks, config
-from sapt_jax.methods.base import Learned, Pool, StepView, Study, Trainable
+from sapt_jax.methods.base import Pool, StepView, Trainable
+from sapt_jax.methods.lesson import Learned, Study
 from sapt_jax.methods.sequential import Sequential
 from sapt_jax.methods.summed import site_factors
 from sapt_jax.pet import blocks

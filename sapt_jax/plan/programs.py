@@ -15,7 +15,7 @@ from sapt_jax import learner, methods, sharding
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config
 from sapt_jax.data.batches import Batch, bucket
-from sapt_jax.methods.base import Learned
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.training.fit import Trainer
 

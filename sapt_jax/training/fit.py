@@ -18,7 +18,8 @@ from sapt_jax import config, processes, sharding
 from sapt_jax.backbones.hf import Backbone
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.errors import FailedError, Stopped
-from sapt_jax.methods.base import Learned, Method, Trainable
+from sapt_jax.methods.base import Method, Trainable
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.training import checkpoint
 from sapt_jax.training.state import TrainState, make_optimizer
 from sapt_jax.training.step import train_step

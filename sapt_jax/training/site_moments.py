@@ -20,7 +20,8 @@ from sapt_jax import sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.backbones.layers import Linear
 from sapt_jax.data.batches import Batch, Batcher, Row
-from sapt_jax.methods.base import Learned, Method
+from sapt_jax.methods.base import Method
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.pet.lora import Sites
 
 # T5's names of the mlp's maps, where it has a gate. Without one, wi_0 is `up`; what it reads is the

@@ -14,7 +14,8 @@ import optax
 from sapt_jax import streams
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
-from sapt_jax.methods.base import Learned, Method, StepView, Terms, Trainable
+from sapt_jax.methods.base import Method, StepView, Terms, Trainable
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]

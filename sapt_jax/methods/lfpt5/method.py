@@ -19,7 +19,8 @@ from sapt_jax.data.labels import closed_answers
 from sapt_jax.data.prepared import tokenised
 from sapt_jax.data.tasks import Example
 from sapt_jax.losses import distillation_loss, token_losses
-from sapt_jax.methods.base import Lesson, Pool, Study, Terms, need_rows
+from sapt_jax.methods.base import Pool, Terms
+from sapt_jax.methods.lesson import Lesson, Study, need_rows
 from sapt_jax.methods.lfpt5.pseudo_examples import (
   PseudoExamples,
   example_row,
