@@ -202,3 +202,20 @@ def test_a_damaged_configuration_is_one_line(values):
 def test_options_that_moved_or_belong_elsewhere_say_where_to(option, message):
   with pytest.raises(InputError, match=re.escape(message)):
     run_options.check_method_options(METHODS["l2p"].Options(), [option, "fresh"])
+
+
+@pytest.mark.parametrize(
+  ("name", "option"),
+  [
+    ("sapt", "attention_learning_rate"),
+    ("mocl", "key_learning_rate"),
+    ("l2p", "key_learning_rate"),
+    ("gainlora", "gate_learning_rate"),
+  ],
+)
+def test_a_method_s_other_parts_have_a_rate_of_their_own(name, option):
+  kind = METHODS[name]
+  own, shared = (kind(kind.Options(**given), None) for given in ({option: 0.25}, {}))
+  [other] = set(own.rates(0.5)) - {"block"}
+  assert (own.rates(0.5)["block"], own.rates(0.5)[other]) == (0.5, 0.25)
+  assert set(shared.rates(0.5).values()) == {0.5}

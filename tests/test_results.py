@@ -117,6 +117,7 @@ def test_committed_tables_are_those_of_the_committed_runs_and_fair():
     assert results.with_tables(text, tables) == text
     for match in results.TABLE.finditer(text):
       assert list(results.unfair(tables[match.group("name")])) == []
+      assert list(results.untuned(tables, match.group("name"))) == []
 
 
 def test_a_table_has_the_rates_of_the_best_run_of_tuning():
