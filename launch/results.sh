@@ -85,7 +85,7 @@ sapt --method.attention-learning-rate 3e-5,3e-4 --fit.learning-rate 0.3
 per_task --fit.learning-rate 0.1,0.3,1 --method.name per_task
 epi --fit.learning-rate 0.1,0.3,1 --method.name epi
 mocl --fit.learning-rate 0.1,0.3,1 --method.name mocl --method.key-learning-rate 1e-2
-mocl --method.key-learning-rate 1e-3,1e-1 --method.name mocl --fit.learning-rate 0.3
+mocl --method.key-learning-rate 1e-3,1e-1 --method.name mocl --fit.learning-rate 0.1
 sequential --fit.learning-rate 0.03,0.1,0.3 --method.name sequential
 replay --fit.learning-rate 0.03,0.1,0.3 --method.name replay
 multi_task --fit.learning-rate 0.03,0.1,0.3 --method.name multi_task
