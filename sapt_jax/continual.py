@@ -76,7 +76,7 @@ class Continual:
     self.built = built = learner.build(config, inputs.backbone, **self.sizes)
     self.method = built.method
     self.scorer = Scorer(config, built, inputs.codec, self.stream)
-    self.instruments = Instruments(config, built, inputs.codec, inputs.stored)
+    self.instruments = Instruments(config, built, inputs.codec, inputs.stored, inputs.blocks)
     check_rows(self.stream[folder.finished() :])
     for index, task in enumerate(self.stream):
       if len(task.train):

@@ -1,13 +1,16 @@
-"""Writes what a run has learned for other programs: a block or a fixed mixture for peft, the pool
-for the authors' code.
+"""Writes what a run has learned for other programs: a block or a fixed mixture for peft, a whole
+model, or the pool for the authors' code.
 
     python -m sapt_jax.export --run runs/mini --what block --task TASK --output adapter
     python -m sapt_jax.export --run runs/mini --what mixture --task TASK --output adapter
+    python -m sapt_jax.export --run runs/mini --what merged --task TASK --output model
     python -m sapt_jax.export --run runs/mini --what pool --output weights
 
 peft has one adapter for all inputs, and no mixture of its own per input: "mixture" fixes it at the
-task's mean over held-out inputs, as it was when the task had been learned. "pool" writes
-everything, a folder per task (layout: sapt_jax/interop/public.py).
+task's mean over held-out inputs, as it was when the task had been learned. "merged" adds that
+mixture (the task's block, where a method has no shared attention) to the backbone's weights: a
+Hugging Face folder with its tokenizer, which needs no adapter.
+"pool" writes everything, a folder per task (layout: sapt_jax/interop/public.py).
 """
 
 from __future__ import annotations
@@ -31,12 +34,12 @@ class ExportOptions:
   """The run's folder, or its URL."""
   output: str
   """A folder, made if it is not there."""
-  what: Literal["block", "mixture", "pool"] = "block"
+  what: Literal["block", "mixture", "merged", "pool"] = "block"
   """block: one task's block, for peft; mixture: all blocks in a task's mean mixture, for peft;
-  pool: for the authors' code.
+  merged: the backbone with that mixture in its weights; pool: for the authors' code.
   """
   task: str = ""
-  """Of the block or the mixture: a task of the run; its name may be cut short where that is
+  """Of all but the pool: a task of the run; its name may be cut short where that is
   unambiguous.
   """
   suffix: Literal[".safetensors", ".npz", ".pt"] = ".safetensors"
@@ -63,15 +66,15 @@ def export(answering: Any, options: ExportOptions) -> str:
   """Writes what is asked for; returns a line that says what was written."""
   import numpy as np
 
-  from sapt_jax.interop import peft, public
+  from sapt_jax.interop import merged, peft, public
   from sapt_jax.pet import blocks
 
   built, learned, output = answering.built, answering.learned, pathlib.Path(options.output)
   backbone, pet, base = built.backbone.config, built.setting.pet, str(built.backbone.folder)
-  if options.what != "block" and not hasattr(learned, "memory"):
+  method, shared = built.method.options.name, hasattr(learned, "memory")
+  if options.what in ("mixture", "pool") and not shared:
     raise InputError(
-      f"--what {options.what}: method {built.method.options.name} has no shared attention; "
-      "export a block of it"
+      f"--what {options.what}: method {method} has no shared attention; export a block of it"
     )
   if options.what == "pool":
     folders = [
@@ -81,11 +84,9 @@ def export(answering: Any, options: ExportOptions) -> str:
     public.write_pool(learned, backbone, folders, options.suffix)
     return f"{len(folders)} tasks in {output}"
   task = find_task(answering.tasks, options.task)
+  if not built.method.block_per_task:
+    raise InputError(f"--what {options.what}: method {method} has no block for each task")
   if options.what == "block":
-    if not built.method.block_per_task:
-      raise InputError(
-        f"--what block: method {built.method.options.name} has no block for each task"
-      )
     peft.export_block(
       output,
       blocks.read(learned.blocks, task),
@@ -95,7 +96,11 @@ def export(answering: Any, options: ExportOptions) -> str:
       f"the block of {answering.tasks[task]}",
     )
     return f"the block of {answering.tasks[task]} in {output}"
-  mixture = np.asarray(learned.memory.target)[task]
+  alone = np.eye(built.setting.capacity, dtype=np.float32)
+  mixture = np.asarray(learned.memory.target if shared else alone)[task]
+  if options.what == "merged":
+    merged.export_merged(output, learned.blocks, mixture, pet, built.backbone)
+    return f"the backbone with what {answering.tasks[task]} takes of all blocks in {output}"
   peft.export_mixture(output, learned.blocks, mixture, pet, backbone, base)
   return f"the mean mixture of {answering.tasks[task]} in {output}"
 

@@ -51,13 +51,15 @@ def summary(
   if len(set(metrics)) > 1:
     result["metric"], result["metrics_of_tasks"] = "as each task says", metrics
   mixtures = {j: row for j, row in enumerate(records[-1]["testing_mixture"]) if row is not None}
-  if method.block_per_task:
+  if method.block_per_task and mixtures:
     result["own_weight"] = round(float(np.mean([row[j] for j, row in mixtures.items()])), 4)
-  result["blocks_used"] = round(blocks_used(list(mixtures.values())), 2)
+  result["blocks_used"] = round(blocks_used(list(mixtures.values())), 2) if mixtures else None
   notes = []
   last = records[-1]
   if lost := last.get("without_test_rows"):
     notes.append(f"not scored, as their test rows are not there: {', '.join(lost)}")
+  if foreign := [record["task"] for record in records if record.get("imported")]:
+    notes.append(f"learned by another program, and not scored: {', '.join(foreign)}")
   if last.get("joined"):
     notes.append("two runs made one: each task was scored by the run that learned it")
   if last.get("forgotten"):

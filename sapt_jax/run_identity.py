@@ -27,6 +27,7 @@ PLACES = {
   "backbone.path": "backbone.weights",
   "data.root": "tasks",
   "generator.folder": "pseudo_inputs",
+  "stream.blocks": "blocks",
 }
 
 

@@ -10,6 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from sapt_jax import learner, methods
 from sapt_jax.backbones import hf
 from sapt_jax.config import Config, Fit
@@ -19,6 +22,8 @@ from sapt_jax.data.sources import choose, load_stream
 from sapt_jax.data.tasks import Task
 from sapt_jax.errors import InputError
 from sapt_jax.generator import Stored, prompt_rows
+from sapt_jax.interop.peft import read_block
+from sapt_jax.pet.blocks import Block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +37,7 @@ class RunInputs:
     identity: what tells these inputs from others: hashes of the backbone's weights, of the
       tokenizer's files, of each split of each task, and of stored pseudo inputs.
     stored: pseudo inputs that exist already; None: they are generated.
+    blocks: task -> what its block starts as, where that is given.
   """
 
   stream: list[PreparedTask]
@@ -40,6 +46,7 @@ class RunInputs:
   identity: dict[str, Any]
   codec: Codec
   stored: Stored | None
+  blocks: dict[str, Block]
 
   @property
   def names(self) -> list[str]:
@@ -84,7 +91,8 @@ def read_inputs(config: Config, begun: Sequence[str] = ()) -> RunInputs:
     check_tokens(stream)
     for pairs in stored.pairs.values() if stored else ():
       prompt_rows(codec, pairs)
-  identity = {
+  blocks = blocks_of(config, [task.name for task in tasks], backbone)
+  identity: dict[str, Any] = {
     "backbone.weights": hf.fingerprint(backbone),
     "tokenizer": hash_of_tokenizer(backbone),
     "tasks": {task.name: hashes_of(task) for task in tasks},
@@ -93,9 +101,11 @@ def read_inputs(config: Config, begun: Sequence[str] = ()) -> RunInputs:
     identity["metric"] = hash_of(program)
   if config.data.frame == "chat":
     identity["frame"] = hash_of(codec.frame)
+  if blocks:
+    identity["blocks"] = {name: hash_of_arrays(block) for name, block in blocks.items()}
   if stored is not None:
     identity["pseudo_inputs"] = {name: hash_of(pairs) for name, pairs in stored.pairs.items()}
-  return RunInputs(stream, fits_of(config, tasks), backbone, identity, codec, stored)
+  return RunInputs(stream, fits_of(config, tasks), backbone, identity, codec, stored, blocks)
 
 
 def hash_of(value: Any) -> str:
@@ -140,6 +150,35 @@ def fits_of(config: Config, tasks: Sequence[Task]) -> list[Fit]:
     fits[index] = with_option(fits[index], option, value, entry)
     dataclasses.replace(config, fit=fits[index])  # checks it beside the other options
   return fits
+
+
+def blocks_of(config: Config, names: Sequence[str], backbone: pathlib.Path) -> dict[str, Block]:
+  """task -> what its block starts as, as stream.blocks says.
+
+  Raises:
+    InputError: no such task or adapter, or one that does not fit.
+  """
+  found: dict[str, Block] = {}
+  if config.stream.blocks and not methods.named(config.method.name).takes_blocks():
+    raise InputError(
+      f"stream.blocks: method {config.method.name} makes its blocks itself; leave it out"
+    )
+  for entry in config.stream.blocks:
+    name, _, folder = entry.partition("=")
+    if not folder:
+      raise InputError(f"stream.blocks {entry!r}: must be TASK=FOLDER, such as cb=adapters/cb")
+    [full] = choose(names, [name], "the stream")
+    model = hf.build_model(hf.read_config(backbone), where=str(backbone / "config.json"))
+    found[full] = read_block(pathlib.Path(folder).expanduser(), config.pet, model.config)
+  return found
+
+
+def hash_of_arrays(tree: Any) -> str:
+  """SHA-256, in hex digits, of the arrays of a tree."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(tree):
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()
 
 
 def with_option(fit: Fit, option: str, value: str, entry: str) -> Fit:

@@ -40,7 +40,12 @@ def single_scores(
     # Alone, so from a fresh start.
     pet = dataclasses.replace(config.pet, new_block="fresh", top_k=0)
     alone = dataclasses.replace(
-      config, method=PerTaskOptions(), pet=pet, evaluation=evaluation, single=""
+      config,
+      method=PerTaskOptions(),
+      pet=pet,
+      evaluation=evaluation,
+      stream=dataclasses.replace(config.stream, blocks=()),
+      single="",
     )
     run(alone, place)
   finished, asked = _finished_run(config.single, place)
@@ -84,9 +89,11 @@ def _check_comparable(
 def _what_scores_depend_on(config: Config) -> dict[str, Any]:
   """The values by which runs of one method on one task can differ in their score."""
   pet, fit, data, backbone = config.pet, config.fit, config.data, config.backbone
-  unused = {"rank", "alpha", "targets", "scale"} if pet.kind == "prompt" else {"prompt_length"}
+  unused = (
+    {"rank", "alpha", "targets", "scale", "dropout"} if pet.kind == "prompt" else {"prompt_length"}
+  )
   parts = {
-    "pet": (pet, {"kind", "rank", "alpha", "targets", "scale", "prompt_length"} - unused),
+    "pet": (pet, _names(pet) - {"new_block", "top_k"} - unused),
     "fit": (fit, _names(fit) - {"accumulation", "checkpoint_every", "log_every"}),
     "data": (data, _names(data) - {"root"}),
     "backbone": (backbone, {"dtype", "bits", "precision", "dropout"}),
@@ -98,6 +105,7 @@ def _what_scores_depend_on(config: Config) -> dict[str, Any]:
   }
   values["stream.fit"] = config.stream.fit
   # Blocks that start from others are not learned alone.
+  values["stream.blocks"] = config.stream.blocks if config.method.name == "per_task" else ()
   values["pet.new_block"] = pet.new_block if config.method.name == "per_task" else "fresh"
   return values
 

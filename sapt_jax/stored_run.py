@@ -30,6 +30,8 @@ from sapt_jax.text_files import json_lines, read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
 
 Rows = list[dict[str, Any]]
+# Options of the stream with an entry per task, and what stands behind the task's name in one.
+PER_TASK = {"fit": ":", "blocks": "="}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,12 +200,13 @@ def without(run: StoredRun, index: int) -> StoredRun:
     raise InputError(f"{name} is all that this run has learned; remove its folder instead")
   kept = [place for place in range(len(run.names)) if place != index]
   values: dict[str, Any] = copy.deepcopy(run.values)
-  for hashes in ("tasks", "pseudo_inputs"):
+  for hashes in ("tasks", "pseudo_inputs", "blocks"):
     values.get(hashes, {}).pop(name, None)
   stream = values["stream"]
   stream["tasks"] = [run.names[place] for place in kept]
-  named = {one: choose(run.names, [one.split(":")[0]], "the run") for one in stream.get("fit", ())}
-  stream["fit"] = [one for one, tasks in named.items() if tasks != [name]]
+  for key, mark in PER_TASK.items():
+    named = {one: choose(run.names, one.split(mark)[:1], "the run") for one in stream.get(key, ())}
+    stream[key] = [one for one, tasks in named.items() if tasks != [name]]
   lines = {
     kind: [_rows_without(tasks[place], name) for place in kept] for kind, tasks in run.lines.items()
   }
@@ -239,11 +242,11 @@ def beside(first: StoredRun, second: StoredRun) -> StoredRun:
     later["training_mixture"] = _behind(record["training_mixture"], taken)
     records.append(record | later | sizes | {"joined": True})
   values: dict[str, Any] = copy.deepcopy(first.values)
-  for hashes in ("tasks", "pseudo_inputs"):
+  for hashes in ("tasks", "pseudo_inputs", "blocks"):
     values.setdefault(hashes, {}).update(second.values.get(hashes, {}))
-  values["stream"] = {
-    "tasks": first.names + second.names,
-    "fit": [*values["stream"].get("fit", ()), *second.values["stream"].get("fit", ())],
+  streams = [run.values["stream"] for run in (first, second)]
+  values["stream"] = {"tasks": first.names + second.names} | {
+    key: [entry for stream in streams for entry in stream.get(key, ())] for key in PER_TASK
   }
   kinds = sorted(first.lines.keys() | second.lines.keys())
   lines = {

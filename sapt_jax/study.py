@@ -5,7 +5,7 @@ Each instrument is built when a method first asks for it, and serves all later t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,16 +21,30 @@ from sapt_jax.evaluation.evaluate import Answerer
 from sapt_jax.generator import Generator, Stored, prompt_rows
 from sapt_jax.learner import Learner
 from sapt_jax.methods.lesson import Learned
+from sapt_jax.pet.blocks import Block
 from sapt_jax.progress import Progress
 from sapt_jax.training.fit import Log
 from sapt_jax.training.site_moments import SiteMoments
 
 
 class Instruments:
-  """The compiled programs that measure and generate, one of each for a run."""
+  """The compiled programs that measure and generate, one of each for a run.
 
-  def __init__(self, config: Config, built: Learner, codec: Codec, stored: Stored | None):
+  Args:
+    stored: pseudo inputs that exist already.
+    blocks: task -> what its block starts as.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    built: Learner,
+    codec: Codec,
+    stored: Stored | None,
+    blocks: Mapping[str, Block],
+  ):
     self.config, self.built, self.codec, self.stored = config, built, codec, stored
+    self.blocks = blocks
 
   @cached_property
   def moments(self) -> SiteMoments:
@@ -72,7 +86,7 @@ class TaskStudy:
   ):
     self.instruments, self.stream, self.index, self.log = instruments, stream, index, log
     self.progress = progress
-    self.codec = instruments.codec
+    self.codec, self.block = instruments.codec, instruments.blocks.get(stream[index].name)
     self.seed, self.sampling = instruments.config.seed, instruments.config.generator
     self.left: dict[str, list[dict[str, Any]]] = {}
     self.figures: dict[str, Any] = {}

@@ -49,6 +49,7 @@ class Study:
   sampling: config.Generator = dataclasses.field(default_factory=config.Generator)
   write: Callable[[Any, Sequence[Any]], list[str]] | None = None
   left: dict[str, tuple] = dataclasses.field(default_factory=dict)
+  block: Any = None
 
   @property
   def task(self):

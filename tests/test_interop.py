@@ -1,6 +1,5 @@
 """Pools to and from the public code's files, and out to peft: the same numbers on both sides."""
 
-import json
 import pickle
 
 import jax
@@ -10,13 +9,11 @@ import pytest
 
 from sapt_jax import arm, config, sals
 from sapt_jax.backbones import hf
-from sapt_jax.config.learning import TARGETS
 from sapt_jax.errors import InputError
-from sapt_jax.interop import files, peft, public
+from sapt_jax.interop import files, public
 from sapt_jax.methods.lesson import Setting
 from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.pet import blocks
-from tests import torch_models
 
 CAPACITY, TASKS = 4, 3
 PET = config.Pet()
@@ -209,82 +206,3 @@ def test_what_does_not_fit_is_refused(backbone, tmp_path):
   prompts = make_method(backbone, config.Pet(kind="prompt"))
   with pytest.raises(InputError, match="not soft prompts"):
     public.write_pool(make_learned(prompts), backbone, folders, ".npz")
-
-
-# peft
-
-
-@pytest.fixture(scope="module", params=["t5-v1.1", "llama-gqa", "qwen3", "gemma2", "gemma3"])
-def pair(request, torch, tmp_path_factory):
-  missing = "compares with peft, not installed here: pip install -e '.[torch]'"
-  pytest.importorskip("peft", reason=missing)
-  model = torch_models.make(request.param)
-  folder = torch_models.save(model, tmp_path_factory.mktemp(request.param))
-  return folder, hf.load_backbone(folder)
-
-
-SOURCE, TARGET = (np.random.default_rng(3).integers(4, 96, (3, n)) for n in (8, 5))
-
-
-def logits_in_peft(folder, adapter_folder):
-  """Logits of unpadded inputs with the adapter folder that peft loads."""
-  import peft as their_peft
-  import torch
-  import transformers
-
-  adapter = json.loads((adapter_folder / "adapter_config.json").read_text())
-  of_t5 = "t5" in adapter["base_model_name_or_path"]
-  kind = transformers.AutoModelForSeq2SeqLM if of_t5 else transformers.AutoModelForCausalLM
-  base = kind.from_pretrained(folder, attn_implementation="eager")
-  model = their_peft.PeftModel.from_pretrained(base, adapter_folder).eval()
-  with torch.no_grad():
-    if of_t5:
-      source, target = torch.from_numpy(SOURCE), torch.from_numpy(TARGET)
-      mask = torch.ones_like(source)
-      return model(input_ids=source, attention_mask=mask, labels=target).logits.numpy()
-    both = torch.from_numpy(np.concatenate([SOURCE, TARGET], axis=1))
-    logits = model(input_ids=both, attention_mask=torch.ones_like(both)).logits.numpy()
-    return logits[:, -TARGET.shape[1] - 1 : -1]
-
-
-PETS = [
-  config.Pet(rank=3, alpha=5),
-  config.Pet(rank=3, alpha=5, scale="sqrt_rank", targets=TARGETS),
-  config.Pet(kind="prompt", prompt_length=4),
-]
-
-
-# What peft and transformers warn of is among themselves.
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
-@pytest.mark.parametrize("pet", PETS, ids=lambda pet: f"{pet.kind}-{len(pet.targets)}")
-def test_a_block_and_a_fixed_mixture_do_the_same_in_peft(pair, pet, tmp_path):
-  folder, ours = pair
-  learned = make_learned(make_method(ours.config, pet))
-  ones = [np.ones(x.shape, bool) for x in (SOURCE, TARGET)]
-
-  @jax.jit
-  def logits(mixture):
-    adapters = blocks.mixed(learned.blocks, jnp.tile(mixture, (3, 1)), pet)
-    return ours.model.apply({"params": ours.params}, SOURCE, ones[0], TARGET, ones[1], adapters)
-
-  mixture = jnp.array([0.5, 0.2, 0.3, 0.0])
-  peft.export_block(tmp_path / "block", blocks.read(learned.blocks, 1), pet, ours.config, folder)
-  peft.export_mixture(tmp_path / "mixture", learned.blocks, mixture, pet, ours.config, folder)
-  for export, weights in (("block", jnp.array([0.0, 1.0, 0.0, 0.0])), ("mixture", mixture)):
-    theirs = logits_in_peft(folder, tmp_path / export)
-    np.testing.assert_allclose(logits(weights), theirs, atol=1e-5)
-    assert np.max(np.abs(logits(weights) - logits(0 * weights))) > 0.1  # the blocks do something
-
-
-def test_an_export_names_its_base_and_scale_and_never_overwrites(backbone, tmp_path):
-  learned = make_learned(make_method(backbone))
-  mixture, base = jnp.array([0.5, 0.5, 0.0, 0.0]), "some/base"
-  peft.export_mixture(tmp_path, learned.blocks, mixture, PET, backbone, base)
-  written = json.loads((tmp_path / "adapter_config.json").read_text())
-  assert (written["r"], written["lora_alpha"]) == (8, 64)
-  assert written["base_model_name_or_path"] == base
-  assert "0.5000 of block 2" in (tmp_path / "README.md").read_text()
-  with pytest.raises(InputError, match="holds an adapter"):
-    peft.export_block(tmp_path, blocks.read(learned.blocks, 0), PET, backbone, base)
-  with pytest.raises(InputError, match="nothing to export"):
-    peft.export_mixture(tmp_path / "b", learned.blocks, 0 * mixture, PET, backbone, base)

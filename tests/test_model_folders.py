@@ -212,3 +212,18 @@ def test_an_integer_buffer_is_no_quantised_model(folder):
   write(place, tensors | {"encoder.position_ids": np.arange(8)})
   with pytest.raises(InputError, match=r"not used: encoder\.position_ids"):
     hf.load_backbone(str(place))
+
+
+def test_gguf_is_refused_with_the_way_to_a_folder_that_loads(folder, tmp_path):
+  quantised = tmp_path / "gguf"
+  quantised.mkdir()
+  file = quantised / "model-Q4_K_M.gguf"
+  file.write_bytes(b"GGUF")
+  for named in (quantised, file):
+    with pytest.raises(
+      InputError, match=r"in GGUF.*from_pretrained.*gguf_file='model-Q4_K_M\.gguf'"
+    ):
+      hf.load_backbone(str(named))
+  place, _ = folder
+  (place / "model.gguf").write_bytes(b"GGUF")
+  hf.load_backbone(str(place))  # it has safetensors too

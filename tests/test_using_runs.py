@@ -210,20 +210,12 @@ def test_a_report_averages_seeds_of_one_experiment_alone():
   }
 
 
-def test_a_block_and_a_mean_mixture_are_exported_for_peft(finished, tmp_path, capsys):
-  for what in ("block", "mixture"):
-    export.main(
-      [
-        "--run",
-        str(finished),
-        "--what",
-        what,
-        "--task",
-        "task002",
-        "--output",
-        str(tmp_path / what),
-      ]
-    )
+def test_a_block_and_a_mean_mixture_are_exported_for_peft_and_as_a_model(
+  finished, tmp_path, capsys
+):
+  for what in ("block", "mixture", "merged"):
+    task = ["--what", what, "--task", "task002"]
+    export.main(["--run", str(finished), *task, "--output", str(tmp_path / what)])
     assert "task002_count" in capsys.readouterr().out
   learned = Answering(finished).learned
   name = "decoder.block.1.layer.1.EncDecAttention.v.lora"
@@ -238,6 +230,22 @@ def test_a_block_and_a_mean_mixture_are_exported_for_peft(finished, tmp_path, ca
   expected = np.concatenate([weights[task] * np.asarray(pool[task]) for task in range(2)]).T
   np.testing.assert_allclose(mixture[f"base_model.model.{name}_B.weight"], expected, rtol=1e-6)
 
+  backbone = Answering(finished).built.backbone
+  name = "decoder.block.1.layer.1.EncDecAttention.v"
+  model = load_file(tmp_path / "merged" / "model.safetensors")
+  plain = load_file(backbone.folder / "model.safetensors")
+  a = np.asarray(learned.blocks["lora"]["decoder"]["cross"]["v"]["a"][1])  # (D_in, T, R)
+  factors = zip(weights, np.swapaxes(a, 0, 1), np.asarray(pool), strict=True)
+  change = 32 / 2 * sum(weight * x @ y for weight, x, y in factors)
+  np.testing.assert_allclose(
+    model[f"{name}.weight"], plain[f"{name}.weight"] + change.T, rtol=1e-5, atol=1e-7
+  )
+  changed = {key for key in plain if not np.array_equal(plain[key], model[key])}
+  assert {key.rsplit(".", 2)[1] for key in changed} == {"q", "v"}
+  assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (
+    backbone.folder / "tokenizer.json"
+  ).read_bytes()
+
 
 @pytest.mark.parametrize(
   ("arguments", "named"),
@@ -245,8 +253,10 @@ def test_a_block_and_a_mean_mixture_are_exported_for_peft(finished, tmp_path, ca
     (["--task", "task0"], "fits several of the run: task001_colour, task002_count"),
     (["--task", "task9"], "not a task"),
     (["--what", "pool"], "no centre"),
+    (["--what", "merged", "--task", "task002", "--output", "FINISHED"], "is not empty"),
   ],
 )
 def test_what_cannot_be_exported_is_said(finished, tmp_path, arguments, named):
+  arguments = [argument.replace("FINISHED", str(finished)) for argument in arguments]
   with pytest.raises(InputError, match=named):
     export.main(["--run", str(finished), "--output", str(tmp_path / "out"), *arguments])

@@ -10,7 +10,7 @@ import json
 import pathlib
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,8 @@ def find_folder(path: str) -> pathlib.Path:
   folder = pathlib.Path(path).expanduser()
   if folder.is_dir():
     return folder
+  if folder.is_file() and folder.suffix == ".gguf":
+    refuse_gguf(folder)
   if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path:
     raise InputError(f"backbone.path {path!r}: no such folder")
   from huggingface_hub import snapshot_download
@@ -79,9 +81,26 @@ def find_folder(path: str) -> pathlib.Path:
     ) from error
 
 
+def refuse_gguf(file: pathlib.Path) -> NoReturn:
+  """Says how a model that comes as GGUF is made one that can be read.
+
+  Raises:
+    InputError: always.
+  """
+  raise InputError(
+    f"{file}: a model in GGUF; make a Hugging Face folder of it and name that: in Python, with "
+    f"transformers, torch and gguf installed, m = AutoModelForCausalLM.from_pretrained("
+    f"{str(file.parent)!r}, gguf_file={file.name!r}), m.save_pretrained(FOLDER), and the same with "
+    "AutoTokenizer"
+  )
+
+
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
   """config.json of a model folder, its architecture checked."""
   file = folder / "config.json"
+  quantised = sorted(folder.glob("*.gguf"))
+  if quantised and not any(folder.glob("*.safetensors")):
+    refuse_gguf(quantised[0])
   if not file.exists():
     raise InputError(
       f"{file}: no such file; a model folder holds config.json, *.safetensors and a tokenizer"

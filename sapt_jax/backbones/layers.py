@@ -86,6 +86,8 @@ class Linear(nn.Module):
       y = y + self.placed("bias", nn.initializers.zeros, self.shape[1:], self.dtype)
     if factors is None or adapters is None or adapters.gates is None:
       return y
+    if adapters.dropout:
+      x = dropped(x, adapters.dropout, dropout_key(self))
     return y + lora.mixed_product(
       x, factors, adapters.gates, adapters.detached, adapters.chosen, adapters.newest
     )
@@ -135,6 +137,11 @@ def dropped(x: jax.Array, dropout: float, key: jax.Array | None) -> jax.Array:
     return x
   keep = 1.0 - dropout
   return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, 0.0).astype(x.dtype)
+
+
+def dropout_key(module: nn.Module) -> jax.Array | None:
+  """A new random key, where the model is applied with rngs of the name "dropout"."""
+  return module.make_rng("dropout") if module.has_rng("dropout") else None
 
 
 def put_prompts_before(

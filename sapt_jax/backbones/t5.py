@@ -98,19 +98,14 @@ class Attention(nn.Module):
     adapters: Adapters | None,
   ) -> jax.Array:
     q = attention.split_heads(self.q(x, factors_at(factors, "q"), adapters), self.config.heads)
-    dropout, key = self.config.dropout, dropout_key(self)
+    dropout, key = self.config.dropout, layers.dropout_key(self)
     h = attention.attend(q, k, v, *biases, dropout=dropout, key=key)
     return dropped(self, self.o(h, factors_at(factors, "o"), adapters))
 
 
-def dropout_key(module: nn.Module) -> jax.Array | None:
-  """A new random key, where the model is applied with rngs of the name "dropout"."""
-  return module.make_rng("dropout") if module.has_rng("dropout") else None
-
-
 def dropped(module: nn.Module, x: jax.Array) -> jax.Array:
   """x with dropout, where the model is applied with rngs of that name."""
-  return layers.dropped(x, module.config.dropout, dropout_key(module))
+  return layers.dropped(x, module.config.dropout, layers.dropout_key(module))
 
 
 class FeedForward(nn.Module):

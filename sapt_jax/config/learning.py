@@ -28,6 +28,8 @@ class Pet:
   """Where LoRA sits in every layer: maps of attention (q k v o) and of the mlp (gate up down)."""
   scale: Literal["rank", "sqrt_rank"] = "rank"
   """What alpha is divided by: rank, as published; sqrt_rank: rsLoRA (Kalajdzievski, 2023)."""
+  dropout: float = 0.0
+  """Of what enters LoRA's A while blocks are learned; one draw for all blocks of the pool."""
   prompt_length: int = 10
   """Soft tokens of a prompt block."""
   new_block: Literal["fresh", "mixture", "directions"] = "fresh"
@@ -44,6 +46,11 @@ class Pet:
     at_least(self, "pet", 1, "rank", "prompt_length")
     at_least(self, "pet", 0, "top_k")
     positive(self, "pet", "alpha")
+    require(0 <= self.dropout < 1, f"pet.dropout {self.dropout}: must be in [0, 1)")
+    require(
+      not self.dropout or self.kind == "lora",
+      f"pet.dropout {self.dropout}: soft prompts have no A to drop before; give 0",
+    )
     require(
       0 < len(set(self.targets)) == len(self.targets),
       f"pet.targets {' '.join(self.targets) or '(none)'}: name at least one place, each once",

@@ -31,6 +31,10 @@ class Stream:
   """What is learned otherwise than the other tasks: TASK:OPTION=VALUE, an option of fit.* for one
   task, such as cb:steps=100.
   """
+  blocks: tuple[str, ...] = ()
+  """What tasks' blocks start as, otherwise than pet.new_block says: TASK=FOLDER, a peft adapter of
+  the same kind, rank and targets.
+  """
 
   def __post_init__(self) -> None:
     require(

@@ -1,4 +1,4 @@
-"""Blocks as peft adapters: a folder with adapter_config.json,
+"""Blocks as peft adapters, and back: a folder with adapter_config.json,
 adapter_model.safetensors and README.md.
 
 peft has no mixture per input, so that a pool goes out as one of its blocks, or as the mixture fixed
@@ -10,6 +10,7 @@ combination_type "cat"). Layout: peft's developer guide "checkpoint".
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ import safetensors.numpy
 from sapt_jax import config
 from sapt_jax.backbones.hf import ModelConfig
 from sapt_jax.errors import InputError
-from sapt_jax.interop.sites import get, sites
+from sapt_jax.interop.files import read_arrays
+from sapt_jax.interop.sites import get, put, sites
 from sapt_jax.pet import blocks
+from sapt_jax.pet.lora import init_block
+from sapt_jax.text_files import read_object
 
 README = """---
 base_model: {base}
@@ -79,7 +83,7 @@ def lora_config(arrays: dict[str, np.ndarray], pet: config.Pet) -> dict[str, Any
     "peft_type": "LORA",
     "r": rank,
     "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-    "lora_dropout": 0.0,
+    "lora_dropout": pet.dropout,
     "bias": "none",
     "target_modules": sorted({name.split(".")[-3] for name in arrays}),
   }
@@ -136,6 +140,102 @@ def export_block(
   (folder / "README.md").write_text(README.format(base=base, what=what), encoding="utf-8")
   text = json.dumps(written, indent=2) + "\n"
   (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+
+
+# What an adapter can have and a block cannot.
+PARTS = ("use_dora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern")
+
+
+def read_block(folder: Path, pet: config.Pet, backbone: ModelConfig) -> blocks.Block:
+  """The block that a peft adapter folder holds; a scale other than pet.lora_scale goes into B.
+
+  Raises:
+    InputError: it holds none, or one of another kind, size or place than pet asks for.
+  """
+  where = f"{folder}: adapter_config.json of a peft adapter"
+  values = read_object(folder / "adapter_config.json", where)
+  kind = {"LORA": "lora", "PROMPT_TUNING": "prompt"}.get(str(values.get("peft_type")))
+  if kind != pet.kind:
+    raise InputError(
+      f"{folder}: holds {values.get('peft_type')}, where pet.kind {pet.kind} is asked for"
+    )
+  arrays = read_arrays(folder, "adapter_model")
+  if kind == "prompt":
+    return {"prompt": jnp.asarray(_prompt_of(folder, arrays, pet, backbone))}
+  odd = [name for name in PARTS if values.get(name)]
+  odd += ["bias"] if values.get("bias", "none") != "none" else []
+  if odd:
+    raise InputError(f"{folder}: has {odd[0]} {values[odd[0]]!r}, which a block cannot have")
+  scale = _scale_of(folder, values) / pet.lora_scale
+  block: blocks.Block = {}
+  for site in sites(backbone, backbone.lora_sites(pet.targets)):
+    for ours, theirs in (("a", "lora_A"), ("b", "lora_B")):
+      layers = []
+      for layer in range(site.layers):
+        module = f"base_model.model.{site.module.format(layer)}.{site.linear}"
+        layers.append(_taken(folder, arrays, f"{module}.{theirs}.weight", pet).T)
+      factor = np.stack(layers).astype(np.float32) * (scale if ours == "b" else 1)
+      put(block, ("lora", *site.path, ours), jnp.asarray(factor))
+  if arrays:
+    raise InputError(
+      f"{folder}: holds {min(arrays)}, which pet.targets {' '.join(pet.targets)} has no place for"
+    )
+  _check_shapes(folder, block, pet, backbone)
+  return block
+
+
+def _taken(folder: Path, arrays: dict[str, np.ndarray], name: str, pet: config.Pet) -> np.ndarray:
+  """Takes an array out of those of an adapter."""
+  if name not in arrays:
+    raise InputError(
+      f"{folder}: has no {name}, which the backbone and pet.targets {' '.join(pet.targets)} ask for"
+    )
+  array = arrays.pop(name)
+  if array.ndim != 2 or not np.isfinite(array).all():
+    raise InputError(f"{folder}: {name} is no matrix of finite numbers")
+  return array
+
+
+def _scale_of(folder: Path, values: dict[str, Any]) -> float:
+  """What a LoRA adapter's product is multiplied by."""
+  numbers = []
+  for name in ("r", "lora_alpha"):
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+      raise InputError(f"{folder}: adapter_config.json: {name} {value!r} is no positive number")
+    numbers.append(float(value))
+  rank, alpha = numbers
+  return alpha / (math.sqrt(rank) if values.get("use_rslora") else rank)
+
+
+def _check_shapes(
+  folder: Path, block: blocks.Block, pet: config.Pet, backbone: ModelConfig
+) -> None:
+  sites_here = backbone.lora_sites(pet.targets)
+  fresh = jax.eval_shape(lambda key: init_block(key, sites_here, pet.rank), jax.random.key(0))
+  found, wanted = (
+    {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+    for tree in (block["lora"], fresh)
+  )
+  for place, shape in wanted.items():
+    if found[place] != shape:
+      raise InputError(
+        f"{folder}: {place} has shape {found[place]}; the backbone and pet.rank {pet.rank} ask for "
+        f"{shape}"
+      )
+
+
+def _prompt_of(
+  folder: Path, arrays: dict[str, np.ndarray], pet: config.Pet, backbone: ModelConfig
+) -> np.ndarray:
+  wanted, prompt = (pet.prompt_length, backbone.width), arrays.get("prompt_embeddings")
+  if prompt is None or prompt.shape != wanted or not np.isfinite(prompt).all():
+    found = None if prompt is None else prompt.shape
+    raise InputError(
+      f"{folder}: prompt_embeddings has shape {found}; pet.prompt_length and the backbone ask for "
+      f"{wanted}, of finite numbers"
+    )
+  return prompt.astype(np.float32)
 
 
 def export_mixture(

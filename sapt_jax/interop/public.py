@@ -182,9 +182,7 @@ def read_pool(folders: Sequence[Path], method: Sapt, config: ModelConfig) -> Sap
   Raises:
     InputError: a file or an array is missing, or does not fit.
   """
-  keys = lone_array(folders[-1], "prompts_keys_till_now")
-  if keys is None:
-    raise InputError(f"{folders[-1]}: no file prompts_keys_till_now.*")
+  keys = saved_keys(folders[-1])
   query = query_from(read_arrays(folders[-1], "trans_input"))
   if len(folders) not in (1, len(keys)):
     raise InputError(
@@ -202,6 +200,18 @@ def read_pool(folders: Sequence[Path], method: Sapt, config: ModelConfig) -> Sap
   oldest_first = [None if x is None else x.reshape(-1)[::-1] for x in targets]
   pool = [block_from(state, config) for state in states]
   return make_learned(method, pool, keys[::-1], query, oldest_first)
+
+
+def saved_keys(folder: Path) -> np.ndarray:
+  """The keys (T, D) of all tasks up to the folder's, newest first.
+
+  Raises:
+    InputError: they are not there.
+  """
+  keys = lone_array(folder, "prompts_keys_till_now")
+  if keys is None:
+    raise InputError(f"{folder}: no file prompts_keys_till_now.*")
+  return keys
 
 
 def lone_array(folder: Path, stem: str) -> np.ndarray | None:

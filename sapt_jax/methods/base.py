@@ -79,12 +79,14 @@ class Method:
       takes from.
     weights_differ: whether blocks have unequal weights, so that the largest can be chosen
       (config.Pet.top_k).
+    designs_blocks: whether it makes each new block from what it measures.
   """
 
   Options: ClassVar[type[config.MethodOptions]]
   kinds: ClassVar[tuple[str, ...]] = ("lora", "prompt")
   block_per_task: ClassVar[bool] = True
   weights_differ: ClassVar[bool] = True
+  designs_blocks: ClassVar[bool] = False
   knows_task = False
   options: Any
 
@@ -107,7 +109,12 @@ class Method:
     """Whether a new block starts from earlier ones; a soft prompt has no input directions."""
     pet = self.setting.pet
     nothing_to_read = (pet.kind, pet.new_block) == ("prompt", "directions")
-    return self.block_per_task and pet.new_block != "fresh" and not nothing_to_read
+    return self.takes_blocks() and pet.new_block != "fresh" and not nothing_to_read
+
+  @classmethod
+  def takes_blocks(cls) -> bool:
+    """Whether a new block can start as something else than a fresh one."""
+    return cls.block_per_task and not cls.designs_blocks
 
   @classmethod
   def check(cls, options: Any, pet: config.Pet) -> None:
@@ -152,7 +159,9 @@ class Method:
     return learned.replace(blocks=pool, count=learned.count + 1)
 
   def starting_block(self, learned: Learned, rng: jax.Array, study: Study) -> blocks.Block:
-    """What the new block starts as (config.Pet.new_block)."""
+    """What the new block starts as (config.Stream.blocks, config.Pet.new_block)."""
+    if study.block is not None:
+      return study.block
     if not self.starts_from_others() or not int(learned.count):
       return self.new_block(rng)
     pet, weights = self.setting.pet, self.earlier_weights(learned, study)

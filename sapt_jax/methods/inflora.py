@@ -58,10 +58,8 @@ class InfLora(Summed):
   """
 
   Options: ClassVar[type[config.MethodOptions]] = InfLoraOptions
+  designs_blocks = True
   options: Any
-
-  def starts_from_others(self) -> bool:
-    return False  # A is designed, and B is 0
 
   def start(self, rng: jax.Array) -> InfLoraLearned:
     pool = super().start(rng)

@@ -16,6 +16,7 @@ from sapt_jax.data.batches import Row
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.prompts import Codec
 from sapt_jax.errors import InputError
+from sapt_jax.pet.blocks import Block
 from sapt_jax.pet.lora import Sites
 
 Learned = Any
@@ -58,6 +59,7 @@ class Study(Protocol):
     seed: of the run.
     codec: turns texts into tokens and back.
     sampling: how texts are sampled (config.Generator).
+    block: what the task's block starts as, where the run says so for the task; None: it does not.
   """
 
   index: int
@@ -65,6 +67,7 @@ class Study(Protocol):
   seed: int
   codec: Codec
   sampling: config.Generator
+  block: Block | None
 
   @property
   def task(self) -> PreparedTask:

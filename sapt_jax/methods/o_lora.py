@@ -36,7 +36,7 @@ class OLora(Summed):
   That is the public code's form; the paper squares the entries. The sum is raw, as published: with
   many tasks it dwarfs the cross-entropy, and making A small satisfies it too. The authors' scripts
   give 0.5 for few tasks and up to 5 for fifteen. Their second term (the norms of A and B), which
-  most of those scripts switch off, and the dropout of 0.1 before A are not here.
+  most of those scripts switch off, is not here; their dropout of 0.1 before A is pet.dropout.
   """
 
   Options = OLoraOptions

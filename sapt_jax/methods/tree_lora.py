@@ -65,7 +65,7 @@ class TreeLora(Sequential):
   Differences from the public code: it divides by sg(R), which turns the term's sign around where R
   is negative and so pushes A away from G, and it adds the term once for every site; here the sign
   stays, and the term is added once. The mean is over the task's steps, one epoch there. Its
-  dropout of 0.1 before A is not here.
+  dropout of 0.1 before A is pet.dropout.
   """
 
   Options = TreeLoraOptions

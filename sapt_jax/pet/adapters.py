@@ -23,6 +23,7 @@ class Adapters(flax.struct.PyTreeNode):
     prompts_mask: (B, P) bool, which places of `prompts` are there; None: all.
     detached: (T,) bool, LoRA blocks that pass no gradient on to the hidden states (see
       lora.mixed_product).
+    dropout: of what enters the LoRA blocks while they are learned.
   """
 
   lora: Any = None
@@ -32,3 +33,4 @@ class Adapters(flax.struct.PyTreeNode):
   prompts: jax.Array | None = None
   prompts_mask: jax.Array | None = None
   detached: jax.Array | None = None
+  dropout: float = flax.struct.field(pytree_node=False, default=0.0)

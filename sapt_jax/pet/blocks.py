@@ -176,7 +176,9 @@ def mixed(
   if 0 < pet.top_k < mixture.shape[1]:
     mixture, chosen = jax.lax.top_k(mixture, pet.top_k)
   gates = mixture * pet.lora_scale
-  return Adapters(pool["lora"], gates, chosen=chosen, newest=newest, detached=detached)
+  return Adapters(
+    pool["lora"], gates, chosen=chosen, newest=newest, detached=detached, dropout=pet.dropout
+  )
 
 
 # What a new block can start as, besides fresh, by the name that config.Pet.new_block gives it.
