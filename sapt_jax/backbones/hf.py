@@ -89,9 +89,9 @@ def refuse_gguf(file: pathlib.Path) -> NoReturn:
   """
   raise InputError(
     f"{file}: a model in GGUF; make a Hugging Face folder of it and name that: in Python, with "
-    f"transformers, torch and gguf installed, m = AutoModelForCausalLM.from_pretrained("
-    f"{str(file.parent)!r}, gguf_file={file.name!r}), m.save_pretrained(FOLDER), and the same with "
-    "AutoTokenizer"
+    "transformers, torch and gguf installed, AutoModelForCausalLM.from_pretrained("
+    f"{str(file.parent)!r}, gguf_file={file.name!r}, quantization_config=GgufConfig(dequantize=True"
+    ")).save_pretrained(FOLDER), and AutoTokenizer likewise"
   )
 
 
