@@ -12,6 +12,7 @@ fair means is written in docs/protocol.md.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -21,6 +22,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sapt_jax.config import Config, MethodOptions
 from sapt_jax.errors import InputError
 from sapt_jax.paired import pair_of, words
 
@@ -32,6 +34,7 @@ TABLE = re.compile(
 )
 HEADING = (
   "method",
+  "keeps",
   "AP, each seed",
   "AP",
   "spread",
@@ -40,7 +43,7 @@ HEADING = (
   "95 % over seeds",
   "95 % over test rows",
 )
-BRIEF = ("method", "AP", "spread", "F.Ra", "best less this", "95 % over seeds")
+BRIEF = ("method", "keeps", "AP", "spread", "F.Ra", "best less this", "95 % over seeds")
 # Options that may differ between the runs of one table: what a method is and what was tuned for
 # it, and what changes no number.
 FREE = (
@@ -66,6 +69,10 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
   inner = (flat(one, f"{prefix}.{name}" if prefix else name) for name, one in value.items())
   return {name: leaf for part in inner for name, leaf in part.items()}
+
+
+# An option that is younger than a run has its default there.
+DEFAULTS = flat(json.loads(json.dumps(dataclasses.asdict(Config(MethodOptions(""))))))
 
 
 def collect(folders: Sequence[str]) -> None:
@@ -135,10 +142,11 @@ def unfair(rows: Mapping[str, Sequence[Run]]) -> Iterator[str]:
   first_row, first = next((row, runs[0]) for row, runs in rows.items())
   for row, runs in rows.items():
     for run in runs:
+      its, other = (DEFAULTS | one["options"] for one in (run, first))
       differing = [
-        f"{name} {run['options'].get(name)} (in {first_row}: {first['options'].get(name)})"
-        for name in sorted(run["options"].keys() | first["options"].keys())
-        if not name.startswith(FREE) and run["options"].get(name) != first["options"].get(name)
+        f"{name} {its.get(name)} (in {first_row}: {other.get(name)})"
+        for name in sorted(its.keys() | other.keys())
+        if not name.startswith(FREE) and its.get(name) != other.get(name)
       ]
       where = f"{row}, seed {run['seed']}"
       if differing:
@@ -188,6 +196,31 @@ def untuned(tables: Mapping[str, Mapping[str, Sequence[Run]]], name: str) -> Ite
         yield f"{row}, seed {run['seed']}: {'; '.join(differing)}"
 
 
+def otherwise_tuned(tables: Mapping[str, Mapping[str, Sequence[Run]]], name: str) -> Iterator[str]:
+  """The rows of a table that were not tuned as docs/protocol.md says, a line each: three rates for
+  the blocks, and three for each further group, tried beside the best one for the blocks.
+  """
+  kind = name.rsplit("-", 1)[-1]
+  for row in tables[name]:
+    groups: dict[str, list[Run]] = {}
+    for key, runs in tables.get(f"tune-{kind}", {}).items():
+      of_row, _, tried = key.partition("@")
+      if of_row == row:
+        groups.setdefault(tried.split("=")[0].replace("-", "_"), []).append(runs[0])
+    blocks = groups.pop("fit.learning_rate", [])
+    if not blocks:
+      yield f"{row}: no rate of its blocks was tuned"
+      continue
+    best = max(blocks, key=lambda run: run["metrics"]["AP"])["options"]["fit.learning_rate"]
+    for group, runs in [("fit.learning_rate", []), *groups.items()]:
+      beside = {run["options"]["fit.learning_rate"] for run in runs} - {best}
+      rates_tried = {run["options"][group] for run in [*blocks, *runs]}
+      if beside:
+        yield f"{row}: {group} was tried beside blocks at {beside}; their best is {best}"
+      if len(rates_tried) != 3:
+        yield f"{row}: {group} was tried at {sorted(rates_tried)}, which are not three"
+
+
 def table(rows: Mapping[str, Sequence[Run]], columns: Sequence[str] = HEADING) -> str:
   """A row per method, the best mean AP first: each seed, mean, spread, and the difference of the
   first row to it. Methods that know more than the others come last.
@@ -203,6 +236,7 @@ def table(rows: Mapping[str, Sequence[Run]], columns: Sequence[str] = HEADING) -
     lines.append(
       [
         row.replace("_", " ").removesuffix(" known") + told(runs[0]),
+        kept(runs[0]),
         ", ".join(f"{ap:.1f}" for ap in aps),
         f"{statistics.mean(aps):.1f}",
         f"{statistics.stdev(aps):.1f}" if len(aps) > 1 else "-",
@@ -233,6 +267,28 @@ def told(run: Run) -> str:
   return " (all tasks at once)" if run["options"].get("method.name") == "multi_task" else ""
 
 
+# What a method keeps of the inputs of earlier tasks.
+KEEPS = {
+  "multi_task": "all rows",
+  "epi": "means",
+  "inflora": "spaces",
+  "gainlora": "spaces",
+  "mocl": "keys",
+  "tree_lora": "weights",
+}
+
+
+def kept(run: Run) -> str:
+  """What a run keeps of earlier tasks' inputs, in words for a table."""
+  method, options = run["options"].get("method.name"), run["options"]
+  if method == "replay":
+    share = options["method.replay_share"]
+    return f"{options['generator.keep'] if share is None else share:.0%} of rows"
+  if method == "sapt":
+    return f"{options['generator.keep']:.0%} pseudo inputs"
+  return KEEPS.get(method, "nothing")
+
+
 def mean_of(runs: Sequence[Run], figure: str) -> Any:
   """Mean of a figure over runs; None where one has none."""
   values = [run["metrics"][figure] for run in runs]
@@ -261,7 +317,8 @@ def main(arguments: Sequence[str]) -> int:
     tables = read_all()
     complaints = [f"{name}: {line}" for name, rows in tables.items() for line in unfair(rows)]
     compared = [name for name in tables if not name.startswith("tune-")]
-    complaints += [f"{name}: {line}" for name in compared for line in untuned(tables, name)]
+    for tuning in (untuned, otherwise_tuned):
+      complaints += [f"{name}: {line}" for name in compared for line in tuning(tables, name)]
     print("\n".join(complaints) or f"{len(tables)} tables, all fair")
     return 1 if complaints else 0
   elif action == "rates":

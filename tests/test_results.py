@@ -27,16 +27,18 @@ def run(seed, ap, **options):
 def rows():
   tuned = {"method.name": "epi", "fit.learning_rate": 1.0}
   return {
-    "sapt": [run(seed, 80.0 + seed) for seed in range(3)],
+    "sapt": [run(seed, 80.0 + seed, **{"method.name": "sapt"}) for seed in range(3)],
     "epi": [run(seed, 70.0, **tuned) for seed in range(3)],
   }
 
 
 def test_a_table_ranks_by_mean_and_gives_the_difference_to_the_best(rows):
   lines = results.table(rows).splitlines()
-  assert lines[2].startswith("| sapt | 80.0, 81.0, 82.0 | 81.0 | 1.0 | 0.5 | - |")
+  assert lines[2].startswith(
+    "| sapt | 8% pseudo inputs | 80.0, 81.0, 82.0 | 81.0 | 1.0 | 0.5 | - |"
+  )
   assert lines[3].startswith(
-    "| epi | 70.0, 70.0, 70.0 | 70.0 | 0.0 | 0.5 | 11.0 | **+8.5 to +13.5**"
+    "| epi | means | 70.0, 70.0, 70.0 | 70.0 | 0.0 | 0.5 | 11.0 | **+8.5 to +13.5**"
   )
   assert lines[-1] == "Run at abc123 on a laptop."
 
@@ -92,7 +94,7 @@ def test_a_document_gets_its_tables_and_keeps_its_text(rows):
   assert made == f"before\n<!-- table mini -->\n{results.table(rows)}<!-- end -->\nafter\n"
   assert results.with_tables(made, {"mini": rows}) == made
   brief = results.with_tables(text.replace("table mini", "table mini brief"), {"mini": rows})
-  assert "| sapt | 81.0 | 1.0 | 0.5 | - | - |\n" in brief
+  assert "| sapt | 8% pseudo inputs | 81.0 | 1.0 | 0.5 | - | - |\n" in brief
   with pytest.raises(InputError, match="table mini: no run of it"):
     results.with_tables(text, {})
 
@@ -118,6 +120,48 @@ def test_committed_tables_are_those_of_the_committed_runs_and_fair():
     for match in results.TABLE.finditer(text):
       assert list(results.unfair(tables[match.group("name")])) == []
       assert list(results.untuned(tables, match.group("name"))) == []
+      assert list(results.otherwise_tuned(tables, match.group("name"))) == []
+
+
+@pytest.fixture
+def tables(rows):
+  """A table of epi, tuned at three rates of its blocks, then at three of its keys."""
+  tuning = {
+    f"epi@fit.learning-rate={rate}": [run(100, ap, **{"fit.learning_rate": rate, KEYS: 0.1})]
+    for rate, ap in ((0.3, 70.0), (1.0, 75.0), (3.0, 60.0))
+  } | {
+    f"epi@method.key-learning-rate={rate}": [run(100, ap, **{"fit.learning_rate": 1.0, KEYS: rate})]
+    for rate, ap in ((0.01, 76.0), (1.0, 50.0))
+  }
+  best = {"method.name": "epi", "fit.learning_rate": 1.0, KEYS: 0.01}
+  compared = {"epi": [run(seed, 70.0, **best) for seed in range(3)]}
+  return {"tune-lora": tuning, "mini-lora": compared}
+
+
+KEYS = "method.key_learning_rate"
+
+
+def test_rows_at_other_rates_than_the_best_are_named(tables):
+  assert list(results.untuned(tables, "mini-lora")) == []
+  tables["mini-lora"]["epi"][1]["options"][KEYS] = 0.1
+  [line] = results.untuned(tables, "mini-lora")
+  assert line == f"epi, seed 1: {KEYS} 0.1 (tuning found 0.01)"
+
+
+def test_another_number_or_order_of_tries_is_named(tables):
+  def said():
+    return list(results.otherwise_tuned(tables, "mini-lora"))
+
+  assert said() == []
+  tuning = tables["tune-lora"]
+  tuning["epi@method.key-learning-rate=0.01"][0]["options"]["fit.learning_rate"] = 0.3
+  assert said() == [f"epi: {KEYS} was tried beside blocks at {{0.3}}; their best is 1.0"]
+  del tuning["epi@method.key-learning-rate=0.01"]
+  assert said() == [f"epi: {KEYS} was tried at [0.1, 1.0], which are not three"]
+  del tuning["epi@fit.learning-rate=3.0"]
+  assert said()[0] == "epi: fit.learning_rate was tried at [0.3, 1.0], which are not three"
+  tables["tune-lora"] = {}
+  assert said() == ["epi: no rate of its blocks was tuned"]
 
 
 def test_a_table_has_the_rates_of_the_best_run_of_tuning():

@@ -2,13 +2,15 @@
 
 import dataclasses
 import re
+import sys
+from collections import defaultdict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sapt_jax import config, methods, sals, streams
+from sapt_jax import config, learner, methods, run_options, sals, streams, train
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.evaluation.text_metrics import score
 from sapt_jax.generator import clean, split_sample
@@ -74,6 +76,25 @@ def small_products():
   }
 
 
+@pytest.fixture
+def usual_precision():
+  """What a run sets for its process is as it was when the test ends."""
+  before = jax.config.jax_default_matmul_precision
+  yield
+  jax.config.update("jax_default_matmul_precision", before)
+
+
+@pytest.mark.parametrize("asked", ["highest", "default"])
+def test_the_backbones_products_are_as_precise_as_its_option_says(asked, world, usual_precision):
+  options = run_options.config_of(train.options([*world, "--backbone.precision", asked]))
+  built = learner.build(options, learner.backbone_folder(options), 2, 2)
+  ids = jnp.ones((1, 4), jnp.int32)
+  text = jax.jit(built.backbone.model.apply).lower(
+    {"params": built.backbone.params}, ids, ids > 0, ids, ids > 0
+  )
+  assert (lowered_products(text.as_text()) == []) == (asked == "highest")
+
+
 @pytest.mark.parametrize("name", small_products())
 def test_what_is_computed_between_tasks_asks_for_true_float32(name, default_precision):
   assert lowered_products(jax.jit(small_products()[name]).lower().as_text()) == []
@@ -87,29 +108,22 @@ def test_the_check_sees_a_product_that_is_lowered_without_it(default_precision):
 # Streams of random numbers.
 
 
-def test_no_two_purposes_draw_the_same_numbers():
-  rng = streams.of_seed(0, "task", 0)
-  method = classroom.build("sapt")
-  learned = method.start(streams.of_seed(0, "start"))
-  draws = [
-    np.asarray(method.new_block(streams.of_seed(0, "task", t))["lora"]["encoder"]["self"]["q"]["a"])
-    for t in range(3)
-  ]
-  draws += [
-    np.asarray(
-      method.new_block(streams.of_seed(0, "generator", t))["lora"]["encoder"]["self"]["q"]["a"]
-    )
-    for t in range(3)
-  ]
-  flat = [draw.ravel() / np.abs(draw).max() for draw in draws]
-  down = np.asarray(learned.query.down).ravel()
-  flat.append(down[: flat[0].size] / np.abs(down).max())
-  key = np.asarray(sals.init_key(streams.stream(rng, "key"), 32))
-  for i, left in enumerate(flat):
-    for right in flat[:i]:
-      size = min(left.size, right.size)
-      assert abs(np.corrcoef(left[:size], right[:size])[0, 1]) < 0.4
-    assert abs(np.corrcoef(left[:32], key)[0, 1]) < 0.6
+def test_no_two_places_of_a_run_draw_from_one_stream(loop, tmp_path, monkeypatch):
+  """Each key that a run makes is made in one place of the code."""
+  places = defaultdict(set)
+
+  def fold_in(key, data, original=jax.random.fold_in):
+    made, frame = original(key, data), sys._getframe(1)
+    while frame.f_code.co_filename == streams.__file__:
+      frame = frame.f_back
+    if not isinstance(made, jax.core.Tracer):
+      places[jax.random.key_data(made).tobytes()].add((frame.f_code.co_filename, frame.f_lineno))
+    return made
+
+  monkeypatch.setattr(jax.random, "fold_in", fold_in)
+  loop.run(tmp_path / "run")
+  assert [found for found in places.values() if len(found) > 1] == []
+  assert len(set.union(*places.values())) > 6
   assert not np.array_equal(
     streams.host(0, "a").permutation(50), streams.host(0, "b").permutation(50)
   )

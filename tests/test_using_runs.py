@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 import tiny
+import tokenizers
 from safetensors.numpy import load_file
 
 from sapt_jax import export, predict, report, train
@@ -90,6 +91,24 @@ def test_a_model_that_was_moved_is_named_and_told(world, finished, tmp_path, mon
     )
     assert (code, "does not hold the weights that it was trained on" in complaint) == (2, True)
   train.main([*world, "--output", str(run), "--backbone.path", str(model)])  # and it goes on
+
+
+def test_a_question_with_a_token_that_the_model_has_no_row_for_is_named(
+  world, finished, tmp_path, monkeypatch, capsys
+):
+  model = shutil.copytree(world[world.index("--backbone.path") + 1], tmp_path / "model")
+  tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+  tokenizer.add_tokens([f"<new{number}>" for number in range(500)])
+  tokenizer.save(str(model / "tokenizer.json"))
+  questions = tmp_path / "in.jsonl"
+  options = ["--run", str(finished), "--backbone.path", str(model), "--input", str(questions)]
+  options += ["--output", str(tmp_path / "out.jsonl")]
+  questions.write_text('{"input": "thing"}\n{"input": "thing <new499>"}\n')
+  code, complaint = tiny.run_program(predict, options, monkeypatch, capsys)
+  assert (code, "<new499>" in complaint) == (2, True), complaint
+  assert not (tmp_path / "out.jsonl").exists()
+  questions.write_text('{"input": "thing"}\n')
+  predict.main(options)  # tokens that no text uses do no harm
 
 
 # The method's part of config.json before each method had options of its own.
