@@ -5,16 +5,17 @@ on with.
       --config configs/paper/superni_1_t5_large.py --data.root CL_Benchmark \
       --stream.tasks TASK TASK --generator.folder generated_data --output runs/theirs
 
-The folders come in the order in which their tasks were learned; the last one alone will do (layout:
-sapt_jax/interop/public.py). The other options are those of a run: its backbone is the one that the
-pool was learned on. Nothing is scored. Without pseudo inputs (--generator.folder), what is learned
-later is not held to these tasks.
+The folders are those of all tasks, or of the last one (layout: sapt_jax/interop/public.py). The
+other options are those of a run: its backbone is the one that the pool was learned on. Nothing is
+scored. Without pseudo inputs (--generator.folder), what is learned later is not held to these
+tasks.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -40,6 +41,16 @@ class ImportOptions(Config):
   """The run's folder."""
 
 
+def in_order(folders: Sequence[str]) -> list[pathlib.Path]:
+  """The folders as they were learned: NUMBER-TASK/saved_weights by number, as a shell lists 10
+  before 2; others as they are given.
+  """
+  paths = [pathlib.Path(folder) for folder in folders]
+  numbered = [(re.match(r"(\d+)-", path.resolve().parent.name), path) for path in paths]
+  found = [(int(number[1]), path) for number, path in numbered if number]
+  return [path for _, path in sorted(found)] if len(found) == len(paths) else paths
+
+
 def main(arguments: Sequence[str]) -> None:
   """Parses, reads, writes."""
   options = run_options.parse_over_config(
@@ -59,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
   from sapt_jax.stored_run import new_folder
 
   output = new_folder(pathlib.Path(options.output))
-  run = imported([pathlib.Path(folder) for folder in options.folders], config)
+  run = imported(in_order(options.folders), config)
   run.write(output)
   print(f"{output}: has {', '.join(run.names)}")
 

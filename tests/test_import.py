@@ -4,6 +4,7 @@ import importlib
 import json
 import shutil
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -92,6 +93,13 @@ def test_the_last_folder_alone_will_do(world, learned, pool, tmp_path):
   program.main([pool[-1], *options[:-1], str(tmp_path / "plain"), "--generator.folder", ""])
   assert not np.any(Answering(tmp_path / "plain").learned.memory.valid)
   assert scores(tmp_path / "plain")["blocks_used"] is None
+
+
+def test_folders_with_numbers_are_taken_by_their_numbers(tmp_path):
+  names = [f"{number}-task/saved_weights" for number in (1, 10, 11, 2)]
+  paths = program.in_order([str(tmp_path / name) for name in names])
+  assert [path.parent.name for path in paths] == ["1-task", "2-task", "10-task", "11-task"]
+  assert program.in_order(["b/saved_weights", "a"]) == [Path("b/saved_weights"), Path("a")]
 
 
 WRONG = {

@@ -175,6 +175,9 @@ def test_built_in_sizes_have_as_many_parameters_as_their_names_say():
     "llama2-13b": 13.0,
     "llama2-70b": 69.0,
     "xuanyuan-70b": 69.1,
+    "llama3-8b": 8.03,
+    "qwen3-8b": 8.19,
+    "gemma2-9b": 9.24,
   }
   mesh = sharding.make_mesh()
   counted = {}

@@ -55,4 +55,27 @@ SIZES: dict[str, dict[str, Any]] = {
   "llama2-13b": _llama2(5120, 13824, 40, 40, 40),
   "llama2-70b": _llama2(8192, 28672, 80, 64, 8),
   "xuanyuan-70b": _llama2(8192, 28672, 80, 64, 8, vocab_size=39438),
+  "llama3-8b": _llama2(4096, 14336, 32, 32, 8, vocab_size=128256)
+  | {"rope_theta": 500000.0, "bos_token_id": 128000, "eos_token_id": 128001},
+  "qwen3-8b": _llama2(4096, 12288, 36, 32, 8, vocab_size=151936)
+  | {
+    "model_type": "qwen3",
+    "head_dim": 128,
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+  },
+  "gemma2-9b": _llama2(3584, 14336, 42, 16, 8, vocab_size=256000)
+  | {
+    "model_type": "gemma2",
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+  },
 }
