@@ -181,6 +181,8 @@ def prepare(target: Target) -> None:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={target.count}"
   elif target.platform == "cuda":
     need("jax_cuda13_plugin", "jax_cuda12_plugin", target=target, extra="plan-gpu")
+    # A device's libraries are not needed, whichever of them are here.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     # There is no device to try kernels on, and Triton's products are chosen by trying.
     untried = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
     os.environ["XLA_FLAGS"] = f"{flags} {untried}"
