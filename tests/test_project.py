@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # From roof to cellar. A module stands on the line that has the longest beginning of its name, and
 # imports from its own entry or from lines below.
 HOUSE = """
-  train predict report export plan forget join import
+  __main__
+  api train predict report export plan forget join import
   continual answering
   imported
   stored_run
