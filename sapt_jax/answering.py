@@ -41,7 +41,10 @@ class Answering:
     options = dataclasses.replace(
       options,
       mesh=mesh,
-      backbone=dataclasses.replace(options.backbone, path=backbone or options.backbone.path),
+      # Attention as these devices can, which need not be those that it was learned on.
+      backbone=dataclasses.replace(
+        options.backbone, path=backbone or options.backbone.path, attention="auto"
+      ),
       evaluation=dataclasses.replace(options.evaluation, batch_size=rows),
       fit=dataclasses.replace(options.fit, batch_size=per_step, accumulation=1),
       generator=dataclasses.replace(options.generator, batch_size=per_step, accumulation=1),

@@ -11,6 +11,7 @@ from functools import cache, partial
 from typing import Any
 
 from sapt_jax import learner, processes, results, streams
+from sapt_jax.backbones.attention import choose
 from sapt_jax.config import Config
 from sapt_jax.cost import Cost
 from sapt_jax.data.inspection import Figures, figures_of, words_of
@@ -92,6 +93,7 @@ class Continual:
     for task in self.stream[len(records) :]:
       processes.say(words_of(task.name, self.oddities(task)))
     self.folder.go_on(records)
+    processes.say(f"attention: {self.attention_words}")
     self.cost.lap("start")
     for index in range(len(records), len(self.stream)):
       learned, record = self.one_task(learned, index)
@@ -101,6 +103,13 @@ class Continual:
     publish = partial(results.publish, self.folder, self.method, self.names, records, result)
     processes.first_does(publish)
     return result
+
+  @property
+  def attention_words(self) -> str:
+    """What computes attention, and what was tried before it."""
+    backbone, platform = self.built.backbone.config, jax.default_backend()
+    name, reasons = choose(self.config.backbone.attention, backbone.of_attention(platform))
+    return f"{name} ({reasons})" if reasons and platform != "cpu" else name
 
   def one_task(self, learned: Learned, index: int) -> tuple[Learned, dict[str, Any]]:
     """Learns the index-th task; returns what is known then, and the record of the task."""
@@ -134,6 +143,7 @@ class Continual:
       "testing_mixture": evaluation.mixtures,
       "wall_s": round(time.monotonic() - began, 1),
       "made": provenance(),
+      "attention": self.built.backbone.config.attention,
     }
     record |= self.sizes | study.figures
     record |= {"changed": self.changed(index, evaluation), "options": self.options_of(index)}

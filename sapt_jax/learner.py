@@ -94,7 +94,9 @@ def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: in
   jax.set_mesh(mesh)
   c = config.backbone
   jax.config.update("jax_default_matmul_precision", c.precision)
-  backbone = hf.load_backbone(str(folder), c.dtype, mesh, c.remat, c.unroll, c.bits, c.dropout)
+  backbone = hf.load_backbone(
+    str(folder), c.dtype, mesh, c.remat, c.unroll, c.bits, c.dropout, c.attention
+  )
   return put_together(config, mesh, backbone, capacity, memory_inputs)
 
 

@@ -40,6 +40,7 @@ def summary(
     "pet": block_words(config.pet),
     "dtype": config.backbone.dtype,
     "precision": config.backbone.precision,
+    "attention": ", ".join(dict.fromkeys(record.get("attention", "xla") for record in records)),
     "seed": config.seed,
     "steps": [record["steps"] for record in records],
     "wall_s": round(sum(record["wall_s"] for record in records), 1),

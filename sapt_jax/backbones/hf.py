@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from sapt_jax import sharding
 from sapt_jax.backbones import quantize
 from sapt_jax.backbones.architectures import ARCHITECTURES
+from sapt_jax.backbones.attention import choose
 from sapt_jax.backbones.llama import Llama
 from sapt_jax.backbones.llama_config import LlamaConfig
 from sapt_jax.backbones.reading import (
@@ -128,8 +129,19 @@ def build_model(
   where: str = "config.json",
   bits: quantize.Bits = 0,
   dropout: float = 0.0,
+  attention: str = "xla",
+  platform: str = "",
 ) -> Model:
-  """The Flax module that a config.json describes; `where` is what an error calls it."""
+  """The Flax module that a config.json describes.
+
+  Args:
+    where: what an error calls the config.json.
+    attention: a name that attention.choose knows.
+    platform: of the devices that it will run on; empty: JAX's own.
+
+  Raises:
+    InputError: it describes no model, or one that this attention cannot do there.
+  """
   architecture = ARCHITECTURES[raw["model_type"]]
   try:
     c = architecture.config(raw)
@@ -151,7 +163,9 @@ def build_model(
     raise InputError(
       f"backbone.dropout {dropout}: {raw['model_type']} models have none ({where}); give 0"
     )
-  return architecture.model(c)
+  if attention != "xla":  # which needs no look at the devices
+    attention, _ = choose(attention, c.of_attention(platform or jax.default_backend()))
+  return architecture.model(dataclasses.replace(c, attention=attention))
 
 
 def init_params(model: Model, rng: jax.Array) -> Any:
@@ -183,6 +197,7 @@ def load_backbone(
   unroll: int = 1,
   bits: quantize.Bits = 0,
   dropout: float = 0.0,
+  attention: str = "xla",
 ) -> Backbone:
   """Loads a frozen model, parameter by parameter, each straight to its place on the mesh.
 
@@ -197,10 +212,11 @@ def load_backbone(
     bits: 8 or 4 quantises the kernels of all layers (quantize.py) while they are read; embeddings,
       head, norms and position biases stay in dtype. 0: nothing is quantised.
     dropout: of a T5 while it is learned with.
+    attention: a name that attention.choose knows.
 
   Raises:
     InputError: no folder, no or unreadable config.json, another architecture, no safetensors, names
-      or shapes that do not fit.
+      or shapes that do not fit, an attention that these devices cannot do.
   """
   folder = find_folder(path)
   raw, files = read_config(folder), WeightFiles(folder)
@@ -211,7 +227,8 @@ def load_backbone(
   if own_head and "lm_head.weight" in files.where:
     scaled = raw["model_type"] == "umt5" and raw.get("tie_word_embeddings", True)
     raw |= {"scale_decoder_outputs": scaled, "tie_word_embeddings": False}
-  model = build_model(raw, dtype, remat, unroll, str(folder / "config.json"), bits, dropout)
+  where = str(folder / "config.json")
+  model = build_model(raw, dtype, remat, unroll, where, bits, dropout, attention)
   architecture = ARCHITECTURES[raw["model_type"]]
   table = architecture.weights(model.config)
   check_names(files, table, architecture)

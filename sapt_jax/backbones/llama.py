@@ -56,25 +56,34 @@ class Geometry(NamedTuple):
 
   Attributes:
     cos, sin: (N, B, L, W/2) float32; see rotary.rotate.
-    bias: (B, 1, L, S) float32, MASKED where a token must not look.
-    windowed_bias: the same of layers with a window; None: there are none.
+    seen: where a token may look.
+    windowed: the same of layers with a window; None: there are none.
   """
 
   cos: jax.Array
   sin: jax.Array
-  bias: jax.Array
-  windowed_bias: jax.Array | None
+  seen: attention.Seen
+  windowed: attention.Seen | None
 
-  def of(self, kind: Kind) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """cos, sin and bias of a layer of this kind."""
+  def of(self, kind: Kind) -> tuple[jax.Array, jax.Array, attention.Seen]:
+    """cos, sin and what is seen, of a layer of this kind."""
     rope = 0 if kind.rope is None else kind.rope
-    if self.windowed_bias is None:
-      bias = self.bias
+    if self.windowed is None:
+      seen = self.seen
     elif kind.windowed is None:
-      bias = self.windowed_bias
+      seen = self.windowed
     else:
-      bias = jnp.where(kind.windowed, self.windowed_bias, self.bias)
-    return self.cos[rope], self.sin[rope], bias
+      seen = jax.tree.map(partial(jnp.where, kind.windowed), self.windowed, self.seen)
+    return self.cos[rope], self.sin[rope], seen
+
+
+def behind_prompt(padding: attention.Padding, adapters: Adapters | None) -> attention.Padding:
+  """Where padding is when the adapters' soft prompt, if any, stands before rows that are padded on
+  this side.
+  """
+  if adapters is None or adapters.prompts is None:
+    return padding
+  return "right" if padding == "right" and adapters.prompts_mask is None else "any"
 
 
 class LlamaLayer(nn.Module):
@@ -121,13 +130,14 @@ class LlamaLayer(nn.Module):
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    bias: jax.Array,
+    seen: attention.Seen,
     lora: Any,
     adapters: Adapters | None,
   ) -> jax.Array:
     c = self.config
     scale = c.attention_scale or c.head_width**-0.5
-    h = attention.attend(q, k, v, bias, scale=scale, cap=c.attention_cap)
+    core = partial(attention.attend, seen=seen, by=c.attention)
+    h = core(q, k, v, scale=scale, cap=c.attention_cap)
     h = self.o(h, factors_at(lora, "self", "o"), adapters)
     x = x + (self.attention_post_norm(h) if c.post_norms else h)
     h, at = self.mlp_norm(x), partial(factors_at, lora, "mlp")
@@ -154,12 +164,12 @@ class LlamaLayer(nn.Module):
     """
     x = constrain(x, "batch", None, None)
     self.sow("intermediates", "hidden", x)
-    cos, sin, bias = geometry.of(kind)
+    cos, sin, seen = geometry.of(kind)
     q, k, v = self.queries_keys_values(x, lora, cos, sin, adapters)
     kept = k, v
     if room is not None:
       kept = jnp.concatenate([k, room], axis=2), jnp.concatenate([v, room], axis=2)
-    return self.finish(x, q, k, v, bias, lora, adapters), kept
+    return self.finish(x, q, k, v, seen, lora, adapters), kept
 
   def step(
     self,
@@ -174,11 +184,11 @@ class LlamaLayer(nn.Module):
     """One token (B, 1, D); `earlier` are the keys and values of those before it. Also returns this
     token's, (B, G, 1, K) each.
     """
-    cos, sin, bias = geometry.of(kind)
+    cos, sin, seen = geometry.of(kind)
     q, new_k, new_v = self.queries_keys_values(x, lora, cos, sin, adapters)
     k = attention.write_cache(earlier[0], new_k, index)
     v = attention.write_cache(earlier[1], new_v, index)
-    return self.finish(x, q, k, v, bias, lora, adapters), (new_k, new_v)
+    return self.finish(x, q, k, v, seen, lora, adapters), (new_k, new_v)
 
 
 class Llama(nn.Module):
@@ -221,37 +231,41 @@ class Llama(nn.Module):
     )
 
   def geometry(
-    self, positions: jax.Array, seen: jax.Array, of_keys: jax.Array, places: int
+    self,
+    positions: jax.Array,
+    seen: attention.Seen,
+    windowed: attention.Seen | None,
+    places: int,
   ) -> Geometry:
-    """What layers see of tokens at positions (B, L) int32 that may look where seen (B, 1, L, S) is
-    true, at keys with positions (B, S), in rows of at most so many places.
-    """
+    """What layers see of tokens at positions (B, L) int32, in rows of at most so many places."""
     c = self.config
     width = c.rotary_width or c.head_width
     turns = [rope.turns(positions, width, places) for rope in c.ropes]
     if -1 in c.rope_of_layer:  # the last one, which -1 takes: no turn
       turns.append((jnp.ones_like(turns[0][0]), jnp.zeros_like(turns[0][0])))
     cos, sin = (jnp.stack(parts) for parts in zip(*turns, strict=True))
-    bias, windowed = attention.mask_bias(seen), None
-    if c.window is not None:
-      near = positions[:, None, :, None] - of_keys[:, None, None, :] < c.window
-      windowed = attention.mask_bias(seen & near)
-    return Geometry(cos, sin, bias, windowed)
+    return Geometry(cos, sin, seen, windowed)
 
-  def geometry_of(self, mask: jax.Array, places: int) -> Geometry:
-    """The same of tokens (B, L) that see those before them."""
-    positions = jnp.cumsum(mask, axis=1) - 1
-    seen = attention.causal_mask(mask.shape[1]) & mask[:, None, None, :]
-    return self.geometry(positions, seen, positions, places)
+  def geometry_of(self, mask: jax.Array, places: int, padding: attention.Padding) -> Geometry:
+    """The same of tokens (B, L) that see those before them, padded on this side."""
+    c = self.config
+    earlier = partial(attention.earlier_tokens, mask, padding, c.attention, some=c.windows_differ)
+    windowed = None if c.window is None else earlier(window=c.window)
+    return self.geometry(jnp.cumsum(mask, axis=1) - 1, earlier(), windowed, places)
 
   def states(
-    self, tokens: jax.Array, mask: jax.Array, adapters: Adapters | None = None
+    self,
+    tokens: jax.Array,
+    mask: jax.Array,
+    adapters: Adapters | None = None,
+    padding: attention.Padding = "left",
   ) -> jax.Array:
-    """tokens (B, L) int32, mask (B, L) bool -> final states (B, prompt length + L, D); values at
-    masked places mean nothing.
+    """tokens (B, L) int32, mask (B, L) bool, padded on this side -> final states (B, prompt length
+    + L, D); values at masked places mean nothing.
     """
     x, mask = self.with_prompt(tokens, mask, adapters)
-    lora, geometry = adapters and adapters.lora, self.geometry_of(mask, x.shape[1])
+    padding = behind_prompt(padding, adapters)
+    lora, geometry = adapters and adapters.lora, self.geometry_of(mask, x.shape[1], padding)
     x, _ = self.layers(x, lora, self.kinds(), geometry, adapters)
     return self.norm(x)
 
@@ -287,7 +301,7 @@ class Llama(nn.Module):
     # A row's tokens stand together, padding on both sides.
     places = jnp.argmax(mask, axis=1)[:, None] + jnp.arange(length)
     moved = partial(jnp.take_along_axis, indices=places, axis=1, mode="fill", fill_value=0)
-    x = self.states(moved(tokens), moved(mask), adapters)
+    x = self.states(moved(tokens), moved(mask), adapters, padding="right")
     before_answer = x.shape[1] - length + jnp.sum(source_mask, axis=1, keepdims=True) - 1
     return jax.vmap(lambda row, places: row.at[places].get(mode="clip"))(
       x, before_answer + jnp.arange(target.shape[1])
@@ -319,7 +333,9 @@ class Llama(nn.Module):
     c = self.config
     x, mask = self.with_prompt(source, source_mask, adapters)
     room = jnp.zeros((x.shape[0], c.key_heads, max_new, c.head_width), c.dtype)
-    lora, geometry = adapters and adapters.lora, self.geometry_of(mask, x.shape[1] + max_new)
+    padding = behind_prompt("left", adapters)
+    lora = adapters and adapters.lora
+    geometry = self.geometry_of(mask, x.shape[1] + max_new, padding)
     states, (k, v) = self.layers.read(x, lora, self.kinds(), geometry, room, adapters)
     filled, index = jnp.pad(mask, ((0, 0), (0, max_new))), jnp.asarray(x.shape[1], jnp.int32)
     cache = LlamaCache(k, v, filled, index, position=jnp.sum(mask, axis=1))
@@ -332,12 +348,13 @@ class Llama(nn.Module):
     returns logits (B, V) of the next one and the longer cache.
     """
     filled = cache.filled | (jnp.arange(cache.filled.shape[1]) == cache.index)
-    geometry = self.geometry(
-      cache.position[:, None],
-      filled[:, None, None, :],
-      jnp.cumsum(filled, axis=1) - 1,
-      filled.shape[1],
-    )
+    position, mask, windowed = cache.position[:, None], filled[:, None, None, :], None
+    seen = attention.Seen(bias=attention.mask_bias(mask))
+    if (window := self.config.window) is not None:
+      of_keys = jnp.cumsum(filled, axis=1) - 1
+      near = position[:, None, :, None] - of_keys[:, None, None, :] < window
+      windowed = attention.Seen(bias=attention.mask_bias(mask & near))
+    geometry = self.geometry(position, seen, windowed, filled.shape[1])
     x, new = self.layers.step(
       self.embed(tokens[:, None]),
       adapters and adapters.lora,

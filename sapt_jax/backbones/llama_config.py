@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from sapt_jax.backbones import quantize
+from sapt_jax.backbones.attention import SOME, Asked
 from sapt_jax.backbones.rotary import Rope
 from sapt_jax.pet.lora import Sites, sites_at
 
@@ -34,6 +35,7 @@ class LlamaConfig:
     window: tokens, itself included, that a token sees in layers with a window; None: all.
     windowed: which layers have it; empty: all.
     fused: in Hugging Face's files q, k and v are one tensor, and gate and up are.
+    attention: the implementation, as attention.choose says.
   """
 
   vocab_size: int
@@ -69,8 +71,24 @@ class LlamaConfig:
   bits: quantize.Bits = 0
   remat: str = "dots"
   unroll: int = 1
+  attention: str = "xla"
 
   is_decoder_only = True
+
+  @property
+  def windows_differ(self) -> bool:
+    """Whether there are layers with a window and layers without."""
+    return self.window is not None and bool(self.windowed)
+
+  def of_attention(self, platform: str) -> Asked:
+    """What attention is asked for, on devices of this platform."""
+    return Asked(
+      self.dtype,
+      self.head_width,
+      cap=self.attention_cap,
+      window=SOME if self.windows_differ else self.window or 0,
+      platform=platform,
+    )
 
   def lora_sites(self, targets: Sequence[str] = ("q", "v")) -> Sites:
     """Where LoRA sits in every layer, by the names that config.Pet.targets gives the maps."""

@@ -44,13 +44,15 @@ class Places(NamedTuple):
   """Where the tokens of a self-attention are.
 
   Attributes:
-    bias: (1, H or 1, L, S) float32, the same for all layers; None: there is none.
+    bias: (1, H, L, S) float32, the same for all layers; None: each has biases of its own.
     queries, keys: (L,) and (S,) int32, positions, for layers with biases of their own.
+    seen: which keys each query sees.
   """
 
   bias: jax.Array | None
   queries: jax.Array
   keys: jax.Array
+  seen: attention.Seen
 
 
 def position_bias(config: T5Config, bidirectional: bool) -> PositionBias:
@@ -61,10 +63,9 @@ def position_bias(config: T5Config, bidirectional: bool) -> PositionBias:
   )
 
 
-def biases_at(places: Places, own: PositionBias | None) -> tuple[jax.Array, ...]:
-  """What is added to the scores of a layer with these biases of its own."""
-  mine = () if own is None else (own(places.queries, places.keys),)
-  return mine if places.bias is None else (*mine, places.bias)
+def bias_at(places: Places, own: PositionBias | None) -> jax.Array | None:
+  """What is added to the scores of a layer with these biases of its own, or with none."""
+  return places.bias if own is None else own(places.queries, places.keys)
 
 
 class Attention(nn.Module):
@@ -93,13 +94,15 @@ class Attention(nn.Module):
     x: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    biases: tuple[jax.Array, ...],
+    bias: jax.Array | None,
+    seen: attention.Seen,
     factors: Any,
     adapters: Adapters | None,
   ) -> jax.Array:
-    q = attention.split_heads(self.q(x, factors_at(factors, "q"), adapters), self.config.heads)
-    dropout, key = self.config.dropout, layers.dropout_key(self)
-    h = attention.attend(q, k, v, *biases, dropout=dropout, key=key)
+    c, biases = self.config, () if bias is None else (bias,)
+    q = attention.split_heads(self.q(x, factors_at(factors, "q"), adapters), c.heads)
+    core = partial(attention.attend, seen=seen, by=c.attention)
+    h = core(q, k, v, *biases, dropout=c.dropout, key=layers.dropout_key(self))
     return dropped(self, self.o(h, factors_at(factors, "o"), adapters))
 
 
@@ -146,7 +149,6 @@ class EncoderLayer(nn.Module):
     x: jax.Array,
     lora: Any,
     places: Places,
-    source_bias: jax.Array,
     adapters: Adapters | None,
   ) -> tuple[jax.Array, None]:
     x = constrain(x, "batch", None, None)
@@ -154,8 +156,8 @@ class EncoderLayer(nn.Module):
     h = self.self_norm(x)
     factors = factors_at(lora, "self")
     k, v = self.self_attention.keys_values(h, factors, adapters)
-    biases = (*biases_at(places, self.position_bias), source_bias)
-    x = x + self.self_attention(h, k, v, biases, factors, adapters)
+    bias = bias_at(places, self.position_bias)
+    x = x + self.self_attention(h, k, v, bias, places.seen, factors, adapters)
     h = self.feed_forward_norm(x)
     return x + self.feed_forward(h, factors_at(lora, "mlp"), adapters), None
 
@@ -189,7 +191,7 @@ class DecoderLayer(nn.Module):
     lora: Any,
     encoded: jax.Array,
     places: Places,
-    source_bias: jax.Array,
+    source: attention.Seen,
     adapters: Adapters | None,
   ) -> tuple[jax.Array, None]:
     x = constrain(x, "batch", None, None)
@@ -197,7 +199,7 @@ class DecoderLayer(nn.Module):
     h = self.self_norm(x)
     own = self.self_attention.keys_values(h, factors_at(lora, "self"), adapters)
     cross = self.cross_attention.keys_values(encoded, factors_at(lora, "cross"), adapters)
-    return self.mix(x, h, own, cross, lora, places, source_bias, adapters), None
+    return self.mix(x, h, own, cross, lora, places, source, adapters), None
 
   def step(
     self,
@@ -206,7 +208,7 @@ class DecoderLayer(nn.Module):
     own: KeysValues,
     cross: KeysValues,
     places: Places,
-    source_bias: jax.Array,
+    source: attention.Seen,
     index: jax.Array,
     adapters: Adapters | None,
   ) -> tuple[jax.Array, KeysValues]:
@@ -217,7 +219,7 @@ class DecoderLayer(nn.Module):
     new = self.self_attention.keys_values(h, factors_at(lora, "self"), adapters)
     k, v = (attention.write_cache(cache, one, index) for cache, one in zip(own, new, strict=True))
     cross = (cross[0].swapaxes(-1, -2), cross[1].swapaxes(-1, -2))
-    return self.mix(x, h, (k, v), cross, lora, places, source_bias, adapters), new
+    return self.mix(x, h, (k, v), cross, lora, places, source, adapters), new
 
   def mix(
     self,
@@ -227,13 +229,13 @@ class DecoderLayer(nn.Module):
     cross: KeysValues,
     lora: Any,
     places: Places,
-    source_bias: jax.Array,
+    source: attention.Seen,
     adapters: Adapters | None,
   ) -> jax.Array:
-    biases = biases_at(places, self.position_bias)
-    x = x + self.self_attention(h, *own, biases, factors_at(lora, "self"), adapters)
+    bias, factors = bias_at(places, self.position_bias), factors_at(lora, "self")
+    x = x + self.self_attention(h, *own, bias, places.seen, factors, adapters)
     h, factors = self.cross_norm(x), factors_at(lora, "cross")
-    x = x + self.cross_attention(h, *cross, (source_bias,), factors, adapters)
+    x = x + self.cross_attention(h, *cross, None, source, factors, adapters)
     h = self.feed_forward_norm(x)
     return x + self.feed_forward(h, factors_at(lora, "mlp"), adapters)
 
@@ -257,7 +259,7 @@ class T5(nn.Module):
       self.encoder_bias, self.decoder_bias = position_bias(c, True), position_bias(c, False)
     scan = partial(layers.scan_layers, remat=c.remat, unroll=c.unroll)
     split, shared = 0, nn.broadcast
-    encoding = {"__call__": (split, shared, shared, shared)}
+    encoding = {"__call__": (split, shared, shared)}
     self.encoder = scan(EncoderLayer, c.encoder_layers, methods=encoding)(c)
     decoding = {
       "__call__": (split, shared, shared, shared, shared),
@@ -276,16 +278,21 @@ class T5(nn.Module):
   def encode(
     self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None
   ) -> tuple[jax.Array, jax.Array]:
-    """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and their bias
-    (B, 1, 1, S); S = prompt length + L.
+    """source (B, L) int32, source_mask (B, L) bool -> encoder states (B, S, D) and which of them
+    stand for tokens (B, S); S = prompt length + L.
     """
-    x, source_mask = layers.put_prompts_before(self.embedding(source), source_mask, adapters)
-    source_bias = attention.mask_bias(source_mask)[:, None, None, :]
+    x, mask = layers.put_prompts_before(self.embedding(source), source_mask, adapters)
     positions = jnp.arange(x.shape[1])
     bias = None if self.config.layer_bias else self.encoder_bias(positions, positions)
-    places, lora = Places(bias, positions, positions), lora_of(adapters, "encoder")
-    x, _ = self.encoder(dropped(self, x), lora, places, source_bias, adapters)
-    return dropped(self, self.encoder_norm(x)), source_bias
+    places = Places(bias, positions, positions, self.source_seen(mask, adapters))
+    x, _ = self.encoder(dropped(self, x), lora_of(adapters, "encoder"), places, adapters)
+    return dropped(self, self.encoder_norm(x)), mask
+
+  def source_seen(self, mask: jax.Array, adapters: Adapters | None) -> attention.Seen:
+    """What is seen of a source with this mask (B, S)."""
+    # Sources are padded on the right; a soft prompt may have places that are not there.
+    holes = adapters is not None and adapters.prompts_mask is not None
+    return attention.all_tokens(mask, "any" if holes else "right", self.config.attention)
 
   def states(
     self, source: jax.Array, source_mask: jax.Array, adapters: Adapters | None = None
@@ -305,18 +312,19 @@ class T5(nn.Module):
     position m has seen target[:, :m].
     """
     del target_mask  # padding stands right of all real tokens, where the causal mask hides it
-    encoded, source_bias = self.encode(source, source_mask, adapters)
-    start = self.config.start_id
+    c, (encoded, mask) = self.config, self.encode(source, source_mask, adapters)
+    start = c.start_id
     x = self.embedding(jnp.pad(target[:, :-1], ((0, 0), (1, 0)), constant_values=start))
     positions = jnp.arange(x.shape[1])
-    future = attention.mask_bias(attention.causal_mask(x.shape[1]))
-    places, lora = self.decoder_places(positions, positions, future), lora_of(adapters, "decoder")
-    x, _ = self.decoder(dropped(self, x), lora, encoded, places, source_bias, adapters)
+    seen = attention.earlier_places(x.shape[1], c.attention)
+    places, lora = self.decoder_places(positions, positions, seen), lora_of(adapters, "decoder")
+    source_seen = self.source_seen(mask, adapters)
+    x, _ = self.decoder(dropped(self, x), lora, encoded, places, source_seen, adapters)
     return dropped(self, self.decoder_norm(x))
 
-  def decoder_places(self, queries: jax.Array, keys: jax.Array, future: jax.Array) -> Places:
-    own = self.config.layer_bias
-    return Places(future if own else self.decoder_bias(queries, keys) + future, queries, keys)
+  def decoder_places(self, queries: jax.Array, keys: jax.Array, seen: attention.Seen) -> Places:
+    bias = None if self.config.layer_bias else self.decoder_bias(queries, keys)
+    return Places(bias, queries, keys, seen)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """(..., D) -> (..., V) in the compute dtype."""
@@ -342,7 +350,8 @@ class T5(nn.Module):
     with room for max_new tokens.
     """
     c = self.config
-    encoded, source_bias = self.encode(source, source_mask, adapters)
+    encoded, mask = self.encode(source, source_mask, adapters)
+    source_bias = attention.mask_bias(mask)[:, None, None, :]
     lora = lora_of(adapters, "decoder")
     _, (cross_k, cross_v) = self.decoder.cross_keys_values(encoded, lora, adapters)
     empty = jnp.zeros((c.decoder_layers, source.shape[0], c.heads, max_new, c.head_width), c.dtype)
@@ -357,14 +366,15 @@ class T5(nn.Module):
     """
     positions = jnp.arange(cache.self_k.shape[3])
     future = attention.mask_bias(positions <= cache.index)[None, None, None]
-    places = self.decoder_places(cache.index[None], positions, future)
+    seen = attention.Seen(bias=future)
+    places = self.decoder_places(cache.index[None], positions, seen)
     x, new = self.decoder.step(
       self.embedding(tokens[:, None]),
       lora_of(adapters, "decoder"),
       (cache.self_k, cache.self_v),
       (cache.cross_k, cache.cross_v),
       places,
-      cache.source_bias,
+      attention.Seen(bias=cache.source_bias),
       cache.index,
       adapters,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from sapt_jax.backbones import quantize
+from sapt_jax.backbones.attention import Asked
 from sapt_jax.pet.lora import Sites, sites_at
 
 
@@ -42,9 +43,14 @@ class T5Config:
   unroll: int = 1
   dropout: float = 0.0
   layer_bias: bool = False  # every layer has position biases of its own (umT5)
+  attention: str = "xla"  # the implementation, as attention.choose says
 
   is_decoder_only = False
   embedding_scale = 1.0
+
+  def of_attention(self, platform: str) -> Asked:
+    """What attention is asked for, on devices of this platform."""
+    return Asked(self.dtype, self.head_width, biased=True, dropout=self.dropout, platform=platform)
 
   def lora_sites(self, targets: Sequence[str] = ("q", "v")) -> Sites:
     """Where LoRA sits: in encoder and decoder, in self- and cross-attention and in the mlp, by the

@@ -30,6 +30,10 @@ class Backbone:
   """
   unroll: int = 1
   """Layers per iteration of the loop over layers."""
+  attention: Literal["auto", "xla", "cudnn", "tokamax", "splash"] = "auto"
+  """What computes attention: xla everywhere; without arrays of scores tokamax (NVIDIA, bfloat16;
+  pip install 'sapt-jax[gpu]'), cudnn (NVIDIA, bfloat16, no T5), splash (TPU, no T5). auto: the
+  first of these that can, else xla (docs/performance.md)."""
   dropout: float = 0.0
   """Of a T5 while it is learned with, where it was pretrained with dropout: the share of entries
   that are zero; 0.1 in the public scripts of the paper."""

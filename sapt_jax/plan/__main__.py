@@ -158,19 +158,22 @@ def plan(
     figures = measure(lowered, target, config, longest)
     return {"rows": rows, **figures, "advice": advice(figures, config, target, program)}
 
+  with hardware.as_present(target):
+    step, decode = programs.step(), programs.decode()
   return {
     "target": target.text,
     "mesh": dataclasses.asdict(config.mesh),
     "model": name,
     "dtype": config.backbone.dtype,
+    "attention": built.backbone.config.attention,
     "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(built.backbone.params)),
     "method": built.method.label,
     "blocks": blocks,
     "capacity": built.setting.capacity,
     "usable": target.usable,
     "lengths": programs.lengths | {"new": new},
-    "step": told("step", programs.step(), config.fit.batch_size, 1),
-    "decode": told("decode", programs.decode(), config.evaluation.batch_size, new - 1),
+    "step": told("step", step, config.fit.batch_size, 1),
+    "decode": told("decode", decode, config.evaluation.batch_size, new - 1),
   }
 
 

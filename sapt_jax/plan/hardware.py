@@ -4,6 +4,7 @@ this does not start JAX.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
@@ -210,6 +211,15 @@ def need(*packages: str, target: Target, extra: str) -> pathlib.Path:
   raise InputError(
     f"--target {target.text}: its compiler is not installed; pip install 'sapt-jax[{extra}]'"
   )
+
+
+def as_present(target: Target) -> contextlib.AbstractContextManager[None]:
+  """Within it, kernels are traced as if the target were here."""
+  if target.platform != "cuda" or importlib.util.find_spec("tokamax") is None:
+    return contextlib.nullcontext()
+  from tokamax import config
+
+  return config.cross_compile(True)
 
 
 def devices(target: Target) -> list[Any]:

@@ -39,7 +39,16 @@ class Programs:
   ):
     self.config, self.mesh = config, mesh
     c = config.backbone
-    model = hf.build_model(raw, c.dtype, c.remat, c.unroll, bits=c.bits, dropout=c.dropout)
+    model = hf.build_model(
+      raw,
+      c.dtype,
+      c.remat,
+      c.unroll,
+      bits=c.bits,
+      dropout=c.dropout,
+      attention=c.attention,
+      platform=mesh.devices.flat[0].platform,
+    )
     params = sharding.abstract_params(lambda: hf.init_params(model, jax.random.key(0)), mesh)
     backbone = hf.Backbone(model, params, pathlib.Path(), raw)
     self.built = learner.put_together(

@@ -1,5 +1,5 @@
-"""The attention core, its masks and its key-value cache: heads stand before positions everywhere,
-so that no product copies its operands.
+"""Attention in plain XLA: it does everything, on every device, and is what the other
+implementations are held against.
 
 Letters: B batch, H query heads, G key heads (grouped-query attention: H is a multiple of G), L
 queries, S keys, K head width.
@@ -14,42 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax.backbones.layers import dropped
-from sapt_jax.sharding import constrain
-
-MASKED = -1e9  # a logit of attention that softmax turns into zero, in float32 and bfloat16
-
-
-def split_heads(x: jax.Array, heads: int) -> jax.Array:
-  """(B, L, heads * K) -> (B, heads, L, K)."""
-  return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
-
-
-def attend(
-  q: jax.Array,
-  k: jax.Array,
-  v: jax.Array,
-  *biases: jax.Array,
-  scale: float = 1.0,
-  cap: float = 0.0,
-  dropout: float = 0.0,
-  key: jax.Array | None = None,
-) -> jax.Array:
-  """softmax(capped(scale * q k^T) + biases) v with float32 scores and softmax;
-  key heads may be fewer than query heads.
-
-  Args:
-    q: (B, H, L, K).
-    k, v: (B, G, S, K).
-    biases: float32, each broadcastable to (B, H, L, S): position bias and/or MASKED entries. They
-      are added one by one, as the sum of a position bias (1, H, L, S) and a mask (B, 1, 1, S) would
-      be as large as the scores, and kept for all layers.
-    dropout, key: of the weights; see layers.dropped.
-
-  Returns:
-    (B, L, H * K) in q's dtype.
-  """
-  y = _core((scale, cap), dropout, q, k, v, biases, key if dropout else None)
-  return y.swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1)
 
 
 # Autodiff keeps several arrays of the scores' size and goes over them once for each operation of
@@ -60,7 +24,15 @@ def attend(
 # Dropout multiplies e by what it keeps wherever e or its gradient meets v. What it keeps is drawn
 # again in the backward pass.
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _core(form: tuple[float, float], dropout: float, *arrays: Any) -> jax.Array:
+def core(form: tuple[float, float], dropout: float, *arrays: Any) -> jax.Array:
+  """softmax(capped(scale * q k^T) + biases) v, (B, H, L, K) in q's dtype.
+
+  Args:
+    form: scale and cap.
+    dropout: share of the weights that are dropped.
+    arrays: q (B, H, L, K), k and v (B, G, S, K), a tuple of biases that are broadcastable to
+      (B, H, L, S), and a random key for dropout or None.
+  """
   return _forward(form, dropout, *arrays)[0]
 
 
@@ -128,27 +100,4 @@ def _summed_to(shape: tuple[int, ...], x: jax.Array) -> jax.Array:
   return jnp.sum(x, axis=broadcast, keepdims=True)
 
 
-_core.defvjp(_forward, _backward)
-
-
-def mask_bias(mask: jax.Array) -> jax.Array:
-  """0 where mask is true and MASKED elsewhere, float32, in mask's shape."""
-  return jnp.where(mask, 0.0, MASKED).astype(jnp.float32)
-
-
-def causal_mask(length: int) -> jax.Array:
-  """(1, 1, length, length) bool: position l sees positions up to l."""
-  return jnp.tril(jnp.ones((length, length), bool))[None, None]
-
-
-def write_cache(cache: jax.Array, new: jax.Array, index: jax.Array) -> jax.Array:
-  """Writes new (..., B, G, 1, K) into a cache (..., B, G, S, K),
-  of one layer or of all, at position index.
-
-  While one token goes through the layers, the stacked cache is only read: a layer writes its keys
-  and values into its own slice, which the loop over layers cuts out anyway, and those of all layers
-  are written together behind the loop. As the loop's carry the whole cache would be copied at every
-  layer.
-  """
-  cache = jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), index, cache.ndim - 2)
-  return constrain(cache, *[None] * (cache.ndim - 4), "batch", "any", None, "any")
+core.defvjp(_forward, _backward)

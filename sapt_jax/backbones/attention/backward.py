@@ -1,0 +1,274 @@
+"""The backward pass of attention with a frozen bias, in two Pallas kernels for GPUs: no gradient of
+the bias, and no array with an axis of queries and one of keys.
+
+After Dao, "FlashAttention-2" (2023), algorithm 2: with scores s and, from the forward pass, the
+logarithm n of each query's sum of exponentials, p = exp(s - n), and
+  dv = p^T dy    ds = p * (dy v^T - dy . y)    dq = scale ds k    dk = ds^T (scale q)
+One kernel goes over the keys for a block of queries and gives dq; the other goes over the queries,
+and the heads that share a key head, for a block of keys and gives dk and dv.
+
+Letters: B batch, H query heads, G key heads, L queries, S keys, K head width, M queries and N keys
+of a block.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+INTERPRET = False  # tests run the kernels without a GPU
+
+
+class Given(NamedTuple):
+  """What the backward pass reads.
+
+  Attributes:
+    q, dy: (B, L, H, K), the queries and the gradient of what they were answered.
+    k, v: (B, S, G, K).
+    bias: (1, H, L, S), added to the scores; None: there is none.
+    norm: (B, H, L) float32, the logarithm of the sum of the scores' exponentials.
+    delta: (B, H, L) float32, dy . y.
+    start, end: (B, L) int32; a query sees keys start to end - 1.
+    keys: (B, S) bool, which of these it sees; None: all.
+  """
+
+  q: Any
+  k: Any
+  v: Any
+  dy: Any
+  bias: Any
+  norm: Any
+  delta: Any
+  start: Any
+  end: Any
+  keys: Any
+
+
+def block_of(length: int) -> int:
+  """Queries or keys that a program holds: 64, or fewer where they divide the length better. A GPU
+  multiplies matrices of 16 rows or more.
+  """
+  return next((size for size in (64, 32) if length % size == 0), 16 if length <= 16 else 32)
+
+
+def gradients(given: Given, scale: float, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """dq (B, L, H, K), dk and dv (B, S, G, K), in the types of q, k and v.
+
+  Args:
+    scale: of q k^T.
+    causal: a query sees no key behind its own place, which start and end say too.
+  """
+  queries, keys = given.q.shape[1], given.k.shape[1]
+  size = block_of(queries), block_of(keys)
+  if given.keys is not None:
+    given = given._replace(keys=given.keys.astype(jnp.int32))
+  full = padded(given, -queries % size[0], -keys % size[1])
+  dq = _for_queries(full, scale, size)
+  dk, dv = _for_keys(full, scale, size, causal)
+  return dq[:, :queries], dk[:, :keys], dv[:, :keys]
+
+
+def padded(given: Given, queries: int, keys: int) -> Given:
+  """With so many more queries, which see nothing, and keys, which nobody sees."""
+  if not (queries or keys):
+    return given
+
+  def more(x: Any, **axes: int) -> Any:
+    if x is None:
+      return None
+    by_axis = {int(name[1:]): size for name, size in axes.items()}
+    return jnp.pad(x, [(0, by_axis.get(axis, 0)) for axis in range(x.ndim)])
+
+  return Given(
+    q=more(given.q, _1=queries),
+    k=more(given.k, _1=keys),
+    v=more(given.v, _1=keys),
+    dy=more(given.dy, _1=queries),
+    bias=more(given.bias, _2=queries, _3=keys),
+    norm=more(given.norm, _2=queries),
+    delta=more(given.delta, _2=queries),
+    start=more(given.start, _1=queries),
+    end=more(given.end, _1=queries),
+    keys=more(given.keys, _1=keys),
+  )
+
+
+def _product(x: jax.Array, y: jax.Array) -> jax.Array:
+  return jnp.dot(x, y, precision=jax.lax.Precision.DEFAULT, preferred_element_type=jnp.float32)
+
+
+def _weights(q: Any, k: Any, bias: Any, norm: Any, seen: Any) -> jax.Array:
+  """(M, N) float32: what each query of a block gives to each key of a block."""
+  scores = _product(q, k.T)
+  if bias is not None:
+    scores += bias.astype(jnp.float32)
+  return jnp.where(seen, jnp.exp(scores - norm[:, None]), 0.0)
+
+
+def _seen(start: Any, end: Any, first: Any, count: int, keys: Any) -> jax.Array:
+  """(M, N) bool, for keys from the first on."""
+  place = first + jnp.arange(count)
+  seen = (start[:, None] <= place[None]) & (place[None] < end[:, None])
+  return seen if keys is None else seen & (keys[None] > 0)
+
+
+def _refs(given: Given, refs: tuple) -> tuple[Given, tuple]:
+  """The inputs by their names, and the outputs behind them."""
+  names = [name for name, x in zip(Given._fields, given, strict=True) if x is not None]
+  there = dict(zip(names, refs, strict=False))
+  return Given(**{name: there.get(name) for name in Given._fields}), refs[len(names) :]
+
+
+def _block(ref: Any, *places: Any) -> Any:
+  from jax.experimental.pallas import triton
+
+  return None if ref is None else triton.load(ref.at[places])
+
+
+def _queries_kernel(given: Given, scale: float, size: tuple[int, int], *refs: Any) -> None:
+  from jax.experimental import pallas as pl
+  from jax.experimental.pallas import triton
+
+  of, [dq_ref] = _refs(given, refs)
+  rows, every = pl.ds(pl.program_id(2) * size[0], size[0]), slice(None)
+  q, dy = _block(of.q, rows, every), _block(of.dy, rows, every)
+  q = (q * scale).astype(q.dtype)  # rounded as in the forward pass
+  norm, delta = _block(of.norm, rows), _block(of.delta, rows)
+  start, end = _block(of.start, rows), _block(of.end, rows)
+
+  def body(block: Any, dq: Any) -> Any:
+    columns = pl.ds(block * size[1], size[1])
+    k, v = _block(of.k, columns, every), _block(of.v, columns, every)
+    seen = _seen(start, end, block * size[1], size[1], _block(of.keys, columns))
+    p = _weights(q, k, _block(of.bias, rows, columns), norm, seen)
+    ds = p * (_product(dy, v.T) - delta[:, None])
+    return dq + _product(ds.astype(k.dtype), k)
+
+  first, last = jnp.min(start) // size[1], pl.cdiv(jnp.max(end), size[1])
+  dq = jax.lax.fori_loop(first, last, body, jnp.zeros(q.shape, jnp.float32))
+  triton.store(dq_ref, (dq * scale).astype(dq_ref.dtype))
+
+
+def _keys_kernel(
+  given: Given, scale: float, size: tuple[int, int], causal: bool, *refs: Any
+) -> None:
+  from jax.experimental import pallas as pl
+  from jax.experimental.pallas import triton
+
+  of, [dk_ref, dv_ref] = _refs(given, refs)
+  place = pl.program_id(2) * size[1]
+  columns, every = pl.ds(place, size[1]), slice(None)
+  k, v, keys = _block(of.k, columns, every), _block(of.v, columns, every), _block(of.keys, columns)
+  heads, blocks = given.q.shape[2] // given.k.shape[2], given.q.shape[1] // size[0]
+  # The first queries that may see these keys.
+  first = place // size[0] if causal else 0
+
+  def body(head: Any, block: Any, sums: Any) -> Any:
+    dk, dv = sums
+    rows = pl.ds(block * size[0], size[0])
+    q, dy = _block(of.q, rows, head, every), _block(of.dy, rows, head, every)
+    q = (q * scale).astype(q.dtype)
+    start, end = _block(of.start, rows), _block(of.end, rows)
+    seen = _seen(start, end, place, size[1], keys)
+    bias = _block(of.bias, head, rows, columns)
+    p = _weights(q, k, bias, _block(of.norm, head, rows), seen)
+    dv += _product(p.astype(dy.dtype).T, dy)
+    ds = p * (_product(dy, v.T) - _block(of.delta, head, rows)[:, None])
+    return dk + _product(ds.astype(q.dtype).T, q), dv
+
+  def of_head(head: Any, sums: Any) -> Any:
+    return jax.lax.fori_loop(first, blocks, partial(body, head), sums)
+
+  zero = jnp.zeros(k.shape, jnp.float32)
+  dk, dv = jax.lax.fori_loop(0, heads, of_head, (zero, zero))
+  triton.store(dk_ref, dk.astype(dk_ref.dtype))
+  triton.store(dv_ref, dv.astype(dv_ref.dtype))
+
+
+def _for_queries(given: Given, scale: float, size: tuple[int, int]) -> jax.Array:
+  """dq (B, L, H, K): one program for each row, head and block of queries."""
+  rows, queries, heads, width = given.q.shape
+  keys, shared = given.k.shape[1], heads // given.k.shape[2]
+  of_queries = _spec((None, queries, None, width), lambda b, h, _: (b, 0, h, 0))
+  of_keys = _spec((None, keys, None, width), lambda b, h, _: (b, 0, h // shared, 0))
+  statistic = _spec((None, None, queries), lambda b, h, _: (b, h, 0))
+  specs = Given(
+    q=of_queries,
+    k=of_keys,
+    v=of_keys,
+    dy=of_queries,
+    bias=_spec((None, None, queries, keys), lambda b, h, _: (0, h, 0, 0)),
+    norm=statistic,
+    delta=statistic,
+    start=_spec((None, queries), lambda b, h, _: (b, 0)),
+    end=_spec((None, queries), lambda b, h, _: (b, 0)),
+    keys=_spec((None, keys), lambda b, h, _: (b, 0)),
+  )
+  kernel = partial(_queries_kernel, given, scale, size)
+  grid = (rows, heads, queries // size[0])
+  written = _spec((None, size[0], None, width), lambda b, h, i: (b, i, h, 0))
+  [dq] = _call(kernel, "attention_dq", given, specs, grid, [written], [given.q])
+  return dq
+
+
+def _for_keys(
+  given: Given, scale: float, size: tuple[int, int], causal: bool
+) -> tuple[jax.Array, jax.Array]:
+  """dk and dv (B, S, G, K): one program for each row, key head and block of keys."""
+  rows, queries, heads, width = given.q.shape
+  keys, groups = given.k.shape[1], given.k.shape[2]
+  shared = heads // groups
+  of_queries = _spec((None, queries, shared, width), lambda b, g, _: (b, 0, g, 0))
+  of_keys = _spec((None, keys, None, width), lambda b, g, _: (b, 0, g, 0))
+  statistic = _spec((None, shared, queries), lambda b, g, _: (b, g, 0))
+  specs = Given(
+    q=of_queries,
+    k=of_keys,
+    v=of_keys,
+    dy=of_queries,
+    bias=_spec((None, shared, queries, keys), lambda b, g, _: (0, g, 0, 0)),
+    norm=statistic,
+    delta=statistic,
+    start=_spec((None, queries), lambda b, g, _: (b, 0)),
+    end=_spec((None, queries), lambda b, g, _: (b, 0)),
+    keys=_spec((None, keys), lambda b, g, _: (b, 0)),
+  )
+  kernel = partial(_keys_kernel, given, scale, size, causal)
+  grid, outputs = (rows, groups, keys // size[1]), [given.k, given.v]
+  written = _spec((None, size[1], None, width), lambda b, g, j: (b, j, g, 0))
+  dk, dv = _call(kernel, "attention_dkv", given, specs, grid, [written] * 2, outputs)
+  return dk, dv
+
+
+def _spec(shape: tuple[int | None, ...], index: Any) -> Any:
+  from jax.experimental import pallas as pl
+
+  return pl.BlockSpec(shape, index)
+
+
+def _call(
+  kernel: Any,
+  name: str,
+  given: Given,
+  specs: Given,
+  grid: tuple[int, ...],
+  out_specs: list[Any],
+  outputs: list[jax.Array],
+) -> list[jax.Array]:
+  from jax.experimental import pallas as pl
+  from jax.experimental.pallas import triton
+
+  there = [(x, spec) for x, spec in zip(given, specs, strict=True) if x is not None]
+  return pl.pallas_call(
+    kernel,
+    grid=grid,
+    in_specs=[spec for _, spec in there],
+    out_specs=out_specs,
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
+    compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+    interpret=INTERPRET,
+    name=name,
+  )(*(x for x, _ in there))
