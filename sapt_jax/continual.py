@@ -10,6 +10,8 @@ import time
 from functools import cache, partial
 from typing import Any
 
+import jax
+
 from sapt_jax import learner, processes, results, streams
 from sapt_jax.backbones.attention import choose
 from sapt_jax.config import Config

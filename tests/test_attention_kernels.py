@@ -1,17 +1,21 @@
 """Every implementation of attention against plain XLA: forward and gradients, under all that the
-models ask for. Kernels run here in an interpreter or in a form for CPUs.
+models ask for. Kernels run here in an interpreter, or in a form for CPUs.
 """
 
 import dataclasses
 import importlib.util
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from sapt_jax.backbones import attention
-from sapt_jax.backbones.attention import backward, cudnn, splash, tokamax
+from sapt_jax.backbones.attention import asked, backward, cudnn, splash, tokamax
+from sapt_jax.errors import InputError
+from sapt_jax.pet.adapters import Adapters
 
 B, H, K = 2, 4, 16
 
@@ -39,7 +43,7 @@ def tokens_of(padding, length):
     second = place < length - third
   elif padding == "left":
     second = place >= third
-  else:  # a prompt with a hole before it, then a source that is padded on the left
+  else:  # a prompt of which two places are not there, then a source that is padded on the left
     second = ((place >= 2) & (place < 5)) | (place >= third)
   return jnp.asarray(np.stack([np.ones(length, bool), second]))
 
@@ -53,70 +57,295 @@ def seen_of(form, by):
   return tokens, attention.all_tokens(tokens, padding, by)
 
 
-def inputs(form, groups, width, dtype=jnp.float32):
+def inputs(form, groups, width):
+  """Queries, keys, values, a position bias; float32."""
   _, _, _, queries, keys = FORMS[form]
   keys = keys or queries
   shapes = (B, H, queries, width), (B, groups, keys, width), (B, groups, keys, width)
   drawn = jax.random.split(jax.random.key(0), 4)
-  q, k, v = (
-    jax.random.normal(key, shape, dtype) for key, shape in zip(drawn, shapes, strict=False)
-  )
+  q, k, v = map(jax.random.normal, drawn, shapes)
   return q, k, v, jax.random.normal(drawn[3], (1, H, queries, keys))
 
 
-def answers(by, form, groups, biased, width=K, cap=0.0, dtype=jnp.float32):
-  """What real queries are answered, and the gradients of q, k and v when they are asked."""
-  q, k, v, bias = inputs(form, groups, width, dtype)
+def answers(by, form, groups, biased, width=K):
+  """What real queries are answered, and the gradients of q, k and v."""
+  q, k, v, bias = inputs(form, groups, width)
   tokens, seen = seen_of(form, by)
-  causal, queries = FORMS[form][1], q.shape[2]
-  real = tokens if causal else jnp.ones((B, queries), bool)
-  biases = (bias,) if biased else ()
+  real = tokens if FORMS[form][1] else jnp.ones((B, q.shape[2]), bool)
   scale = width**-0.5
-  weights = jnp.cos(jnp.arange(B * queries * H * width)).reshape(B, queries, -1)
+  weights = jnp.cos(jnp.arange(B * q.shape[2] * H * width)).reshape(B, q.shape[2], -1)
 
   def total(q, k, v):
     if by == "xla":
-      y = attention.attend(q, k, v, *biases, seen=seen, scale=scale, cap=cap)
-    else:
-      call = attention.Call(q, k, v, biases[0] if biases else None, seen, scale, cap, 0.0)
-      attention.KERNELS[by].check(call.asked._replace(dtype=jnp.bfloat16))
-      y = attention.KERNELS[by].attend(call)
-      y = y.swapaxes(1, 2).reshape(B, queries, -1)
-    y = jnp.where(real[:, :, None], y.astype(jnp.float32), 0)
+      y = attention.attend(q, k, v, *([bias] if biased else []), seen=seen, scale=scale)
+    else:  # itself, as `attend` would take plain XLA where it refuses
+      call = attention.Call(q, k, v, bias if biased else None, seen, scale, 0.0, 0.0)
+      attention.KERNELS[by].check(call.asked)
+      y = attention.KERNELS[by].attend(call).swapaxes(1, 2).reshape(weights.shape)
+    y = jnp.where(real[:, :, None], y, 0)
     return jnp.sum(weights * y), y
 
   return jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True)(q, k, v)
 
 
+def library_stand_in(form, q, k, v, bias, start, end, keys):
+  """What tokamax's forward pass gives, written plainly."""
+  k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
+  scores = form.scale * jnp.einsum("blhk,bshk->bhls", q, k)
+  scores = scores if bias is None else scores + bias
+  place, own = np.arange(k.shape[1]), np.arange(q.shape[1])[:, None]
+  seen = jnp.asarray(place <= own if form.causal else place <= k.shape[1])
+  seen = seen if start is None else seen & (start[:, None, :, None] <= place)
+  seen = seen if end is None else seen & (place < end[:, None, :, None])
+  seen = seen if keys is None else seen & keys[:, None, None]
+  scores = jnp.where(seen, scores, -jnp.inf)
+  greatest = jnp.max(scores, axis=-1)
+  e = jnp.exp(scores - greatest[..., None])
+  total = jnp.sum(e, axis=-1)
+  return jnp.einsum("bhls,bshk->blhk", e / total[..., None], v), greatest, total
+
+
 @pytest.fixture
 def as_here(monkeypatch):
-  """Kernels as a CPU can run them."""
+  """Kernels as a CPU can run them, in float32."""
   monkeypatch.setattr(backward, "INTERPRET", True)
   monkeypatch.setattr(splash, "INTERPRET", True)
   monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")
   monkeypatch.setattr(tokamax, "KERNEL", "xla")
+  monkeypatch.setattr(asked, "needs_halves", lambda what: None)
+  monkeypatch.setattr(asked, "needs_library", lambda *what: None)
+  if importlib.util.find_spec("tokamax") is None:
+    monkeypatch.setattr(tokamax, "_library", library_stand_in)
 
 
-CASES = [
-  (by, form, groups, biased)
-  for by in attention.KERNELS
-  for form in FORMS
-  for groups in (H, 2, 1)
-  for biased in ((False, True) if by == "tokamax" else (False,))
-  if groups == H or not biased
-]
+# What each refuses of FORMS, and a word of the reason.
+REFUSED = {
+  ("splash", "window, holes"): "counts places",
+  ("splash", "window of some"): "same in all layers",
+}
 
 
-@pytest.mark.parametrize(("by", "form", "groups", "biased"), CASES)
-def test_a_kernel_gives_what_plain_xla_does(by, form, groups, biased, as_here):
-  if by == "tokamax" and importlib.util.find_spec("tokamax") is None:
-    pytest.skip("tokamax is not installed: pip install 'sapt-jax[gpu]', on Python 3.12 or newer")
-  width = 128 if by == "splash" else K
-  try:
-    (_, found), gradients = answers(by, form, groups, biased, width)
-  except NotImplementedError as reason:
-    pytest.skip(f"{by} refuses: {reason}")
+@pytest.mark.parametrize("groups", [H, 2])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("by", attention.KERNELS)
+def test_a_kernel_gives_what_plain_xla_does(by, form, groups, as_here):
+  same(by, form, groups, biased=False)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if "window" not in form])
+def test_so_it_does_with_a_position_bias(form, as_here):
+  same("tokamax", form, H, biased=True)
+
+
+def same(by, form, groups, biased):
+  width = splash.LANES if by == "splash" else K
+  if (by, form) in REFUSED:
+    with pytest.raises(NotImplementedError, match=REFUSED[by, form]):
+      answers(by, form, groups, biased, width)
+    return
+  (_, found), gradients = answers(by, form, groups, biased, width)
   (_, expected), others = answers("xla", form, groups, biased, width)
   np.testing.assert_allclose(found, expected, atol=3e-6)
   for ours, theirs in zip(gradients, others, strict=True):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_library_gives_what_its_stand_in_does(form, monkeypatch):
+  if importlib.util.find_spec("tokamax") is None:
+    pytest.skip("tokamax is not installed: pip install 'sapt-jax[gpu]', on Python 3.12 or newer")
+  monkeypatch.setattr(tokamax, "KERNEL", "xla")
+  q, k, v, bias = inputs(form, 2, K)
+  seen = seen_of(form, "tokamax")[1]
+  end = None if seen.causal else seen.end
+  q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+  arrays = (tokamax.Form(0.3, seen.causal), q, k, v, bias, seen.start, end, seen.keys)
+  for found, expected in zip(tokamax._library(*arrays), library_stand_in(*arrays), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=3e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ranges_are_the_mask_at_tokens_and_show_a_key_to_every_query(form):
+  _, causal, _, queries, keys = FORMS[form]
+  tokens, ranges = seen_of(form, "tokamax")
+  mask = np.asarray(ranges.mask(B, queries, keys or queries))
+  assert mask.any(axis=-1).all()
+  dense = np.asarray(seen_of(form, "xla")[1].bias == 0)
+  real = np.asarray(tokens)[:, None, :, None] if causal else True
+  assert np.array_equal(mask & real, np.broadcast_to(dense, mask.shape) & real)
+
+
+BFLOAT16 = attention.Asked(jnp.bfloat16, 128)
+
+
+@pytest.mark.parametrize(
+  ("by", "change", "reason"),
+  [
+    ("tokamax", {"platform": "cpu"}, "NVIDIA GPUs alone"),
+    ("tokamax", {"dtype": jnp.float32}, "bfloat16, not float32"),
+    ("tokamax", {"dropout": 0.1}, "drops no weights"),
+    ("tokamax", {"cap": 50.0}, "no caps"),
+    ("tokamax", {"head_width": 80}, "not 80"),
+    ("cudnn", {"platform": "tpu"}, "NVIDIA GPUs alone"),
+    ("cudnn", {"platform": "gpu"}, "can be run but not planned"),
+    ("cudnn", {"dtype": jnp.float32}, "bfloat16, not float32"),
+    ("cudnn", {"dropout": 0.1}, "drops no weights"),
+    ("cudnn", {"biased": True}, "gradient of the frozen position bias"),
+    ("cudnn", {"cap": 50.0}, "caps no scores"),
+    ("cudnn", {"head_width": 256}, "at most 128, not 256"),
+    ("splash", {"platform": "gpu"}, "TPUs alone"),
+    ("splash", {"dropout": 0.1}, "drops no weights"),
+    ("splash", {"biased": True}, "no position bias"),
+    ("splash", {"window": attention.SOME}, "same in all layers"),
+    ("splash", {"head_width": 64}, "multiple of 128 wide, not 64"),
+  ],
+)
+def test_a_refusal_names_its_reason(by, change, reason, monkeypatch):
+  monkeypatch.setattr(asked, "needs_library", lambda *what: None)
+  attention.KERNELS[by].check(BFLOAT16)
+  with pytest.raises(NotImplementedError, match=reason):
+    attention.KERNELS[by].check(BFLOAT16._replace(**change))
+  where = {"platform": "tpu" if by == "splash" else "gpu"}
+  with pytest.raises(
+    InputError, match=rf"backbone\.attention {by}: .*{reason}.*; give .*xla, or auto"
+  ):
+    attention.choose(by, BFLOAT16._replace(**where | change))
+
+
+def test_a_missing_library_is_named_with_the_way_to_it(monkeypatch):
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(InputError, match=r"tokamax: .*pip install 'sapt-jax\[gpu\]'"):
+    attention.choose("tokamax", BFLOAT16._replace(platform="gpu"))
+
+
+def test_auto_takes_the_first_that_can(monkeypatch):
+  monkeypatch.setattr(asked, "needs_library", lambda *what: None)
+  on = {name: BFLOAT16._replace(platform=name) for name in ("cpu", "gpu", "tpu")}
+  assert [attention.choose("auto", what)[0] for what in on.values()] == ["xla", "tokamax", "splash"]
+  t5 = on["tpu"]._replace(biased=True)
+  name, reasons = attention.choose("auto", t5)
+  assert name == "xla"
+  assert "splash: it adds no position bias" in reasons
+  with pytest.raises(InputError, match=r"backbone\.attention 'flash': must be one of auto, xla"):
+    attention.choose("flash", t5)
+
+
+def test_a_model_that_is_asked_for_what_it_cannot_have_is_not_built():
+  with pytest.raises(InputError, match=r"backbone\.attention splash: it adds no position bias"):
+    tiny.hf.build_model(tiny.T5, "bfloat16", attention="splash", platform="tpu")
+  model = tiny.hf.build_model(tiny.T5, attention="auto")
+  assert model.config.attention == "xla"
+
+
+def results_of(jaxpr):
+  """Shapes of all that is computed, in whatever is called too."""
+  for equation in jaxpr.eqns:
+    yield from (tuple(variable.aval.shape) for variable in equation.outvars)
+    for value in jax.tree.leaves(list(equation.params.values()), is_leaf=is_jaxpr):
+      if is_jaxpr(value):
+        yield from results_of(getattr(value, "jaxpr", value))
+
+
+def is_jaxpr(value):
+  return hasattr(getattr(value, "jaxpr", value), "eqns")
+
+
+def test_a_frozen_bias_has_no_gradient_and_nothing_is_as_large_as_the_scores(as_here):
+  queries = 128  # more than a block, so that no part of the scores has their size
+  drawn = jax.random.split(jax.random.key(0), 4)
+  q, k, v = (jax.random.normal(key, (B, H, queries, K)) for key in drawn[:3])
+  bias = jax.random.normal(drawn[3], (1, H, queries, queries))
+
+  def total(by, q, k, v, bias):
+    seen = attention.all_tokens(jnp.ones((B, queries), bool), "right", by)
+    return jnp.sum(attention.attend(q, k, v, bias, seen=seen, by=by))
+
+  def backward_pass(by):
+    _, pull = jax.vjp(partial(total, by, bias=bias), q, k, v)
+    return [shape[-2:] for shape in results_of(jax.make_jaxpr(pull)(1.0).jaxpr)]
+
+  assert (queries, queries) in backward_pass("xla")
+  assert (queries, queries) not in backward_pass("tokamax")
+  for form in (partial(total, "tokamax"), jax.jit(jax.checkpoint(partial(total, "tokamax")))):
+    with pytest.raises(
+      InputError, match=r"backbone\.attention tokamax: takes a position bias as f"
+    ):
+      jax.grad(form, argnums=3)(q, k, v, bias)
+
+
+LLAMA = tiny.LLAMA | {"head_dim": 16}
+T5 = tiny.T5 | {"d_kv": 16}
+MODELS = {
+  "t5": (T5, "tokamax"),
+  "llama": (LLAMA, "tokamax"),
+  "llama by cudnn": (LLAMA, "cudnn"),
+  "llama by splash": (LLAMA | {"head_dim": 128, "num_attention_heads": 2}, "splash"),
+  "windows by tokamax": (LLAMA | {"model_type": "mistral", "sliding_window": 6}, "tokamax"),
+  "gemma by tokamax": (
+    LLAMA
+    | {
+      "model_type": "gemma3_text",
+      "sliding_window": 6,
+      "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "tokamax",
+  ),
+}
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_hand_over_what_kernels_can_use(name, prompt, as_here, monkeypatch):
+  raw, by = MODELS[name]
+  model, params = tiny.random_model(raw)
+  fast = type(model)(dataclasses.replace(model.config, attention=by))
+  left, rows = model.config.is_decoder_only, 2
+  sources = tokens_of("left" if left else "right", 12)
+  answers = tokens_of("right", 5)
+  tokens = jax.random.randint(jax.random.key(1), (rows, 17), 2, 200)
+  adapters = None
+  if prompt:
+    prompts = jax.random.normal(jax.random.key(2), (rows, 4, model.config.width))
+    there = jnp.asarray([[True] * 4, [False, True, False, True]])
+    adapters = Adapters(prompts=prompts, prompts_mask=there)
+  batch = (tokens[:, :12], sources, tokens[:, 12:], answers)
+  if left:  # rows have room for both
+    wide = jnp.pad(tokens[:, :12], ((0, 0), (4, 0))), jnp.pad(sources, ((0, 0), (4, 0)))
+  used = []
+  kernel = attention.KERNELS[by].attend
+
+  def seen_to_be_used(call):
+    y = kernel(call)
+    used.append(call.q.shape)
+    return y
+
+  monkeypatch.setattr(attention.KERNELS[by], "attend", seen_to_be_used)
+
+  def loss(model, params, method, batch):
+    hidden = model.apply({"params": params}, *batch, adapters, method=method)
+    weights = jnp.cos(jnp.arange(hidden.size)).reshape(hidden.shape)
+    return jnp.sum(jnp.where(batch[3][..., None], weights * hidden, 0))
+
+  def compare(form):
+    for found, expected in zip(*(jax.tree.leaves(form(one)) for one in (fast, model)), strict=True):
+      error = float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
+      assert error < 2e-5
+    assert used
+    used.clear()
+
+  weight = {"embedding": params["embedding"]}
+
+  def gradient_of(method, batch, model):
+    return jax.grad(lambda w: loss(model, params | w, method, batch))(weight)
+
+  compare(partial(gradient_of, "hidden", batch))
+  if left:
+    compare(partial(gradient_of, "hidden_joined", (*wide, *batch[2:])))
+
+  def start(model):
+    variables = {"params": params}
+    logits, cache = model.apply(variables, *batch[:2], 4, adapters, method="start")
+    more, _ = model.apply(variables, jnp.argmax(logits, -1), cache, adapters, method="extend")
+    return logits, more
+
+  compare(start)

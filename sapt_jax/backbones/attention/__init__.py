@@ -36,9 +36,9 @@ from sapt_jax.backbones.attention.xla import capped
 from sapt_jax.errors import InputError
 
 __all__ = [
+  "KERNELS",
   "MASKED",
   "SOME",
-  "KERNELS",
   "Asked",
   "Call",
   "Name",
@@ -135,7 +135,7 @@ def attend(
     (B, L, H * K) in q's dtype.
 
   Raises:
-    NotImplementedError: a gradient is asked for of a bias that a kernel was given.
+    InputError: a gradient is asked for of a bias that a kernel was given.
   """
   dropout, y = 0.0 if key is None else dropout, None
   if by != "xla":

@@ -5,6 +5,7 @@ Letters: B batch, H query heads, G key heads, L queries, S keys, K head width.
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, NamedTuple
 
 import jax
@@ -86,6 +87,11 @@ def needs_halves(asked: Asked) -> None:
     jnp.dtype(asked.dtype) != jnp.bfloat16,
     f"it computes in bfloat16, not {jnp.dtype(asked.dtype).name} (--backbone.dtype)",
   )
+
+
+def needs_library(name: str, way: str) -> None:
+  """Refuses where an optional library is absent; way: how to have it."""
+  refuse(importlib.util.find_spec(name) is None, f"it is not installed: {way}")
 
 
 def no_dropout(asked: Asked) -> None:

@@ -19,10 +19,6 @@ IMPLEMENTATION = "cudnn"  # tests put "xla" here, which takes the same arguments
 def check(asked: Asked) -> None:
   """Raises NotImplementedError with the reason why cuDNN cannot do what is asked."""
   asks.needs_platform(asked, "gpu", "NVIDIA GPUs")
-  refuse(
-    asked.platform == "gpu" and jax.default_backend() != "gpu",
-    "JAX traces it where a GPU is, so it can be run but not planned",
-  )
   asks.needs_halves(asked)
   asks.no_dropout(asked)
   refuse(asked.biased, "it would compute the gradient of the frozen position bias")
@@ -30,6 +26,10 @@ def check(asked: Asked) -> None:
   refuse(
     asked.head_width % 8 != 0 or asked.head_width > 128,
     f"a head is a multiple of 8 wide, at most 128, not {asked.head_width}",
+  )
+  refuse(
+    asked.platform == "gpu" and jax.default_backend() != "gpu",
+    "JAX traces it where a GPU is, so it can be run but not planned",
   )
 
 

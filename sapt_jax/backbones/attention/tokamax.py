@@ -10,7 +10,6 @@ Its masks are no part of what the package shows, so its version is fixed where i
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from sapt_jax.backbones.attention import asked as asks
 from sapt_jax.backbones.attention import backward
 from sapt_jax.backbones.attention.asked import Asked, Call, refuse
 from sapt_jax.backbones.attention.over_mesh import Axes, over_mesh
+from sapt_jax.errors import InputError
 
 KERNEL = "triton"  # tests put "xla" here, the same function where there is no GPU
 
@@ -31,10 +31,7 @@ STATISTICS: Axes = ("batch", "heads", None)
 def check(asked: Asked) -> None:
   """Raises NotImplementedError with the reason why this kernel cannot do what is asked."""
   asks.needs_platform(asked, "gpu", "NVIDIA GPUs")
-  refuse(
-    importlib.util.find_spec("tokamax") is None,
-    "it is not installed: pip install 'sapt-jax[gpu]', on Python 3.12 or newer",
-  )
+  asks.needs_library("tokamax", "pip install 'sapt-jax[gpu]', on Python 3.12 or newer")
   asks.needs_halves(asked)
   asks.no_dropout(asked)
   refuse(asked.cap > 0, "its backward pass knows no caps on scores")
@@ -58,7 +55,8 @@ def attend(call: Call) -> jax.Array:
 
   Raises:
     NotImplementedError: a single token with its cache, a bias that is not (1, H, L, S), a mesh that
-      does not split heads or rows evenly; where it is differentiated: a gradient of the bias.
+      does not split heads or rows evenly.
+    InputError: a gradient of the bias is asked for.
   """
   asks.reads_ranges(call)
   shape = (1, call.q.shape[1], call.q.shape[2], call.k.shape[2])
@@ -82,9 +80,9 @@ def _core(form: Form) -> Callable[..., jax.Array]:
   def saved(*primals: Any) -> tuple[jax.Array, tuple]:
     learned = primals[3]
     if learned is not None and learned.perturbed:
-      raise NotImplementedError(
-        "attention by tokamax: its position bias is frozen, and has no gradient; "
-        "learn it with --backbone.attention xla"
+      raise InputError(
+        "backbone.attention tokamax: takes a position bias as frozen, and this one is learned; "
+        "give xla"
       )
     arrays = jax.tree.map(lambda x: x.value, primals, is_leaf=lambda x: hasattr(x, "perturbed"))
     y, *statistics = _forward(form, *arrays)
