@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+from sapt_jax import sharding
 from sapt_jax.backbones import attention
 from sapt_jax.backbones.attention import asked, backward, cudnn, splash, tokamax
 from sapt_jax.errors import InputError
@@ -271,6 +272,33 @@ def test_a_frozen_bias_has_no_gradient_and_nothing_is_as_large_as_the_scores(as_
       InputError, match=r"backbone\.attention tokamax: takes a position bias as f"
     ):
       jax.grad(form, argnums=3)(q, k, v, bias)
+
+
+def test_each_device_of_a_mesh_computes_its_own_rows_and_heads(as_here):
+  mesh = sharding.make_mesh(data=2, tensor=2)
+  q, k, v, bias = inputs("all", H, K)
+  tokens = tokens_of("right", k.shape[2])
+
+  def total(q, k, v, bias, tokens):
+    seen = attention.all_tokens(tokens, "right", "tokamax")
+    y = attention.attend(q, k, v, bias, seen=seen, by="tokamax", scale=K**-0.5)
+    return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y)
+
+  form = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+  alone = form(q, k, v, bias, tokens)
+  heads, rows = (sharding.spec(*axes) for axes in (("batch", "heads"), ("batch",)))
+  with jax.set_mesh(mesh):
+    spread = [jax.device_put(x, jax.NamedSharding(mesh, heads)) for x in (q, k, v)]
+    bias = jax.device_put(bias, jax.NamedSharding(mesh, sharding.spec(None, "heads")))
+    tokens = jax.device_put(tokens, jax.NamedSharding(mesh, rows))
+    compiled = form.lower(*spread, bias, tokens).compile()
+    assert "all-gather" not in compiled.as_text()
+    for found, expected in zip(compiled(*spread, bias, tokens), alone, strict=True):
+      np.testing.assert_allclose(found, expected, atol=1e-6)
+    three = [x[:, :3] for x in (q, k, v)]
+    seen = attention.all_tokens(tokens_of("right", k.shape[2]), "right", "tokamax")
+    with pytest.raises(NotImplementedError, match="3 rows or heads do not spread evenly over 2"):
+      tokamax.attend(attention.Call(*three, None, seen, 1.0, 0.0, 0.0))
 
 
 LLAMA = tiny.LLAMA | {"head_dim": 16}

@@ -22,6 +22,7 @@ def test_a_run_leaves_scores_predictions_pseudo_inputs_pictures_and_snapshots(fi
   assert result["metrics"]["AP"] == pytest.approx(np.mean(result["scores"][1]))
   assert result["metrics"]["FWT"] is result["single"] is None
   assert (result["steps"], result["protocol"], result["seed"]) == ([6, 6], "published", 0)
+  assert result["attention"] == "xla"  # auto, on a CPU
   predictions = rows_of(finished / "predictions.jsonl")
   assert len(predictions) == 5 + 10
   assert {"after", "task", "input", "prediction", "references"} <= predictions[0].keys()
@@ -55,6 +56,7 @@ def test_forward_transfer_is_measured_against_blocks_learned_alone(compared):
     np.mean([result["scores"][j][j] - result["single"][j] for j in range(2)])
   )
   assert "FWT" in said
+  assert "attention: xla\n" in said
 
 
 def test_a_block_of_a_method_that_knows_the_task_is_exported_but_does_not_answer(

@@ -84,6 +84,11 @@ WRONG = {
     ["model.safetensors", "in full"],
   ),
   "another program's tokenizer": ("", ("tokenizer.json", '{"version": "9.9"}'), ["tokenizer"]),
+  "attention of another device": (
+    "--backbone.attention tokamax",
+    None,
+    ["backbone.attention tokamax: it runs on NVIDIA GPUs alone; give xla, or auto"],
+  ),
   "no per_task run": ("--single {}/data/SuperNI", None, ["single", "scores.json"]),
   "too few devices": (
     "--mesh.data 4 --mesh.fsdp 2 --fit.batch-size 8 --generator.batch-size 8",

@@ -7,13 +7,18 @@ is refused. JAX asks for a GPU while it traces the call: nothing can be compiled
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
 from sapt_jax.backbones.attention import asked as asks
 from sapt_jax.backbones.attention.asked import Asked, Call, refuse
+from sapt_jax.backbones.attention.seen import SOME
 
-IMPLEMENTATION = "cudnn"  # tests put "xla" here, which takes the same arguments
+IMPLEMENTATION: Literal["cudnn", "xla"] = (
+  "cudnn"  # tests put "xla" here, which takes the same arguments
+)
 
 
 def check(asked: Asked) -> None:
@@ -42,7 +47,7 @@ def attend(call: Call) -> jax.Array:
   asks.reads_ranges(call)
   seen, (rows, _, queries, _), keys = call.seen, call.q.shape, call.k.shape[2]
   mask = lengths = window = None
-  if seen.padding != "right" or seen.window == asks.SOME:
+  if seen.padding != "right" or seen.window == SOME:
     # In full: a broadcast mask it takes for a bias of another shape (jax issue 28974).
     mask = jnp.broadcast_to(seen.mask(rows, queries, keys), (rows, 1, queries, keys))
     # Its gradient asks for even lengths where a mask is added.

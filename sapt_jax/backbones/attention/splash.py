@@ -43,7 +43,7 @@ def attend(call: Call) -> jax.Array:
   seen, (queries, keys) = call.seen, (call.q.shape[2], call.k.shape[2])
   refuse(seen.window > 0 and seen.padding == "any", "its window counts places, not tokens")
   refuse(seen.causal and queries != keys, "as many queries as keys, where causal")
-  long = tuple(-(-length // LANES) * LANES for length in (queries, keys))
+  long = queries + -queries % LANES, keys + -keys % LANES
 
   def padded(x: jax.Array, length: int) -> jax.Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]), (0, 0)))
