@@ -45,7 +45,12 @@ def bucket_table(buckets: int, max_distance: int) -> np.ndarray:
 
 
 class PositionBias(nn.Module):
-  """Relative position bias, one table per stack, computed once and given to all of its layers."""
+  """Relative position bias, one table per stack, computed once and given to all of its layers.
+
+  Attributes:
+    dtype: of the table.
+    wide: the bias is float32, as plain XLA adds it; else it is the table's, as kernels read it.
+  """
 
   heads: int
   buckets: int
@@ -53,13 +58,15 @@ class PositionBias(nn.Module):
   bidirectional: bool
   dtype: Any
   stddev: float
+  wide: bool = True
 
   @nn.compact
   def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """queries (L,), keys (S,): positions, int32. Returns (1, H, L, S) float32."""
+    """queries (L,), keys (S,): positions, int32. Returns (1, H, L, S)."""
     normal = nn.initializers.normal(self.stddev)
     init = nn.with_logical_partitioning(normal, ("buckets", "heads"))
     table = self.param("table", init, (self.buckets, self.heads), self.dtype)
     distance = keys[None, :] - queries[:, None]
     buckets = relative_buckets(distance, self.bidirectional, self.buckets, self.max_distance)
-    return jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None].astype(jnp.float32)
+    bias = jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None]
+    return bias.astype(jnp.float32) if self.wide else bias

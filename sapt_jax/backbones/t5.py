@@ -44,7 +44,7 @@ class Places(NamedTuple):
   """Where the tokens of a self-attention are.
 
   Attributes:
-    bias: (1, H, L, S) float32, the same for all layers; None: each has biases of its own.
+    bias: (1, H, L, S), the same for all layers; None: each has biases of its own.
     queries, keys: (L,) and (S,) int32, positions, for layers with biases of their own.
     seen: which keys each query sees.
   """
@@ -58,9 +58,8 @@ class Places(NamedTuple):
 def position_bias(config: T5Config, bidirectional: bool) -> PositionBias:
   """The biases of one stack, or of one layer."""
   c = config
-  return PositionBias(
-    c.heads, c.buckets, c.max_distance, bidirectional, c.dtype, stddev=c.width**-0.5
-  )
+  stddev, wide = c.width**-0.5, c.attention == "xla"
+  return PositionBias(c.heads, c.buckets, c.max_distance, bidirectional, c.dtype, stddev, wide)
 
 
 def bias_at(places: Places, own: PositionBias | None) -> jax.Array | None:

@@ -124,7 +124,7 @@ def attend(
   Args:
     q: (B, H, L, K).
     k, v: (B, G, S, K).
-    biases: float32, each broadcastable to (B, H, L, S). They are added one by one, as the sum of a
+    biases: each broadcastable to (B, H, L, S). They are added one by one, as the sum of a
       position bias (1, H, L, S) and a mask (B, 1, 1, S) would be as large as the scores, and kept
       for all layers. To a kernel at most one is given, (1, H, L, S), and it is frozen.
     seen: which keys each query sees; None: all.

@@ -42,7 +42,7 @@ class Call(NamedTuple):
   Attributes:
     q: (B, H, L, K).
     k, v: (B, G, S, K).
-    bias: (1, H, L, S) float32, a frozen position bias; None: there is none.
+    bias: (1, H, L, S), a frozen position bias; None: there is none.
     seen: which keys each query sees.
     scale, cap: the scores are capped(scale * q k^T, cap).
     dropout: of the weights; 0 where nothing is learned.
