@@ -114,6 +114,24 @@ def test_a_tpus_spelling_is_read():
   assert work.kernels == 21
 
 
+# As JAX's Triton kernels stand in a program for an NVIDIA GPU.
+KERNEL_TEXT = """HloModule gpu
+
+ENTRY %main (q: bf16[2,64,4,16], k: bf16[2,32,2,16]) -> bf16[2,64,4,16] {
+  %q = bf16[2,64,4,16]{3,2,1,0} parameter(0)
+  %k = bf16[2,32,2,16]{3,2,1,0} parameter(1)
+  %y = (bf16[2,64,4,16]{3,2,1,0}, f32[2,4,64]{2,1,0}) custom-call(%q, %k, %k), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(step)/vmap(pallas_flash_attention_fwd_res)/pallas_call"}
+  %other = bf16[2,64,4,16]{3,2,1,0} custom-call(%q), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(step)/another/pallas_call"}
+  %dkv = (bf16[2,32,2,16]{3,2,1,0}, bf16[2,32,2,16]{3,2,1,0}) custom-call(%q, %k, %k, %q), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(step)/attention_dkv/pallas_call"}
+  ROOT %dq = bf16[2,64,4,16]{3,2,1,0} custom-call(%q, %k, %k, %q), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(step)/attention_dq/pallas_call"}
+}
+"""  # noqa: E501 (the compiler's own lines)
+
+
+def test_products_inside_attentions_kernels_are_counted():
+  assert Module(KERNEL_TEXT, devices=1).work().flops == (2 + 3 + 4) * 2 * 2 * 64 * 4 * 16 * 32
+
+
 def test_a_loop_that_counts_by_two_runs_half_as_often():
   assert Module(
     TPU_TEXT.replace("%by = s32[]{:T(128)} constant(1)", "%by = s32[]{:T(128)} constant(2)"),

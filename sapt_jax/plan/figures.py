@@ -129,7 +129,8 @@ def table(report: dict[str, Any]) -> str:
   mesh = " ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
   lengths = report["lengths"]
   head = [
-    f"{report['model']}: {report['parameters'] / 1e9:.3g} B parameters, {report['dtype']}; "
+    f"{report['model']}: {report['parameters'] / 1e9:.3g} B parameters, {report['dtype']}, "
+    f"attention by {report['attention']}; "
     f"{report['method']}, {report['blocks']} blocks of {report['capacity']}",
     f"source {lengths['source']}, target {lengths['target']}, new tokens {lengths['new']}",
     f"{report['target']}, mesh {mesh}; {report['usable'] / GIB:.1f} GiB usable per device",

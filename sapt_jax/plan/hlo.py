@@ -7,8 +7,9 @@ looks as if it had one layer of each kind. Here every loop counts as often as it
 when the data says so, as the decoder's does, and the caller gives its longest run.
 
 Counted are matrix products alone, in each compiler's spelling: `dot` (CPU), cuBLAS calls (NVIDIA
-GPUs) and `convolution` (TPU, and there only the terms that are not padding or holes). Products that
-a compiler turns into sums of elementwise products are not seen; they are small.
+GPUs) and `convolution` (TPU, and there only the terms that are not padding or holes); and those
+inside attention's own kernels on NVIDIA GPUs. Products that a compiler turns into sums of
+elementwise products are not seen; they are small.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ COLLECTIVES = frozenset(
   "all-gather reduce-scatter all-reduce all-to-all ragged-all-to-all collective-permute "
   "collective-broadcast".split()
 )
+
+# Kernels of attention (backbones/attention): the products of queries by keys in each.
+ATTENTION = {"pallas_flash_attention_fwd": 2, "attention_dq": 3, "attention_dkv": 4}
 
 
 def sent_share(kind: str, devices: int) -> float:
@@ -169,11 +173,27 @@ class Module:
       places = json.loads(numbers[1])["lhs_contracting_dimensions"] if numbers else []
     elif instruction.opcode == "convolution":
       return self.convolution_flops(where, instruction)
+    elif instruction.opcode == "custom-call" and "gpu.triton" in instruction.attributes:
+      return self.kernel_flops(where, instruction)
     else:
       return 0.0
     left = array_shapes(self.type_of(where, instruction.operands[0]))[0][1]
     length = math.prod(left[int(place)] for place in places if place)
     return 2.0 * math.prod(instruction.dims) * length
+
+  def kernel_flops(self, where: str, instruction: Instruction) -> float:
+    """Of one of attention's kernels, whose first operands are queries (B, L, H, K) and keys
+    (B, S, G, K), over all places: it leaves out some of those that are hidden. 0 for another.
+    """
+    named = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    path = named[1] if named else ""
+    products = next((count for name, count in ATTENTION.items() if name in path), 0)
+    if not products:
+      return 0.0
+    queries, keys = (
+      array_shapes(self.type_of(where, name))[0][1] for name in instruction.operands[:2]
+    )
+    return 2.0 * products * math.prod(queries) * keys[1]
 
   def convolution_flops(self, where: str, instruction: Instruction) -> float:
     """2 * batch * features out * features in * pairs of an output and a kernel place
