@@ -58,19 +58,20 @@ def seen_of(form, by):
   return tokens, attention.all_tokens(tokens, padding, by)
 
 
-def inputs(form, groups, width):
-  """Queries, keys, values, a position bias; float32."""
+def inputs(form, groups, width, dtype=jnp.float32):
+  """Queries, keys, values and a position bias, of numbers that bfloat16 has."""
   _, _, _, queries, keys = FORMS[form]
   keys = keys or queries
   shapes = (B, H, queries, width), (B, groups, keys, width), (B, groups, keys, width)
   drawn = jax.random.split(jax.random.key(0), 4)
-  q, k, v = map(jax.random.normal, drawn, shapes)
-  return q, k, v, jax.random.normal(drawn[3], (1, H, queries, keys))
+  shapes += ((1, H, queries, keys),)
+  arrays = map(jax.random.normal, drawn, shapes)
+  return [x.astype(jnp.bfloat16).astype(dtype) for x in arrays]
 
 
-def answers(by, form, groups, biased, width=K):
+def answers(by, form, groups, biased, width=K, dtype=jnp.float32):
   """What real queries are answered, and the gradients of q, k and v."""
-  q, k, v, bias = inputs(form, groups, width)
+  q, k, v, bias = inputs(form, groups, width, dtype)
   tokens, seen = seen_of(form, by)
   real = tokens if FORMS[form][1] else jnp.ones((B, q.shape[2]), bool)
   scale = width**-0.5
@@ -91,6 +92,7 @@ def answers(by, form, groups, biased, width=K):
 
 def library_stand_in(form, q, k, v, bias, start, end, keys):
   """What tokamax's forward pass gives, written plainly."""
+  dtype, (q, k, v) = q.dtype, (x.astype(jnp.float32) for x in (q, k, v))
   k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], axis=2) for x in (k, v))
   scores = form.scale * jnp.einsum("blhk,bshk->bhls", q, k)
   scores = scores if bias is None else scores + bias
@@ -103,7 +105,8 @@ def library_stand_in(form, q, k, v, bias, start, end, keys):
   greatest = jnp.max(scores, axis=-1)
   e = jnp.exp(scores - greatest[..., None])
   total = jnp.sum(e, axis=-1)
-  return jnp.einsum("bhls,bshk->blhk", e / total[..., None], v), greatest, total
+  y = jnp.einsum("bhls,bshk->blhk", e / total[..., None], v)
+  return y.astype(dtype), greatest, total
 
 
 @pytest.fixture
@@ -149,6 +152,18 @@ def same(by, form, groups, biased):
   np.testing.assert_allclose(found, expected, atol=3e-6)
   for ours, theirs in zip(gradients, others, strict=True):
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_halves_lose_no_more_than_in_plain_xla(as_here):
+  exact = answers("xla", "left", H, True)
+
+  def error(by):
+    found = answers(by, "left", H, True, dtype=jnp.bfloat16)
+    of_each = jax.tree.map(lambda x, y: float(jnp.max(jnp.abs(x - y))), found[1], exact[1])
+    return np.array(of_each)
+
+  assert (error("xla") > 1e-3).all()
+  assert (error("tokamax") < 1.5 * error("xla")).all()
 
 
 @pytest.mark.parametrize("form", FORMS)
