@@ -126,10 +126,10 @@ class Batcher:
   window: int = 8
   stream: str = "batches"
 
-  def collate(self, rows: Sequence[Row], joined: bool = False) -> Batch:
-    """One batch of these rows."""
+  def collate(self, rows: Sequence[Row], joined: bool = False, length: int = 0) -> Batch:
+    """One batch of these rows; sources are padded to `length`, or 0: as they need."""
     answer = max(len(row.target) for row in rows)
-    lengths = bucket(max(len(row.source) for row in rows)), bucket(answer)
+    lengths = length or bucket(max(len(row.source) for row in rows)), bucket(answer)
     if joined:
       lengths = joined_lengths(max(self.row_length(row) for row in rows), answer)
     source, source_mask = pad([row.source for row in rows], lengths[0], self.left, self.pad_id)

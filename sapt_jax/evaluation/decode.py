@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -46,6 +47,90 @@ def sampler(top_k: int, repetition_penalty: float, temperature: float) -> Choose
   return choose
 
 
+class Writing(flax.struct.PyTreeNode):
+  """Answers that are being written, after `count` tokens.
+
+  Attributes:
+    written: (B, N) int32; pad ids after a row's end token and where nothing is written yet.
+    ended: (B,) bool, rows whose end token is written.
+    last: (B,) int32, the newest token of each row.
+    cache: the backbone's keys and values.
+    count: () int32.
+  """
+
+  written: jax.Array
+  ended: jax.Array
+  last: jax.Array
+  cache: Any
+  count: jax.Array
+
+  def with_next(
+    self, logits: jax.Array, choose: Choose, key: jax.Array, ends: int, pads: int
+  ) -> Writing:
+    """The same with one more token in each row; a row that has ended gets the pad id."""
+    drawing = jax.random.fold_in(key, self.count)
+    chosen = choose(logits.astype(jnp.float32), self.written, self.count, drawing)
+    tokens = jnp.where(self.ended, pads, chosen)
+    return self.replace(
+      written=self.written.at[:, self.count].set(tokens),
+      ended=self.ended | (chosen == ends),
+      last=tokens,
+      count=self.count + 1,
+    )
+
+
+def begin(
+  model: Model,
+  params: Any,
+  source: jax.Array,
+  source_mask: jax.Array,
+  adapters: Adapters | None,
+  max_new: int,
+  choose: Choose = greedy,
+  rng: jax.Array | None = None,
+) -> Writing:
+  """The first token of each row; see generate for the arguments."""
+  config, rows = model.config, source.shape[0]
+  logits, cache = model.apply(
+    {"params": params}, source, source_mask, max_new, adapters, method="start"
+  )
+  nothing = Writing(
+    written=jnp.full((rows, max_new), config.pad_id, jnp.int32),
+    ended=jnp.zeros(rows, bool),
+    last=jnp.zeros(rows, jnp.int32),
+    cache=cache,
+    count=jnp.zeros((), jnp.int32),
+  )
+  return nothing.with_next(logits, choose, key_of(rng), config.eos_id, config.pad_id)
+
+
+def go_on(
+  model: Model,
+  params: Any,
+  writing: Writing,
+  adapters: Adapters | None,
+  until: int | jax.Array,
+  choose: Choose = greedy,
+  rng: jax.Array | None = None,
+) -> Writing:
+  """Writes on until so many tokens are there (at most N) or every row has ended."""
+  config, key = model.config, key_of(rng)
+
+  def unfinished(w: Writing) -> jax.Array:
+    return (w.count < until) & ~jnp.all(w.ended)
+
+  def body(w: Writing) -> Writing:
+    logits, cache = model.apply({"params": params}, w.last, w.cache, adapters, method="extend")
+    return w.replace(cache=cache).with_next(logits, choose, key, config.eos_id, config.pad_id)
+
+  return jax.lax.while_loop(unfinished, body, writing)
+
+
+def key_of(rng: jax.Array | None) -> jax.Array:
+  """The random key; without one, any: only a sampler looks at it."""
+  return jax.random.key(0) if rng is None else rng
+
+
 def generate(
   model: Model,
   params: Any,
@@ -66,25 +151,5 @@ def generate(
   Returns:
     (B, max_new) int32; after a row's end token stands the pad id.
   """
-  config, variables = model.config, {"params": params}
-  logits, cache = model.apply(variables, source, source_mask, max_new, adapters, method="start")
-  key = jax.random.key(0) if rng is None else rng
-
-  def write(
-    written: jax.Array, ended: jax.Array, logits: jax.Array, count: jax.Array
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    chosen = choose(logits.astype(jnp.float32), written, count, jax.random.fold_in(key, count))
-    tokens = jnp.where(ended, config.pad_id, chosen)
-    return written.at[:, count].set(tokens), ended | (chosen == config.eos_id), tokens
-
-  def body(carry: tuple) -> tuple:
-    written, ended, tokens, cache, count = carry
-    logits, cache = model.apply(variables, tokens, cache, adapters, method="extend")
-    written, ended, tokens = write(written, ended, logits, count)
-    return written, ended, tokens, cache, count + 1
-
-  nothing = jnp.full((source.shape[0], max_new), config.pad_id, jnp.int32)
-  none_ended, first = jnp.zeros(source.shape[0], bool), jnp.zeros((), jnp.int32)
-  written, ended, tokens = write(nothing, none_ended, logits, first)
-  carry = (written, ended, tokens, cache, jnp.ones((), jnp.int32))
-  return jax.lax.while_loop(lambda c: (c[4] < max_new) & ~jnp.all(c[1]), body, carry)[0]
+  writing = begin(model, params, source, source_mask, adapters, max_new, choose, rng)
+  return go_on(model, params, writing, adapters, max_new, choose, rng).written

@@ -1,0 +1,141 @@
+"""Answering one batch a few tokens at a time, so that an answer can be shown while it is written.
+
+The tokens are those of evaluate.Answerer: the same loop, left and entered again. B rows, L source
+length, N new tokens, T capacity of the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sapt_jax import sharding
+from sapt_jax.backbones.hf import Backbone, Model
+from sapt_jax.data.batches import Batch, Batcher, Row, bucket
+from sapt_jax.evaluation.decode import Writing, begin, go_on
+from sapt_jax.methods.base import Method
+from sapt_jax.methods.lesson import Learned
+
+SHORTEST = 32  # tokens that sources are padded to at least: shorter shapes would save little
+
+
+class Written(NamedTuple):
+  """What is there of a batch's n answers.
+
+  tokens: (n, count) int32 ids, pad ids behind an end token; ended: (n,) bool, whether an answer is
+  whole; mixtures: (n, T) float32.
+  """
+
+  tokens: np.ndarray
+  ended: np.ndarray
+  mixtures: np.ndarray
+
+
+def begin_batch(
+  model: Model, method: Method, max_new: int, params: Any, learned: Learned, batch: Batch
+) -> tuple[Writing, jax.Array]:
+  """The first tokens, and the mixtures (B, T)."""
+  mixture = method.mixture(learned, method.features(model, params, batch), batch.task)
+  adapters = method.adapters(learned, mixture)
+  return begin(model, params, batch.source, batch.source_mask, adapters, max_new), mixture
+
+
+def continue_batch(
+  model: Model,
+  method: Method,
+  params: Any,
+  learned: Learned,
+  mixture: jax.Array,
+  writing: Writing,
+  until: jax.Array,
+) -> Writing:
+  """More tokens, until there are so many."""
+  return go_on(model, params, writing, method.adapters(learned, mixture), until)
+
+
+class StepwiseAnswerer:
+  """Compiled answering in few shapes: `sizes` rows by `lengths` tokens.
+
+  Args:
+    batcher: says the padding; its size is the most rows of a batch.
+    max_new: N.
+    every: tokens between two looks at what is written.
+  """
+
+  def __init__(
+    self,
+    backbone: Backbone,
+    method: Method,
+    batcher: Batcher,
+    mesh: jax.sharding.Mesh,
+    max_source: int,
+    max_new: int,
+    every: int = 4,
+  ):
+    self.backbone, self.batcher, self.mesh = backbone, batcher, mesh
+    self.max_new, self.every = max_new, every
+    self.sizes = sizes_of(batcher.size, batcher.divisor)
+    self.lengths = lengths_of(max_source)
+    self.placement = sharding.batch_sharded(mesh)
+    self.begin = jax.jit(partial(begin_batch, backbone.model, method, max_new))
+    self.go_on = jax.jit(
+      partial(continue_batch, backbone.model, method), donate_argnames=("writing",)
+    )
+
+  def answer(self, learned: Learned, rows: Sequence[Row]) -> Iterator[Written]:
+    """What is written of the answers to at most sizes[-1] rows, after every few tokens; the last
+    time all have ended, or have N tokens.
+    """
+    given = {"params": self.backbone.params, "learned": learned}
+    batch = sharding.to_devices(self.collate(rows), self.placement)
+    writing, mixture = self.begin(batch=batch, **given)
+    mixtures, count = np.asarray(mixture)[: len(rows)], 1
+    while True:
+      ended = np.asarray(writing.ended)[: len(rows)]
+      yield Written(np.asarray(writing.written)[: len(rows), :count], ended, mixtures)
+      if count >= self.max_new or ended.all():
+        return
+      count = min(count + self.every, self.max_new)
+      writing = self.go_on(mixture=mixture, writing=writing, until=np.int32(count), **given)
+
+  def collate(self, rows: Sequence[Row]) -> Batch:
+    """The smallest compiled batch that holds these rows; the last row fills it up."""
+    size = next(size for size in self.sizes if size >= len(rows))
+    longest = max(len(row.source) for row in rows)
+    length = next(length for length in self.lengths if length >= longest)
+    return self.batcher.collate([*rows, *[rows[-1]] * (size - len(rows))], length=length)
+
+  def warm_up(self, learned: Learned) -> Iterator[tuple[int, int]]:
+    """Compiles everything; yields (rows, tokens) of each shape as it is done."""
+    some, end = self.backbone.config.pad_id, self.backbone.config.eos_id
+    for length in self.lengths:
+      for size in self.sizes:
+        given = {"params": self.backbone.params, "learned": learned}
+        rows = [Row([some] * length, [end], 0)] * size
+        batch = sharding.to_devices(self.collate(rows), self.placement)
+        writing, mixture = self.begin(batch=batch, **given)
+        writing = self.go_on(mixture=mixture, writing=writing, until=np.int32(2), **given)
+        jax.block_until_ready(writing)
+        yield size, length
+
+
+def sizes_of(most: int, divisor: int) -> list[int]:
+  """Rows of the batches that are compiled, from few to `most`: each at most four times the one
+  before, all multiples of `divisor`.
+  """
+  sizes = {most}
+  while (most := most // 4) >= 1:
+    sizes.add(-(-most // divisor) * divisor)
+  return sorted(sizes | {divisor})
+
+
+def lengths_of(max_source: int) -> list[int]:
+  """Source lengths that are compiled: each twice the one before, up to `max_source`."""
+  lengths = [SHORTEST]
+  while lengths[-1] * 2 < max_source:
+    lengths.append(lengths[-1] * 2)
+  return sorted({*lengths, bucket(max(max_source, SHORTEST))})
