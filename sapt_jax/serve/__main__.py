@@ -1,0 +1,146 @@
+"""Answers over HTTP with all that a run has learned; no task is given.
+
+    python -m sapt_jax.serve --run runs/mini --port 8000
+
+POST /v1/completions and /v1/chat/completions are in OpenAI's form, with the `mixture` of blocks
+beside each answer; / is a page to try it, /health and /metrics are for machines. docs/serving.md
+has the rest.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import pathlib
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sapt_jax import cli
+from sapt_jax.errors import FailedError, InputError
+from sapt_jax.remote import is_remote, readable
+from sapt_jax.serve.options import ServeOptions
+from sapt_jax.text_files import read_text
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Parses, restores, serves until a signal comes."""
+  options = cli.parse(ServeOptions, arguments, "sapt_jax.serve", cli.summary(__doc__))
+  for package in ("starlette", "uvicorn"):
+    if importlib.util.find_spec(package) is None:
+      raise InputError(f"{package} is not installed; pip install 'sapt-jax[serve]'")
+  key = key_of(options)
+  for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, end)
+  with bound(options.host, options.port) as place:
+    serve(options, key, place)
+
+
+def end(number: int, frame: Any) -> None:
+  """A signal: a server has nothing to save, so its end is a success."""
+  del number, frame
+  sys.exit(0)
+
+
+def serve(options: ServeOptions, key: str, place: socket.socket) -> None:
+  """Restores the run and serves it.
+
+  Raises:
+    InputError: the run cannot answer.
+    FailedError: its programs do not compile here.
+  """
+  cli.keep_compiled_programs()
+  import uvicorn  # here, so that --help and wrong options answer at once
+
+  from sapt_jax.answering import Answering
+  from sapt_jax.serve.app import make_app
+  from sapt_jax.serve.ready import Ready
+  from sapt_jax.serve.serving import Serving
+  from sapt_jax.serve.watch import sight_of
+
+  run = readable(options.run)
+  seen = () if is_remote(options.run) else sight_of(run)
+  answering = Answering(run, options.batch_size, options.mesh, options.backbone.path)
+  answering.check([])
+
+  def stop() -> None:
+    server.should_exit = True
+
+  serving = Serving(Ready(answering), seen, options, stop)
+  name = options.name or pathlib.Path(options.run.rstrip("/")).resolve().name
+  app = make_app(serving, options.limits, name, key)
+  server = uvicorn.Server(
+    uvicorn.Config(
+      app,
+      http="h11",
+      ws="none",
+      loop="asyncio",
+      lifespan="off",
+      log_level="warning",
+      access_log=False,
+      server_header=False,
+      proxy_headers=False,
+      timeout_keep_alive=75,
+      timeout_graceful_shutdown=math.ceil(options.limits.seconds + options.limits.upload),
+    )
+  )
+  host, port = place.getsockname()[:2]
+  shown = f"[{host}]" if ":" in host else host
+  print(f"{name}: {len(answering.tasks)} tasks at http://{shown}:{port}/ (compiling)", flush=True)
+  serving.start()
+  try:
+    server.run(sockets=[place])  # until a signal, which it hands on to `end` when all is answered
+  finally:
+    serving.stop()
+  if serving.failure is not None:
+    raise FailedError(f"{options.run}: {cli.reason_of(serving.failure)}") from serving.failure
+
+
+def key_of(options: ServeOptions) -> str:
+  """The key that clients must send; empty: none.
+
+  Raises:
+    InputError: it is to be read from a file that has none, or no client could send it.
+  """
+  key = options.key or os.environ.get("SAPT_JAX_KEY", "")
+  if key.startswith("@"):
+    key = read_text(pathlib.Path(key[1:]), f"--key {key}").partition("\n")[0].strip()
+    if not key:
+      raise InputError(f"--key {options.key}: its first line is empty; write the key there")
+  if not (key.isascii() and key.isprintable()):
+    raise InputError("--key: must be of printable ASCII letters, which a header can hold")
+  if not key and options.host not in ("127.0.0.1", "::1", "localhost"):
+    print(
+      f"warning: --host {options.host} without --key: whoever reaches the port can ask",
+      file=sys.stderr,
+    )
+  return key
+
+
+def bound(host: str, port: int) -> socket.socket:
+  """A socket at this address; nobody can connect before it listens.
+
+  Raises:
+    InputError: the address is not this machine's, or is taken.
+  """
+  place = None
+  try:
+    kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    place = socket.socket(kind, socket.SOCK_STREAM)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    place.bind(address)
+    return place
+  except (OSError, UnicodeError) as error:
+    if place is not None:
+      place.close()
+    reason = getattr(error, "strerror", None) or error
+    raise InputError(
+      f"--host {host} --port {port}: cannot be listened at ({reason}); choose another"
+    ) from None
+
+
+if __name__ == "__main__":
+  cli.run(main)

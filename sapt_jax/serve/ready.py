@@ -1,0 +1,90 @@
+"""A run that is restored and compiled for the server."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import jax
+
+from sapt_jax.answering import Answering
+from sapt_jax.data.batches import Row
+from sapt_jax.errors import InputError
+from sapt_jax.evaluation.stepwise import StepwiseAnswerer, Written
+from sapt_jax.text_files import json_lines
+
+
+class Ready:
+  """Answers batches of prompts step by step, as `Answering` does it at once.
+
+  Attributes:
+    codec_lock: tokenizers may be used by one thread at a time.
+    instructions: those of the tasks, where the run's pseudo inputs tell them.
+  """
+
+  def __init__(self, answering: Answering, old: Ready | None = None):
+    self.answering, built = answering, answering.built
+    self.mesh: jax.sharding.Mesh = built.mesh
+    self.codec_lock: threading.Lock = old.codec_lock if old else threading.Lock()
+    self.compiled_before = old is not None and old.answering.built is built
+    self.stepwise: StepwiseAnswerer = (
+      old.stepwise
+      if old and self.compiled_before
+      else StepwiseAnswerer(
+        built.backbone,
+        built.method,
+        built.answerer.batcher,
+        built.mesh,
+        answering.codec.max_source,
+        answering.max_new,
+      )
+    )
+    self.batch_size, self.end = self.stepwise.sizes[-1], answering.codec.eos_id
+    self.tasks, self.snapshot = answering.tasks, answering.snapshot
+    self.max_new = answering.max_new
+    self.mixture = answering.mixture
+    self.instructions = instructions_of(answering.run, self.snapshot, self.tasks)
+
+  def renewed(self) -> Ready:
+    """The run as its folder holds it now; see Answering.renewed."""
+    return Ready(self.answering.renewed(), self)
+
+  def warm_up(self) -> Iterator[None]:
+    """Compiles all shapes, one at a time, unless the run before this one has."""
+    if not self.compiled_before:
+      for _ in self.stepwise.warm_up(self.answering.learned):
+        yield
+
+  def row(self, definition: str | None, text: str, called: str) -> Row:
+    """The tokens of a prompt; raises InputError, see Answering.row."""
+    with self.codec_lock:
+      return self.answering.row(definition, text, called)
+
+  def text(self, ids: list[int]) -> str:
+    """The answer that tokens spell."""
+    with self.codec_lock:
+      return self.answering.codec.text(ids)
+
+  def answer(self, rows: Sequence[Row]) -> Iterator[Written]:
+    """See StepwiseAnswerer.answer."""
+    return self.stepwise.answer(self.answering.learned, rows)
+
+  def places(self, rows: int) -> int:
+    """Rows of the batch that so many prompts are computed in."""
+    return next(size for size in self.stepwise.sizes if size >= rows)
+
+
+def instructions_of(run: pathlib.Path, newest: str, tasks: Sequence[str]) -> dict[str, str]:
+  """{task: instruction}, by the most frequent one among the pseudo inputs that the run keeps."""
+  found = {}
+  for number, task in enumerate(tasks):
+    with contextlib.suppress(InputError):
+      rows = json_lines(run / "pseudo_inputs" / f"{number:02d}_{task}.jsonl")
+      texts = Counter(str(row.get("definition", "")) for _, row in rows if isinstance(row, dict))
+      [(text, _)] = texts.most_common(1) or [("", 0)]
+      if text:
+        found[task] = text
+  return found
