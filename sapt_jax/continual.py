@@ -136,6 +136,7 @@ class Continual:
 
     record = {
       "task": study.task.name,
+      "definition": study.task.task.definition,
       "steps": steps,
       "data": self.oddities(study.task),
       "metric": metric_of(self.config, study.task.task),

@@ -127,23 +127,14 @@ def browser() -> Iterator[Page]:
     told_read, told = os.pipe()
     tells, tells_write = os.pipe()
 
-    def pipes() -> None:  # chromium reads commands from 3 and writes to 4
-      reading, writing = os.dup(told_read), os.dup(tells_write)
-      os.dup2(reading, 3)
-      os.dup2(writing, 4)
-
+    # Chromium reads commands from 3 and writes to 4.
+    pipes = f'exec "$0" "$@" 3<&{told_read} 4>&{tells_write}'
     process = subprocess.Popen(
       [
-        program,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--remote-debugging-pipe",
-        f"--user-data-dir={profile}",
+        *("bash", "-c", pipes, program, "--headless", "--no-sandbox", "--disable-gpu"),
+        *("--disable-dev-shm-usage", "--remote-debugging-pipe", f"--user-data-dir={profile}"),
       ],
-      preexec_fn=pipes,
-      close_fds=False,
+      pass_fds=(told_read, tells_write),
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
     )

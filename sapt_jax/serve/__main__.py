@@ -10,7 +10,6 @@ has the rest.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import pathlib
 import signal
@@ -24,6 +23,8 @@ from sapt_jax.errors import FailedError, InputError
 from sapt_jax.remote import is_remote, readable
 from sapt_jax.serve.options import ServeOptions
 from sapt_jax.text_files import read_text
+
+WAITING = 1024  # connections that may wait to be taken
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -53,10 +54,9 @@ def serve(options: ServeOptions, key: str, place: socket.socket) -> None:
     FailedError: its programs do not compile here.
   """
   cli.keep_compiled_programs()
-  import uvicorn  # here, so that --help and wrong options answer at once
-
+  # Here, so that --help and wrong options answer at once.
   from sapt_jax.answering import Answering
-  from sapt_jax.serve.app import make_app
+  from sapt_jax.serve.app import make_app, make_server
   from sapt_jax.serve.ready import Ready
   from sapt_jax.serve.serving import Serving
   from sapt_jax.serve.watch import sight_of
@@ -72,21 +72,8 @@ def serve(options: ServeOptions, key: str, place: socket.socket) -> None:
   serving = Serving(Ready(answering), seen, options, stop)
   name = options.name or pathlib.Path(options.run.rstrip("/")).resolve().name
   app = make_app(serving, options.limits, name, key)
-  server = uvicorn.Server(
-    uvicorn.Config(
-      app,
-      http="h11",
-      ws="none",
-      loop="asyncio",
-      lifespan="off",
-      log_level="warning",
-      access_log=False,
-      server_header=False,
-      proxy_headers=False,
-      timeout_keep_alive=75,
-      timeout_graceful_shutdown=math.ceil(options.limits.seconds + options.limits.upload),
-    )
-  )
+  server = make_server(app, options.limits)
+  place.listen(WAITING)
   host, port = place.getsockname()[:2]
   shown = f"[{host}]" if ":" in host else host
   print(f"{name}: {len(answering.tasks)} tasks at http://{shown}:{port}/ (compiling)", flush=True)

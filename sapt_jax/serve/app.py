@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from importlib import resources
 from typing import Any
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -62,6 +64,25 @@ def make_app(serving: Serving, limits: Limits, name: str, key: str) -> Starlette
   known = {route.path for route in app.routes if isinstance(route, Route)}
   app.add_middleware(Gate, serving=serving, key=key, known=known)
   return app
+
+
+def make_server(app: Starlette, limits: Limits) -> uvicorn.Server:
+  """What speaks HTTP. A SIGTERM or SIGINT ends it, after all that it has taken is answered."""
+  return uvicorn.Server(
+    uvicorn.Config(
+      app,
+      http="h11",
+      ws="none",
+      loop="asyncio",
+      lifespan="off",
+      log_level="warning",
+      access_log=False,
+      server_header=False,
+      proxy_headers=False,
+      timeout_keep_alive=75,
+      timeout_graceful_shutdown=math.ceil(limits.seconds + limits.upload),
+    )
+  )
 
 
 class Gate:

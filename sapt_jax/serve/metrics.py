@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 
 # name -> kind, help; all names begin with sapt_.
@@ -21,6 +21,7 @@ FIGURES = {
   "tasks": ("gauge", "Tasks in the pool."),
   "ready": ("gauge", "1 once all shapes are compiled, else 0."),
 }
+LABELLED = ("requests_total", "renewals_total")
 SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -32,12 +33,19 @@ class Metrics:
 
   def __init__(self) -> None:
     self._lock = threading.Lock()
-    self._counts: Counter[tuple[str, Labels]] = Counter()
+    self._counts: dict[tuple[str, Labels], float] = defaultdict(float)
+    for name, (kind, _) in FIGURES.items():  # what has not happened counts 0
+      if kind == "histogram":
+        for bound in (*map(str, bounds_of(name)), "+Inf"):
+          self._counts[f"{name}_bucket", (("le", bound),)] = 0
+        self._counts[f"{name}_sum", ()] = self._counts[f"{name}_count", ()] = 0
+      elif kind == "counter" and name not in LABELLED:
+        self._counts[name, ()] = 0
 
   def count(self, name: str, value: float = 1, **labels: str) -> None:
     """Adds to a counter."""
     with self._lock:
-      self._counts[name, tuple(labels.items())] += value  # type: ignore[assignment]
+      self._counts[name, tuple(labels.items())] += value
 
   def observe(self, name: str, value: float) -> None:
     """Adds a value to a histogram, whose buckets each count all values up to their bound."""
@@ -45,7 +53,7 @@ class Metrics:
       for bound in bounds_of(name):
         self._counts[f"{name}_bucket", (("le", str(bound)),)] += value <= bound
       self._counts[f"{name}_bucket", (("le", "+Inf"),)] += 1
-      self._counts[f"{name}_sum", ()] += value  # type: ignore[assignment]
+      self._counts[f"{name}_sum", ()] += value
       self._counts[f"{name}_count", ()] += 1
 
   def text(self, gauges: Mapping[str, float]) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import jax
 
 from sapt_jax.answering import Answering
 from sapt_jax.data.batches import Row
-from sapt_jax.errors import InputError
 from sapt_jax.evaluation.stepwise import StepwiseAnswerer, Written
-from sapt_jax.text_files import json_lines
+from sapt_jax.snapshots import finished_snapshots
+from sapt_jax.training import checkpoint
 
 
 class Ready:
@@ -22,7 +21,7 @@ class Ready:
 
   Attributes:
     codec_lock: tokenizers may be used by one thread at a time.
-    instructions: those of the tasks, where the run's pseudo inputs tell them.
+    instructions: those of the tasks, as far as they are known.
   """
 
   def __init__(self, answering: Answering, old: Ready | None = None):
@@ -46,7 +45,7 @@ class Ready:
     self.tasks, self.snapshot = answering.tasks, answering.snapshot
     self.max_new = answering.max_new
     self.mixture = answering.mixture
-    self.instructions = instructions_of(answering.run, self.snapshot, self.tasks)
+    self.instructions = instructions_of(answering.run)
 
   def renewed(self) -> Ready:
     """The run as its folder holds it now; see Answering.renewed."""
@@ -77,14 +76,12 @@ class Ready:
     return next(size for size in self.stepwise.sizes if size >= rows)
 
 
-def instructions_of(run: pathlib.Path, newest: str, tasks: Sequence[str]) -> dict[str, str]:
-  """{task: instruction}, by the most frequent one among the pseudo inputs that the run keeps."""
+def instructions_of(run: pathlib.Path) -> dict[str, str]:
+  """{task: instruction}, as far as the records of the run's snapshots have them."""
   found = {}
-  for number, task in enumerate(tasks):
-    with contextlib.suppress(InputError):
-      rows = json_lines(run / "pseudo_inputs" / f"{number:02d}_{task}.jsonl")
-      texts = Counter(str(row.get("definition", "")) for _, row in rows if isinstance(row, dict))
-      [(text, _)] = texts.most_common(1) or [("", 0)]
-      if text:
-        found[task] = text
+  for snapshot in finished_snapshots(run):
+    with contextlib.suppress(checkpoint.DamagedError, KeyError):
+      record = checkpoint.read_record(snapshot)
+      if text := str(record["definition"]):
+        found[str(record["task"])] = text
   return found
