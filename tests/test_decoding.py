@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sapt_jax.evaluation.decode import generate, sampler
+from sapt_jax.evaluation.decode import begin, generate, go_on, sampler
 from sapt_jax.pet.adapters import Adapters
 from tests.classroom import (
   FIRST,
@@ -45,6 +45,21 @@ def test_cached_decoding_writes_what_the_whole_forward_pass_prefers(on, adapted)
     length = ids.tolist().index(1) + 1 if 1 in ids else len(ids)
     assert np.argmax(said[row, :length], axis=-1).tolist() == ids[:length].tolist()
     assert set(ids[length:].tolist()) <= {0}
+
+
+@EACH
+def test_what_is_written_in_steps_is_what_is_written_at_once(on):
+  (model, params), batch = backbone(on), uneven_batch(on)
+  source, adapters = (batch.source, batch.source_mask), prompts()
+  whole = np.array(jax.jit(partial(generate, model, max_new=7))(params, *source, adapters))
+  writing = jax.jit(partial(begin, model, max_new=7))(params, *source, adapters)
+  more = jax.jit(partial(go_on, model))
+  for count in (1, 3, 6, 7):
+    writing = more(params, writing, adapters, np.int32(count))
+    there = int(writing.count)
+    assert there == count or np.all(writing.ended)
+    np.testing.assert_array_equal(writing.written[:, :there], whole[:, :there])
+  np.testing.assert_array_equal(writing.written, whole)
 
 
 def test_a_soft_prompt_stands_before_joined_rows_too():

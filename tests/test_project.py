@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # imports from its own entry or from lines below.
 HOUSE = """
   __main__
-  api train predict report export plan forget join import
+  api train predict report export plan serve forget join import
   continual answering
   imported
   stored_run
@@ -45,6 +45,8 @@ HOUSE = """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}
 SOURCES = sorted((ROOT / "sapt_jax").rglob("*.py"))
 OWNERS = metadata.packages_distributions()
+# What one program alone imports, inside a function, may import at its top what its extra names.
+EXTRA_OF = {"serve.app": "serve"}
 PROGRAMS = sorted(
   path for folder in ("benchmarks", "configs", "launch") for path in (ROOT / folder).rglob("*.py")
 )
@@ -108,6 +110,8 @@ def test_imports_are_declared_dependencies(path):
   required = distributions((ROOT / "requirements.txt").read_text().splitlines())
   extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
   optional = distributions([line for lines in extras.values() for line in lines])
+  module = name_of(path) if path in SOURCES else ""
+  of_extra = distributions(extras[EXTRA_OF[module]]) if module in EXTRA_OF else set()
   own = {
     *sys.stdlib_module_names,
     "sapt_jax",
@@ -115,7 +119,7 @@ def test_imports_are_declared_dependencies(path):
   }
   # An optional dependency may be imported where it is used, not by everyone who imports the module.
   for names, allowed in (
-    (imports_of(path, everywhere=False), required),
+    (imports_of(path, everywhere=False), required | of_extra),
     (imports_of(path), required | optional),
   ):
     for package in {name.split(".")[0] for name in names} - own:
@@ -123,6 +127,12 @@ def test_imports_are_declared_dependencies(path):
       assert owners & allowed, (
         f"imports {package}: not in requirements.txt nor (inside a function) in an extra"
       )
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_what_needs_an_extra_is_imported_where_it_is_used(path):
+  at_top = imports_of(path, everywhere=False)
+  assert not at_top & {f"sapt_jax.{module}" for module in EXTRA_OF}
 
 
 # What reads JSON without sapt_jax/text_files.py: what the program itself has just made, and the

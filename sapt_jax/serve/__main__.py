@@ -9,13 +9,14 @@ has the rest.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pathlib
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sapt_jax import cli
@@ -34,16 +35,27 @@ def main(arguments: Sequence[str]) -> None:
     if importlib.util.find_spec(package) is None:
       raise InputError(f"{package} is not installed; pip install 'sapt-jax[serve]'")
   key = key_of(options)
-  for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, end)
-  with bound(options.host, options.port) as place:
+  with ended_by_signals(), bound(options.host, options.port) as place:
+    if not key and options.host not in ("127.0.0.1", "::1", "localhost"):
+      open_to_all = f"--host {options.host} without --key: whoever reaches the port can ask"
+      print(f"warning: {open_to_all}", file=sys.stderr)
     serve(options, key, place)
 
 
-def end(number: int, frame: Any) -> None:
-  """A signal: a server has nothing to save, so its end is a success."""
-  del number, frame
-  sys.exit(0)
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+  """SIGTERM and SIGINT (Ctrl-C) end the program with exit code 0: a server has nothing to save."""
+
+  def end(number: int, frame: Any) -> None:
+    del number, frame
+    sys.exit(0)
+
+  before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def serve(options: ServeOptions, key: str, place: socket.socket) -> None:
@@ -79,7 +91,7 @@ def serve(options: ServeOptions, key: str, place: socket.socket) -> None:
   print(f"{name}: {len(answering.tasks)} tasks at http://{shown}:{port}/ (compiling)", flush=True)
   serving.start()
   try:
-    server.run(sockets=[place])  # until a signal, which it hands on to `end` when all is answered
+    server.run(sockets=[place])  # until a signal, which it hands on when all is answered
   finally:
     serving.stop()
   if serving.failure is not None:
@@ -99,11 +111,6 @@ def key_of(options: ServeOptions) -> str:
       raise InputError(f"--key {options.key}: its first line is empty; write the key there")
   if not (key.isascii() and key.isprintable()):
     raise InputError("--key: must be of printable ASCII letters, which a header can hold")
-  if not key and options.host not in ("127.0.0.1", "::1", "localhost"):
-    print(
-      f"warning: --host {options.host} without --key: whoever reaches the port can ask",
-      file=sys.stderr,
-    )
   return key
 
 

@@ -75,7 +75,7 @@ class Waiting:
     self._changed = threading.Condition()
 
   def __len__(self) -> int:
-    return len(self._jobs)
+    return sum(job.open for job in self._jobs)
 
   def put(self, jobs: Sequence[Job]) -> None:
     """Adds jobs, all or none.
