@@ -19,7 +19,7 @@ import tiny
 
 from sapt_jax.data.batches import Row
 from sapt_jax.errors import InputError
-from sapt_jax.evaluation.stepwise import Written, lengths_of, sizes_of
+from sapt_jax.evaluation.stepwise import Written, lengths_of, rows_to_take, sizes_of
 from sapt_jax.serve import __main__ as program
 from sapt_jax.serve.metrics import Metrics
 from sapt_jax.serve.options import Limits, ServeOptions
@@ -39,7 +39,7 @@ class Parrot:
   """
 
   mesh = jax.sharding.Mesh(np.empty((), object), ())
-  batch_size, max_new, end = 2, 4, END
+  sizes, max_new, end, shapes = [1, 2], 4, END, 2
   tasks, snapshot, instructions = ("a",), "00_a", {"a": "Say it again."}
 
   def __init__(self):
@@ -61,7 +61,7 @@ class Parrot:
     return {"a": float(weights[0])}
 
   def places(self, rows):
-    return self.batch_size
+    return self.sizes[-1]
 
   def answer(self, rows):
     self.batches.append([self.text(row.source) for row in rows])
@@ -249,14 +249,14 @@ def test_a_batch_is_the_oldest_prompt_and_those_most_like_it():
   waiting = Waiting(9, 0)
   given = jobs(30, 100, 28, 31, 5, 99)
   waiting.put(given)
-  assert waiting.take(3) == [given[0], given[3], given[2]]
+  assert waiting.take([1, 3]) == [given[0], given[3], given[2]]
   given[4].left = True
-  assert waiting.take(3) == [given[1], given[5]]
+  assert waiting.take([1, 3]) == [given[1], given[5]]
   assert len(waiting) == 0
   with pytest.raises(FullError, match="0 prompts wait"):
     waiting.put(jobs(*range(10)))
   waiting.close()
-  assert waiting.take(3) == []
+  assert waiting.take([1, 3]) == []
 
 
 def test_a_lone_prompt_waits_for_others_no_longer_than_it_is_told():
@@ -264,21 +264,27 @@ def test_a_lone_prompt_waits_for_others_no_longer_than_it_is_told():
   waiting.put(jobs(1))
   later = threading.Timer(0.05, lambda: waiting.put(jobs(2, 3)))
   later.start()
-  assert len(waiting.take(3)) == 3  # at once when the batch is full
+  assert len(waiting.take([1, 3])) == 3  # at once when the batch is full
   waiting.put(jobs(1))
   start = time.monotonic()
-  assert len(waiting.take(3)) == 1
+  assert len(waiting.take([1, 3])) == 1
   assert 0.1 < time.monotonic() - start < 5
 
 
 def test_few_shapes_are_compiled_and_none_is_missing():
-  assert sizes_of(64, 1) == [1, 4, 16, 64]
-  assert sizes_of(8, 4) == [4, 8]
+  assert sizes_of(64, 1) == [1, 4, 16, 32, 64]
+  assert sizes_of(100, 1) == [1, 6, 25, 50, 100]
+  assert sizes_of(16, 4) == [4, 8, 16]
+  assert sizes_of(2, 1) == [1, 2]
   assert sizes_of(1, 1) == [1]
-  assert lengths_of(128) == [32, 64, 128]
-  assert lengths_of(1000) == [32, 64, 128, 256, 512, 1024]
+  taken = {count: rows_to_take(count, [1, 4, 16, 32, 64]) for count in (1, 2, 5, 6, 34, 48, 99)}
+  assert taken == {1: 1, 2: 2, 5: 4, 6: 6, 34: 32, 48: 48, 99: 64}
+  assert rows_to_take(2, [4, 8]) == 2
+  assert lengths_of(128) == [32, 48, 64, 96, 128]
+  assert lengths_of(1000) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
   assert lengths_of(20) == [32]
   assert lengths_of(40) == [32, 48]
+  assert lengths_of(150) == [32, 48, 64, 96, 128, 160]
 
 
 class Folder:

@@ -15,7 +15,7 @@ import numpy as np
 
 from sapt_jax import sharding
 from sapt_jax.backbones.hf import Backbone, Model
-from sapt_jax.data.batches import Batch, Batcher, Row, bucket
+from sapt_jax.data.batches import BUCKETS, Batch, Batcher, Row, bucket
 from sapt_jax.evaluation.decode import Writing, begin, go_on
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
@@ -124,18 +124,33 @@ class StepwiseAnswerer:
 
 
 def sizes_of(most: int, divisor: int) -> list[int]:
-  """Rows of the batches that are compiled, from few to `most`: each at most four times the one
-  before, all multiples of `divisor`.
+  """Rows of the batches that are compiled: `most`, its half and its quarter, as a server with much
+  to do fills these; below them each a fourth of the one before, down to 4; and 1. All are multiples
+  of `divisor`.
   """
-  sizes = {most}
-  while (most := most // 4) >= 1:
-    sizes.add(-(-most // divisor) * divisor)
-  return sorted(sizes | {divisor})
+  sizes, part = {most, most // 2, most // 4}, most // 16
+  while part:
+    sizes.add(part)
+    part //= 4
+  return sorted({divisor, most} | {-(-size // divisor) * divisor for size in sizes if size >= 4})
+
+
+def rows_to_take(waiting: int, sizes: list[int]) -> int:
+  """How many of so many prompts to answer together: where they are few more than a compiled batch
+  holds, so many as it holds, as a larger one would be filled up at their cost.
+  """
+  full = max((size for size in sizes if size <= waiting), default=waiting)
+  return full if full == sizes[-1] or waiting - full < full // 2 else waiting
 
 
 def lengths_of(max_source: int) -> list[int]:
-  """Source lengths that are compiled: each twice the one before, up to `max_source`."""
-  lengths = [SHORTEST]
-  while lengths[-1] * 2 < max_source:
-    lengths.append(lengths[-1] * 2)
-  return sorted({*lengths, bucket(max(max_source, SHORTEST))})
+  """Source lengths that are compiled: 32, 48, 64, 96, 128, 192 and so on up to `max_source`."""
+  lengths = [length for length in BUCKETS if length >= SHORTEST and is_round(length)]
+  most = bucket(max(max_source, SHORTEST))
+  return sorted({*(length for length in lengths if length < most), most})
+
+
+def is_round(length: int) -> bool:
+  """Whether this is a power of two, or one and a half of one."""
+  odd = length // (length & -length)
+  return odd in (1, 3)

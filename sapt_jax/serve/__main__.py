@@ -122,8 +122,9 @@ def bound(host: str, port: int) -> socket.socket:
   """
   place = None
   try:
-    kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    place = socket.socket(kind, socket.SOCK_STREAM)
+    *kind, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    # With its protocol, as asyncio has only sockets that are known to be TCP send without delay.
+    place = socket.socket(*kind)
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     place.bind(address)
     return place

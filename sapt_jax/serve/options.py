@@ -54,7 +54,7 @@ class ServeOptions:
   """The model's name; empty: that of the run's folder."""
   batch_size: int = 0
   """Most prompts answered at once; 0: as in the run."""
-  wait_ms: float = 3.0
+  wait_ms: float = 2.0
   """How long a prompt that finds the device idle waits for others to share its batch."""
   look_every: float = 2.0
   """Seconds between two looks at the run's folder; 0: it is read once."""

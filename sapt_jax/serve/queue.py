@@ -17,6 +17,7 @@ import numpy as np
 
 from sapt_jax import cli
 from sapt_jax.data.batches import Row
+from sapt_jax.evaluation.stepwise import rows_to_take
 from sapt_jax.serve.metrics import Metrics
 from sapt_jax.serve.ready import Ready
 
@@ -90,24 +91,25 @@ class Waiting:
       self._jobs += jobs
       self._changed.notify()
 
-  def take(self, size: int) -> list[Job]:
-    """The next batch, at most so many jobs: the oldest one and those whose prompts are most alike
-    in length, so that little is padded. Waits for a job; none after `close`.
+  def take(self, sizes: list[int]) -> list[Job]:
+    """The next batch, as large as one of these sizes at most: the oldest job and those whose
+    prompts are most like its own in length, so that little is padded. Waits for a job; none after
+    `close`.
     """
     with self._changed:
       self._changed.wait_for(lambda: self._jobs or self.shut)
       if self._jobs:
         rest = self._jobs[0].arrived + self.patience - time.monotonic()
-        self._changed.wait_for(lambda: len(self._jobs) >= size or self.shut, max(rest, 0))
+        self._changed.wait_for(lambda: len(self._jobs) >= sizes[-1] or self.shut, max(rest, 0))
       jobs = [job for job in self._jobs if job.open]
       if not jobs:
         self._jobs = []
         return []
       length = len(jobs[0].row.source)
       jobs.sort(key=lambda job: abs(len(job.row.source) - length))  # stable: the oldest stays first
-      taken = jobs[:size]
-      self._jobs = sorted(jobs[size:], key=lambda job: job.arrived)
-      return taken
+      count = rows_to_take(len(jobs), sizes)
+      self._jobs = sorted(jobs[count:], key=lambda job: job.arrived)
+      return jobs[:count]
 
   def close(self) -> None:
     """Has `take` return what is there, and then nothing."""
@@ -141,6 +143,7 @@ class Worker(threading.Thread):
     super().__init__(name="worker", daemon=True)
     self.ready, self.waiting, self.metrics = ready, waiting, metrics
     self.warmed, self.failed = warmed, failed
+    self.compiled = 0  # shapes
     self.sound = True  # whether the last batch was answered
 
   def run(self) -> None:
@@ -148,6 +151,7 @@ class Worker(threading.Thread):
     with jax.set_mesh(self.ready.mesh):
       try:
         for _ in self.ready.warm_up():
+          self.compiled += 1
           if self.waiting.closed:
             return
       except Exception as error:  # noqa: BLE001 (whatever it is, the program ends with it)
@@ -155,7 +159,7 @@ class Worker(threading.Thread):
         return
       self.warmed()
       while not self.waiting.closed:
-        if jobs := self.waiting.take(self.ready.batch_size):
+        if jobs := self.waiting.take(self.ready.sizes):
           self.answer(jobs)
 
   def answer(self, jobs: list[Job]) -> None:

@@ -41,7 +41,8 @@ class Ready:
         answering.max_new,
       )
     )
-    self.batch_size, self.end = self.stepwise.sizes[-1], answering.codec.eos_id
+    self.sizes, self.end = self.stepwise.sizes, answering.codec.eos_id
+    self.shapes = len(self.sizes) * len(self.stepwise.lengths)
     self.tasks, self.snapshot = answering.tasks, answering.snapshot
     self.max_new = answering.max_new
     self.mixture = answering.mixture
@@ -73,7 +74,7 @@ class Ready:
 
   def places(self, rows: int) -> int:
     """Rows of the batch that so many prompts are computed in."""
-    return next(size for size in self.stepwise.sizes if size >= rows)
+    return next(size for size in self.sizes if size >= rows)
 
 
 def instructions_of(run: pathlib.Path) -> dict[str, str]:
