@@ -279,6 +279,9 @@ def measure(
       wrong += bad
   alone.say(1)
   together.say(options.clients)
+  quiet = together.clients[: options.clients] + together.clients[-options.clients :]
+  times = np.array([one for client in quiet for one in client.seconds])
+  say("p99 seconds but for the turn in which the task comes", float(np.percentile(times, 99)))
   say("throughput beside one by one", together.rate / alone.rate)
   say("bad requests without their status", wrong, of=200)
   clients = alone.clients + together.clients

@@ -191,6 +191,17 @@ def test_the_openai_client_is_answered(client, server, expected):
   assert text.startswith(short.choices[0].message.content)
 
 
+def test_the_requests_of_the_docs_are_answered(client, server):
+  text = (ROOT / "docs/serving.md").read_text()
+  curl = re.search(r"^    (curl (?:.*\n    )*.*)$", text, re.MULTILINE).group(1)
+  [python] = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+  for program in (["bash", "-c", curl], [sys.executable, "-c", python]):
+    here = [part.replace("http://127.0.0.1:8000/", server.url) for part in program]
+    done = subprocess.run(here, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "task001_colour" in done.stdout
+
+
 def test_a_streamed_answer_comes_in_parts_that_make_the_whole(client, server, expected):
   long = max(range(len(QUESTIONS)), key=lambda number: len(expected[number][0]))
   definition, prompt = QUESTIONS[long].get("definition"), QUESTIONS[long]["input"]
@@ -371,6 +382,7 @@ def is_refused(port):
   return False
 
 
+@pytest.mark.slow
 def test_a_task_is_learned_and_one_forgotten_under_load_without_a_failed_request(
   young, loop, tmp_path
 ):

@@ -60,6 +60,9 @@ class Parrot:
   def mixture(self, weights):
     return {"a": float(weights[0])}
 
+  def padded(self, row):
+    return 8
+
   def places(self, rows):
     return self.sizes[-1]
 
@@ -242,7 +245,7 @@ def test_only_who_has_the_key_is_answered():
 
 
 def jobs(*lengths):
-  return [Job(Row([0] * length, [END], 0), 4, False, None) for length in lengths]
+  return [Job(Row([0] * length, [END], 0), length, 4, False, None) for length in lengths]
 
 
 def test_a_batch_is_the_oldest_prompt_and_those_most_like_it():

@@ -15,9 +15,10 @@ from safetensors.numpy import load_file
 from sapt_jax import export, predict, report, train
 from sapt_jax.answering import Answering
 from sapt_jax.errors import InputError
+from sapt_jax.learner import put_together
 from sapt_jax.training import checkpoint
 from tests.classroom import same
-from tests.runs import rows_of, scores
+from tests.runs import rows_of, scores, snapshots
 
 
 def ask(folder, tmp_path, questions):
@@ -109,6 +110,32 @@ def test_a_question_with_a_token_that_the_model_has_no_row_for_is_named(
   assert not (tmp_path / "out.jsonl").exists()
   questions.write_text('{"input": "thing"}\n')
   predict.main(options)  # tokens that no text uses do no harm
+
+
+def test_a_run_is_read_again_on_the_backbone_that_is_in_memory(finished, tmp_path):
+  run = shutil.copytree(finished, tmp_path / "run")
+  answering, pairs = Answering(run), [("Name the colour.", "thing 3 is red")]
+  before = list(answering(pairs))
+  again = answering.renewed()
+  assert again.built is answering.built
+  newest = snapshots(run)[-1]
+  capacity, inputs = answering.sizes
+  built = answering.built
+  mesh, backbone = built.mesh, built.backbone
+  large = put_together(answering.options, mesh, backbone, 2 * capacity, inputs)
+  learned, record = checkpoint.load(newest, large.start(0), grow=True)
+  checkpoint.save(newest, learned, record | {"capacity": 2 * capacity})
+  again = answering.renewed()
+  assert again.sizes == (2 * capacity, inputs)
+  assert again.built.backbone is built.backbone
+  [(text, mixture)] = again(pairs)
+  assert (text, list(mixture)) == (before[0][0], list(before[0][1]))
+  assert mixture == pytest.approx(before[0][1], abs=1e-5)
+  shutil.rmtree(newest)
+  assert answering.renewed().tasks == list(tiny.TASKS)[:1]
+  (run / "snapshots" / "00_task001_colour" / checkpoint.RECORD).write_text("{}")
+  with pytest.raises(InputError, match="changed since it was written"):
+    answering.renewed()
 
 
 # The method's part of config.json before each method had options of its own.

@@ -105,9 +105,12 @@ class StepwiseAnswerer:
   def collate(self, rows: Sequence[Row]) -> Batch:
     """The smallest compiled batch that holds these rows; the last row fills it up."""
     size = next(size for size in self.sizes if size >= len(rows))
-    longest = max(len(row.source) for row in rows)
-    length = next(length for length in self.lengths if length >= longest)
+    length = max(map(self.padded, rows))
     return self.batcher.collate([*rows, *[rows[-1]] * (size - len(rows))], length=length)
+
+  def padded(self, row: Row) -> int:
+    """The smallest compiled length that holds a prompt."""
+    return next(length for length in self.lengths if length >= len(row.source))
 
   def warm_up(self, learned: Learned) -> Iterator[tuple[int, int]]:
     """Compiles everything; yields (rows, tokens) of each shape as it is done."""

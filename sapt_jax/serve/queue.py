@@ -44,14 +44,18 @@ class Job:
   """A prompt that is to be answered.
 
   Attributes:
+    length: tokens that its prompt is padded to where it is alone.
     most: tokens to write at most.
     streamed: whether parts of the answer are wanted before it is whole.
     news: filled by the worker; read in the event loop.
     left: set where nobody waits for the answer any more.
   """
 
-  def __init__(self, row: Row, most: int, streamed: bool, loop: asyncio.AbstractEventLoop):
-    self.row, self.most, self.streamed, self.loop = row, most, streamed, loop
+  def __init__(
+    self, row: Row, length: int, most: int, streamed: bool, loop: asyncio.AbstractEventLoop
+  ):
+    self.row, self.length, self.most, self.streamed = row, length, most, streamed
+    self.loop = loop
     self.arrived, self.left, self.told = time.monotonic(), False, False
     self.news: asyncio.Queue[News | Exception] = asyncio.Queue()
 
@@ -93,8 +97,7 @@ class Waiting:
 
   def take(self, sizes: list[int]) -> list[Job]:
     """The next batch, as large as one of these sizes at most: the oldest job and those whose
-    prompts are most like its own in length, so that little is padded. Waits for a job; none after
-    `close`.
+    lengths are most like its own, so that little is padded. Waits for a job; none after `close`.
     """
     with self._changed:
       self._changed.wait_for(lambda: self._jobs or self.shut)
@@ -105,8 +108,8 @@ class Waiting:
       if not jobs:
         self._jobs = []
         return []
-      length = len(jobs[0].row.source)
-      jobs.sort(key=lambda job: abs(len(job.row.source) - length))  # stable: the oldest stays first
+      length = jobs[0].length
+      jobs.sort(key=lambda job: abs(job.length - length))  # stable: of equals the oldest first
       count = rows_to_take(len(jobs), sizes)
       self._jobs = sorted(jobs[count:], key=lambda job: job.arrived)
       return jobs[:count]

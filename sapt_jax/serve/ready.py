@@ -72,6 +72,10 @@ class Ready:
     """See StepwiseAnswerer.answer."""
     return self.stepwise.answer(self.answering.learned, rows)
 
+  def padded(self, row: Row) -> int:
+    """Tokens that a prompt alone is padded to."""
+    return self.stepwise.padded(row)
+
   def places(self, rows: int) -> int:
     """Rows of the batch that so many prompts are computed in."""
     return next(size for size in self.sizes if size >= rows)

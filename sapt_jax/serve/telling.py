@@ -26,7 +26,7 @@ def jobs_of(asked: Asked, ready: Ready, loop: asyncio.AbstractEventLoop) -> list
     ]
   except InputError as error:
     raise RefusedError(str(error), field) from None
-  return [Job(row, most, asked.stream, loop) for row in rows]
+  return [Job(row, ready.padded(row), most, asked.stream, loop) for row in rows]
 
 
 class Telling:
