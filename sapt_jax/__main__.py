@@ -18,10 +18,12 @@ PROGRAMS = {
   "report": "compares runs",
   "export": "blocks, mixtures, models and pools for other programs",
   "import": "a run of a pool that the authors' code has learned",
+  "serve": "answers over HTTP",
   "plan": "what a run would need of hardware that is not here",
   "forget": "takes a task out of a run",
   "join": "makes one run of two",
 }
+PACKAGES = ("plan", "serve")
 
 
 def main() -> None:
@@ -35,7 +37,7 @@ def main() -> None:
     print(__version__)
   elif name in PROGRAMS:
     sys.argv = [f"sapt-jax {name}", *rest]
-    module = f"sapt_jax.{name}" + (".__main__" if name == "plan" else "")
+    module = f"sapt_jax.{name}" + (".__main__" if name in PACKAGES else "")
     cli.run(importlib.import_module(module).main)
   else:
     cli.end(2, f"error: sapt-jax {name}: no such program; give one of {', '.join(PROGRAMS)}")

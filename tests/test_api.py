@@ -52,7 +52,7 @@ def test_importing_the_library_imports_nothing_else():
 
 def test_the_command_runs_each_program_and_is_installed(capsys, monkeypatch):
   for name in command.PROGRAMS:
-    place = "plan.__main__" if name == "plan" else name
+    place = f"{name}.__main__" if name in command.PACKAGES else name
     assert importlib.util.find_spec(f"sapt_jax.{place}"), name
     monkeypatch.setattr(sys, "argv", ["sapt-jax", name, "--nonsense"])
     with pytest.raises(SystemExit) as stop:
