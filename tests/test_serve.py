@@ -1,8 +1,6 @@
 """A run that answers over HTTP, as a process of its own on loopback."""
 
-import concurrent.futures
 import contextlib
-import http.client
 import json
 import os
 import re
@@ -11,119 +9,55 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 
-from sapt_jax import forget, predict
+from sapt_jax import forget
 from sapt_jax.training import checkpoint
 from tests.browser import browser
-from tests.runs import rows_of, snapshots
-
-ROOT = Path(__file__).parent.parent
-COLOUR, COUNT = (definition for definition, _ in tiny.TASKS.values())
-QUESTIONS = [
-  *({"definition": COLOUR, "input": text} for text, _ in tiny.TASKS["task001_colour"][1]),
-  *({"definition": COUNT, "input": text} for text, _ in tiny.TASKS["task002_count"][1]),
-  *({"input": f"a prompt of {'many ' * number}words"} for number in (0, 3, 9, 40)),
-]
-
-
-class Server:
-  """A server's process, and a plain client."""
-
-  def __init__(self, run, *options):
-    pytest.importorskip("starlette", reason="needs the extra serve: pip install -e '.[serve]'")
-    pytest.importorskip("uvicorn", reason="needs the extra serve: pip install -e '.[serve]'")
-    command = [sys.executable, "-m", "sapt_jax.serve", "--run", str(run), "--port", "0", *options]
-    self.errors = run.with_name(run.name + ".errors")
-    with self.errors.open("wb") as errors:
-      self.process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
-      )
-    first = self.process.stdout.readline()
-    assert first, self.errors.read_text()
-    self.url = re.search(r"http://\S+/", first).group()
-    self.port = int(self.url.rsplit(":", 1)[1].strip("/"))
-
-  def until_ready(self):
-    early = {self.get("/health")[0], self.post({"prompt": "x"})[0]}
-    while self.get("/health")[0] == 503:
-      time.sleep(0.05)
-    assert early <= {200, 503}
-    return self
-
-  def request(self, method, path, body=None, **headers):
-    """(status, body, headers) of one request."""
-    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-    with contextlib.closing(connection):
-      connection.request(method, path, body, headers)
-      answer = connection.getresponse()
-      return answer.status, answer.read().decode(), answer.headers
-
-  def get(self, path):
-    status, text, _ = self.request("GET", path)
-    return status, text
-
-  def post(self, value, path="/v1/completions"):
-    status, text, _ = self.request("POST", path, json.dumps(value))
-    return status, json.loads(text)
-
-  def ask(self, question):
-    """(output, mixture) of a question as predict reads it."""
-    asked = {"prompt": question["input"], "definition": question.get("definition")}
-    status, said = self.post(asked)
-    assert status == 200, said
-    return said["choices"][0]["text"], said["choices"][0]["mixture"]
-
-  def ask_together(self, questions):
-    with concurrent.futures.ThreadPoolExecutor(16) as clients:
-      return list(clients.map(self.ask, questions))
-
-  def tasks(self):
-    return [task["name"] for task in json.loads(self.get("/v1/models")[1])["data"][0]["tasks"]]
-
-  def figure(self, name):
-    line = rf"^sapt_{re.escape(name)} (\S+)$"
-    return float(re.search(line, self.get("/metrics")[1], re.MULTILINE)[1])
-
-  def until(self, condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-      assert time.monotonic() < end, self.errors.read_text()
-      time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def serving(run, *options):
-  server = Server(run, "--batch-size", "4", "--look-every", "0.1", *options)
-  try:
-    yield server.until_ready()
-  finally:
-    server.process.kill()
-    server.process.wait()
-    server.process.stdout.close()
+from tests.runs import snapshots
+from tests.served import (
+  COLOUR,
+  COUNT,
+  QUESTIONS,
+  ROOT,
+  Server,
+  assert_same_answers,
+  loaded,
+  predicted,
+  serving,
+)
 
 
 @pytest.fixture(scope="module")
-def server(finished, tmp_path_factory):
-  """A server of a whole run."""
-  run = shutil.copytree(finished, tmp_path_factory.mktemp("served") / "run")
-  with serving(run) as started:
-    yield started
-
-
-@pytest.fixture
-def young(finished, tmp_path):
+def young(finished, tmp_path_factory):
   """The run as it was when it had learned one task, to be gone on with."""
   killed = sorted((finished.parent / "killed").iterdir(), key=lambda place: int(place.name))
   [first, *_] = [
     place for place in killed if sum(map(checkpoint.is_finished, snapshots(place))) == 1
   ]
-  return shutil.copytree(first, tmp_path / "run")
+  return shutil.copytree(first, tmp_path_factory.mktemp("served") / "run")
+
+
+@pytest.fixture(scope="module")
+def grown(young, loop, tmp_path_factory):
+  """A server that has seen its run learn a second task, and what it has answered meanwhile. The
+  last tests of this file change the run again.
+  """
+  alone = predicted(young, tmp_path_factory.mktemp("young"))
+  with serving(young) as server:
+    first = server.ask_together(QUESTIONS)
+    with loaded(server) as counts:
+      loop.run(young)
+      server.until(lambda: server.tasks() == list(tiny.TASKS))
+    yield SimpleNamespace(server=server, alone=alone, first=first, counts=counts)
+
+
+@pytest.fixture(scope="module")
+def server(grown):
+  return grown.server
 
 
 @pytest.fixture(scope="module")
@@ -133,24 +67,16 @@ def client(server):
     yield made
 
 
-def predicted(run, folder, questions=QUESTIONS):
-  """What predict says."""
-  given, answers = folder / "questions.jsonl", folder / "answers.jsonl"
-  given.write_text("".join(json.dumps(question) + "\n" for question in questions))
-  predict.main(["--run", str(run), "--input", str(given), "--output", str(answers)])
-  return [(row["output"], row["mixture"]) for row in rows_of(answers)]
-
-
-def assert_same_answers(answers, others):
-  assert [text for text, _ in answers] == [text for text, _ in others]
-  for (_, mixture), (_, other) in zip(answers, others, strict=True):
-    assert mixture == pytest.approx(other, abs=2e-5)
-    assert list(mixture) == list(other)
-
-
 @pytest.fixture(scope="module")
 def expected(finished, tmp_path_factory):
   return predicted(finished, tmp_path_factory.mktemp("predicted"))
+
+
+def test_a_task_is_learned_under_load_without_a_failed_request(grown):
+  assert_same_answers(grown.first, grown.alone)
+  assert list(grown.first[0][1]) == list(tiny.TASKS)[:1]
+  assert min(grown.counts) > 3
+  assert not re.search(r'status="(?!200|503)', grown.server.get("/metrics")[1])
 
 
 def test_answers_given_together_and_one_by_one_are_those_of_predict(server, expected):
@@ -382,50 +308,36 @@ def is_refused(port):
   return False
 
 
-@pytest.mark.slow
-def test_a_task_is_learned_and_one_forgotten_under_load_without_a_failed_request(
-  young, loop, tmp_path
-):
-  with serving(young) as server:
+def test_a_damaged_snapshot_is_named_and_a_task_is_forgotten_under_load(server, young, tmp_path):
+  with loaded(server) as counts:
+    harmed = shutil.copytree(snapshots(young)[-1], young / "snapshots" / "02_x.draft")
+    (harmed / checkpoint.RECORD).write_text("{}")
+    harmed.rename(young / "snapshots" / "02_x")
+    server.until(lambda: "02_x" in server.errors.read_text())
+    shutil.rmtree(young / "snapshots" / "02_x")
+    assert server.tasks() == list(tiny.TASKS)
+    forget.main(["--run", str(young), "--task", "task001"])
+    server.until(lambda: server.tasks() == ["task002_count"])
     assert_same_answers(server.ask_together(QUESTIONS), predicted(young, tmp_path))
-    done, counts = threading.Event(), []
-
-    def load():
-      number = 0
-      while not done.is_set():
-        server.ask(QUESTIONS[number % len(QUESTIONS)])
-        number += 1
-      counts.append(number)
-
-    with concurrent.futures.ThreadPoolExecutor(8) as clients:
-      loaded = [clients.submit(load) for _ in range(8)]
-      try:
-        loop.run(young)
-        server.until(lambda: server.tasks() == list(tiny.TASKS))
-        assert_same_answers(server.ask_together(QUESTIONS), predicted(young, tmp_path))
-        harmed = shutil.copytree(snapshots(young)[-1], young / "snapshots" / "02_x.draft")
-        (harmed / checkpoint.RECORD).write_text("{}")
-        harmed.rename(young / "snapshots" / "02_x")
-        server.until(lambda: "02_x" in server.errors.read_text())
-        shutil.rmtree(young / "snapshots" / "02_x")
-        assert server.tasks() == list(tiny.TASKS)
-        forget.main(["--run", str(young), "--task", "task001"])
-        server.until(lambda: server.tasks() == ["task002_count"])
-        assert_same_answers(server.ask_together(QUESTIONS), predicted(young, tmp_path))
-      finally:
-        done.set()
-      for one in loaded:
-        one.result()
-    assert min(counts) > 3
-    assert not re.search(r'status="(?!200|503)', server.get("/metrics")[1])
-    values = json.loads((young / "config.json").read_text())
-    values["seed"] += 1
-    (young / "config.json").write_text(json.dumps(values))
-    os.utime(snapshots(young)[-1] / checkpoint.MANIFEST)
-    server.until(lambda: "another run is there now (its seed differ)" in server.errors.read_text())
-    assert server.ask(QUESTIONS[0])[0] is not None
-    assert_ends_well(server, signal.SIGINT)
+  assert min(counts) > 3
 
 
-def test_sigterm_ends_the_server_after_it_has_answered(server):
+def test_another_run_in_the_same_place_is_not_taken_over(server, young):
+  values = json.loads((young / "config.json").read_text())
+  values["seed"] += 1
+  (young / "config.json").write_text(json.dumps(values))
+  os.utime(snapshots(young)[-1] / checkpoint.MANIFEST)
+  server.until(lambda: "another run is there now (its seed differ)" in server.errors.read_text())
+  assert server.ask(QUESTIONS[0])[0] is not None
+
+
+def test_ctrl_c_ends_a_server_that_still_compiles(finished):
+  other = Server(finished, "--batch-size", "1")
+  assert json.loads(other.get("/health")[1])["status"] == "warming up"
+  other.process.send_signal(signal.SIGINT)
+  assert other.process.wait(30) == 0
+  other.process.stdout.close()
+
+
+def test_sigterm_ends_a_server_after_it_has_answered(server):
   assert_ends_well(server, signal.SIGTERM)
