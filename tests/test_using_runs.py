@@ -6,6 +6,7 @@ import shutil
 import stat
 import threading
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -14,8 +15,10 @@ from safetensors.numpy import load_file
 
 from sapt_jax import export, predict, report, train
 from sapt_jax.answering import Answering
+from sapt_jax.config import Mesh
 from sapt_jax.errors import InputError
 from sapt_jax.learner import put_together
+from sapt_jax.serve.ready import Ready
 from sapt_jax.training import checkpoint
 from tests.classroom import same
 from tests.runs import rows_of, scores, snapshots
@@ -136,6 +139,24 @@ def test_a_run_is_read_again_on_the_backbone_that_is_in_memory(finished, tmp_pat
   (run / "snapshots" / "00_task001_colour" / checkpoint.RECORD).write_text("{}")
   with pytest.raises(InputError, match="changed since it was written"):
     answering.renewed()
+
+
+@pytest.mark.parametrize("mesh", [Mesh(), Mesh(data=2, tensor=2)], ids=["one", "four"])
+def test_answers_in_steps_are_those_at_once_on_any_mesh(finished, mesh):
+  answering = Answering(finished, 4, mesh)
+  pairs = [(text, row) for text, rows in tiny.TASKS.values() for row, _ in rows[:5]]
+  pairs[3] = (None, "a prompt of many words " * 4)
+  ready, found, parts = Ready(answering), [], []
+  rows = [ready.row(*pair, "x") for pair in pairs]
+  with jax.set_mesh(ready.mesh):
+    for start in range(0, len(rows), 3):
+      *begun, last = ready.answer(rows[start : start + 3])
+      parts += [written.tokens.shape[1] for written in [*begun, last]]
+      for ids, mixture in zip(last.tokens, last.mixtures, strict=True):
+        found.append((ready.text(ids.tolist()), ready.mixture(mixture)))
+  assert set(parts) == {1, 5, 8}
+  for (text, mixture), (whole, other) in zip(found, answering(pairs), strict=True):
+    assert (text, mixture) == (whole, pytest.approx(other, abs=2e-6))
 
 
 # The method's part of config.json before each method had options of its own.

@@ -59,7 +59,7 @@ class Serving:
       return "stopping"
     if not self.warm.is_set():
       return "warming up"
-    return "ready" if self.worker.sound else "failing"
+    return "ready" if self.worker.sound and self.worker.is_alive() else "failing"
 
   def figures(self) -> str:
     """All figures as Prometheus reads them."""
