@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sapt_jax.evaluation.decode import begin, generate, go_on, sampler
+from sapt_jax.evaluation.stepwise import lengths_of, rows_to_take, sizes_of
 from sapt_jax.pet.adapters import Adapters
 from tests.classroom import (
   FIRST,
@@ -60,6 +61,22 @@ def test_what_is_written_in_steps_is_what_is_written_at_once(on):
     assert there == count or np.all(writing.ended)
     np.testing.assert_array_equal(writing.written[:, :there], whole[:, :there])
   np.testing.assert_array_equal(writing.written, whole)
+
+
+def test_few_shapes_are_compiled_and_none_is_missing():
+  assert sizes_of(64, 1) == [1, 4, 16, 32, 64]
+  assert sizes_of(100, 1) == [1, 6, 25, 50, 100]
+  assert sizes_of(16, 4) == [4, 8, 16]
+  assert sizes_of(2, 1) == [1, 2]
+  assert sizes_of(1, 1) == [1]
+  taken = {count: rows_to_take(count, [1, 4, 16, 32, 64]) for count in (1, 2, 5, 6, 34, 48, 99)}
+  assert taken == {1: 1, 2: 2, 5: 4, 6: 6, 34: 32, 48: 48, 99: 64}
+  assert rows_to_take(2, [4, 8]) == 2
+  assert lengths_of(128) == [32, 48, 64, 96, 128]
+  assert lengths_of(1000) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
+  assert lengths_of(20) == [32]
+  assert lengths_of(40) == [32, 48]
+  assert lengths_of(150) == [32, 48, 64, 96, 128, 160]
 
 
 def test_a_soft_prompt_stands_before_joined_rows_too():

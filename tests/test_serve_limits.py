@@ -19,7 +19,7 @@ import tiny
 
 from sapt_jax.data.batches import Row
 from sapt_jax.errors import InputError
-from sapt_jax.evaluation.stepwise import Written, lengths_of, rows_to_take, sizes_of
+from sapt_jax.evaluation.stepwise import Written
 from sapt_jax.serve import __main__ as program
 from sapt_jax.serve.metrics import Metrics
 from sapt_jax.serve.options import Limits, ServeOptions
@@ -274,20 +274,19 @@ def test_a_lone_prompt_waits_for_others_no_longer_than_it_is_told():
   assert 0.1 < time.monotonic() - start < 5
 
 
-def test_few_shapes_are_compiled_and_none_is_missing():
-  assert sizes_of(64, 1) == [1, 4, 16, 32, 64]
-  assert sizes_of(100, 1) == [1, 6, 25, 50, 100]
-  assert sizes_of(16, 4) == [4, 8, 16]
-  assert sizes_of(2, 1) == [1, 2]
-  assert sizes_of(1, 1) == [1]
-  taken = {count: rows_to_take(count, [1, 4, 16, 32, 64]) for count in (1, 2, 5, 6, 34, 48, 99)}
-  assert taken == {1: 1, 2: 2, 5: 4, 6: 6, 34: 32, 48: 48, 99: 64}
-  assert rows_to_take(2, [4, 8]) == 2
-  assert lengths_of(128) == [32, 48, 64, 96, 128]
-  assert lengths_of(1000) == [32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
-  assert lengths_of(20) == [32]
-  assert lengths_of(40) == [32, 48]
-  assert lengths_of(150) == [32, 48, 64, 96, 128, 160]
+def test_a_server_whose_programs_do_not_compile_ends():
+  error, ended = MemoryError("no room"), threading.Event()
+
+  def warm_up():
+    raise error
+
+  served = Serving(
+    SimpleNamespace(mesh=Parrot.mesh, warm_up=warm_up), (), ServeOptions(""), ended.set
+  )
+  served.start()
+  assert ended.wait(20)
+  assert served.failure is error
+  served.stop()
 
 
 class Folder:
