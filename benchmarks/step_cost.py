@@ -82,9 +82,14 @@ def blurred(rng: jax.Array, x: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class RandomTask:
-  """What SAPT asks for of a task: pooled embeddings of its inputs, and of its pseudo inputs."""
+  """What SAPT asks for of a task: pooled embeddings of its inputs, and of its pseudo inputs.
+
+  Attributes:
+    block: what its block starts as; None: as the method says.
+  """
 
   pooled: jax.Array
+  block: None = None
 
   def features(self, split: str) -> jax.Array:
     del split
