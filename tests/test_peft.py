@@ -23,7 +23,9 @@ __all__ = ["backbone"]  # a fixture
 MISSING = "compares with peft, not installed here: pip install -e '.[torch]'"
 
 
-@pytest.fixture(scope="module", params=["t5-v1.1", "llama-gqa", "qwen3", "gemma2", "gemma3"])
+@pytest.fixture(
+  scope="module", params=["t5-v1.1", "umt5", "llama-gqa", "qwen3", "phi3", "gemma2", "gemma3"]
+)
 def pair(request, torch, tmp_path_factory):
   pytest.importorskip("peft", reason=MISSING)
   model = torch_models.make(request.param)
@@ -38,9 +40,8 @@ def torch_model(folder):
   """A model folder as transformers loads it."""
   import transformers
 
-  kinds = {"t5": transformers.AutoModelForSeq2SeqLM}
-  model_type = hf.read_config(folder)["model_type"]
-  kind = kinds.get(model_type, transformers.AutoModelForCausalLM)
+  of_t5 = hf.read_config(folder)["model_type"].endswith("t5")
+  kind = transformers.AutoModelForSeq2SeqLM if of_t5 else transformers.AutoModelForCausalLM
   return kind.from_pretrained(folder, attn_implementation="eager").eval()
 
 

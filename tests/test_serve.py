@@ -112,8 +112,9 @@ def test_the_openai_client_is_answered(client, server, expected):
   chat = client.chat.completions.create(model=model.id, messages=messages)
   assert (chat.choices[0].message.content, chat.object) == (text, "chat.completion")
   assert chat.usage == said.usage
-  short = client.chat.completions.create(model=model.id, messages=messages, max_tokens=1)
+  short = client.chat.completions.create(model="another", messages=messages, max_tokens=1)
   assert (short.usage.completion_tokens, short.choices[0].finish_reason) == (1, "length")
+  assert short.model == model.id
   assert text.startswith(short.choices[0].message.content)
 
 
@@ -179,7 +180,7 @@ BAD = {
   "stream": (400, "completions", {"prompt": "x", "stream": "yes"}, "stream 'yes'"),
   "stop": (400, "completions", {"prompt": "x", "stop": ["a"]}, "not served"),
   "scores": (400, "completions", {"prompt": "x", "logprobs": 1}, "logprobs 1"),
-  "model": (404, "completions", {"prompt": "x", "model": "gpt"}, "this server has 'run'"),
+  "model": (400, "completions", {"prompt": "x", "model": 3}, "model 3: must be text"),
   "no messages": (400, "chat/completions", {"messages": []}, "messages: missing"),
   "a text": (400, "chat/completions", {"messages": ["hi"]}, "messages[0] 'hi'"),
   "two": (400, "chat/completions", {"messages": [HI, HI]}, "here are 2 and 0"),
@@ -205,6 +206,11 @@ def test_a_bad_request_has_its_status_and_a_line_that_says_why(server, kind):
   error = json.loads(said)["error"]
   assert (found, words in error["message"]) == (status, True), said
   assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_another_model_is_not_there_to_be_looked_at(server):
+  status, said, _ = server.request("GET", "/v1/models/another")
+  assert (status, "this server has 'run'" in json.loads(said)["error"]["message"]) == (404, True)
 
 
 def test_another_method_is_not_served(server):

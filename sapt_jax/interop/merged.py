@@ -34,8 +34,7 @@ def export_merged(
     mixture: (T,) float32, the same for all inputs.
 
   Raises:
-    InputError: soft prompts; a backbone that is quantised, or whose maps are fused in files; the
-      folder is not empty.
+    InputError: soft prompts; a backbone that is quantised; the folder is not empty.
   """
   if "lora" not in pool:
     raise InputError("a soft prompt changes no weights; export a block or a mixture for peft")
@@ -44,9 +43,10 @@ def export_merged(
   block = fixed_mixture(pool, mixture)
   model, flat = backbone.model, traverse_util.flatten_dict(backbone.params, sep="/")
   table = ARCHITECTURES[backbone.raw_config["model_type"]].weights(model.config)
-  paths = {weight.name: weight.path for weight in table}
+  paths = {(weight.name, weight.rows): weight.path for weight in table}
   for site in sites(model.config, block["lora"]):
-    path, factors = paths[f"{site.module}.{site.linear}.weight"], get(block["lora"], site.path)
+    path = paths[f"{site.module}.{site.linear}.weight", site.rows]
+    factors = get(block["lora"], site.path)
     if path in flat:  # a quantised one is not, and is refused below
       flat[path] = added(flat[path], factors["a"], factors["b"], pet.lora_scale)
   hf.save_backbone(folder, model, backbone.raw_config, traverse_util.unflatten_dict(flat, sep="/"))

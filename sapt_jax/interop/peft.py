@@ -23,7 +23,7 @@ from sapt_jax import config
 from sapt_jax.backbones.hf import ModelConfig
 from sapt_jax.errors import InputError
 from sapt_jax.interop.files import read_arrays
-from sapt_jax.interop.sites import get, put, sites
+from sapt_jax.interop.sites import Site, get, put, sites
 from sapt_jax.pet import blocks
 from sapt_jax.pet.lora import init_block
 from sapt_jax.text_files import read_object
@@ -63,16 +63,40 @@ def fixed_mixture(pool: blocks.Blocks, mixture: jax.Array) -> blocks.Block:
 
 
 def lora_arrays(block: blocks.Block, backbone: ModelConfig) -> dict[str, np.ndarray]:
-  """A LoRA block's arrays as peft names them: lora_A (r, D_in), lora_B (D_out, r)."""
-  arrays = {}
+  """A LoRA block's arrays as peft names them: lora_A (R, D_in), lora_B (D_out, R).
+
+  R is the block's rank; but where other programs do several of our maps in one, the factors of
+  these stand side by side in it, each with outputs of its own, and all others are filled up with
+  zeros.
+  """
+  maps: dict[tuple[str, str], list[Site]] = {}
   for site in sites(backbone, block["lora"]):
-    factors = get(block["lora"], site.path)
-    for layer in range(site.layers):
-      prefix = f"base_model.model.{site.module.format(layer)}.{site.linear}"
-      for ours, theirs in (("a", "lora_A"), ("b", "lora_B")):
-        factor = np.asarray(factors[ours][layer], np.float32)
-        arrays[f"{prefix}.{theirs}.weight"] = np.ascontiguousarray(factor.T)
+    maps.setdefault((site.module, site.linear), []).append(site)
+  most = max(map(len, maps.values()))
+  arrays = {}
+  for (module, linear), together in maps.items():
+    for layer in range(together[0].layers):
+      a, b = (
+        [np.asarray(get(block["lora"], site.path)[x][layer], np.float32) for site in together]
+        for x in "ab"
+      )
+      wide = [
+        _among(x, site.rows, i, most) for i, (x, site) in enumerate(zip(b, together, strict=True))
+      ]
+      missing = most * a[0].shape[1] - sum(x.shape[1] for x in a)
+      whole = np.pad(np.concatenate(a, axis=1), ((0, 0), (0, missing)))
+      prefix = f"base_model.model.{module.format(layer)}.{linear}"
+      arrays[f"{prefix}.lora_A.weight"] = np.ascontiguousarray(whole.T)
+      arrays[f"{prefix}.lora_B.weight"] = np.ascontiguousarray(np.sum(wide, axis=0).T)
   return arrays
+
+
+def _among(b: np.ndarray, rows: tuple[int, int, int] | None, place: int, most: int) -> np.ndarray:
+  """A site's B (R, D_out) at its place among ranks and outputs of the map that it is part of."""
+  rank, (start, count, total) = len(b), rows or (0, b.shape[1], b.shape[1])
+  wide = np.zeros((most * rank, total), np.float32)
+  wide[place * rank : (place + 1) * rank, start : start + count] = b
+  return wide
 
 
 def lora_config(arrays: dict[str, np.ndarray], pet: config.Pet) -> dict[str, Any]:
@@ -168,29 +192,53 @@ def read_block(folder: Path, pet: config.Pet, backbone: ModelConfig) -> blocks.B
     raise InputError(f"{folder}: has {odd[0]} {values[odd[0]]!r}, which a block cannot have")
   scale = _scale_of(folder, values) / pet.lora_scale
   block: blocks.Block = {}
+  left = {name: x.copy() for name, x in arrays.items()}  # what no site has taken
   for site in sites(backbone, backbone.lora_sites(pet.targets)):
-    for ours, theirs in (("a", "lora_A"), ("b", "lora_B")):
-      layers = []
-      for layer in range(site.layers):
-        module = f"base_model.model.{site.module.format(layer)}.{site.linear}"
-        layers.append(_taken(folder, arrays, f"{module}.{theirs}.weight", pet).T)
-      factor = np.stack(layers).astype(np.float32) * (scale if ours == "b" else 1)
+    layers = []
+    for layer in range(site.layers):
+      name = f"base_model.model.{site.module.format(layer)}.{site.linear}"
+      a, b = (_matrix(folder, arrays, f"{name}.lora_{x}.weight", pet) for x in "AB")
+      left.pop(f"{name}.lora_A.weight", None)
+      if site.rows is None:
+        left.pop(f"{name}.lora_B.weight")
+      else:
+        start, count, _ = site.rows
+        left[f"{name}.lora_B.weight"][start : start + count] = 0
+        b = b[start : start + count]
+      layers.append(_narrowed(a, b, pet.rank) if backbone_is_fused(backbone) else (a, b))
+    for ours, factors, times in zip("ab", zip(*layers, strict=True), (1, scale), strict=True):
+      factor = np.stack([x.T for x in factors]).astype(np.float32) * times
       put(block, ("lora", *site.path, ours), jnp.asarray(factor))
-  if arrays:
+  others = sorted(name for name, x in left.items() if x.any())
+  if others:
     raise InputError(
-      f"{folder}: holds {min(arrays)}, which pet.targets {' '.join(pet.targets)} has no place for"
+      f"{folder}: holds {others[0]}, which pet.targets {' '.join(pet.targets)} has no place for"
     )
   _check_shapes(folder, block, pet, backbone)
   return block
 
 
-def _taken(folder: Path, arrays: dict[str, np.ndarray], name: str, pet: config.Pet) -> np.ndarray:
-  """Takes an array out of those of an adapter."""
+def backbone_is_fused(backbone: ModelConfig) -> bool:
+  """Whether other programs do several of its maps in one."""
+  return getattr(backbone, "fused", False)
+
+
+def _narrowed(a: np.ndarray, b: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+  """A (R, D_in) and B (D_out, R) without ranks that B has no number for, as far as that leaves
+  `rank` of them.
+  """
+  used = b.any(axis=0)
+  kept = np.sort(np.argsort(~used, kind="stable")[: max(rank, int(used.sum()))])
+  return a[kept], b[:, kept]
+
+
+def _matrix(folder: Path, arrays: dict[str, np.ndarray], name: str, pet: config.Pet) -> np.ndarray:
+  """An array of those of an adapter."""
   if name not in arrays:
     raise InputError(
       f"{folder}: has no {name}, which the backbone and pet.targets {' '.join(pet.targets)} ask for"
     )
-  array = arrays.pop(name)
+  array = arrays[name]
   if array.ndim != 2 or not np.isfinite(array).all():
     raise InputError(f"{folder}: {name} is no matrix of finite numbers")
   return array

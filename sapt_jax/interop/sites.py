@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from sapt_jax.backbones.families import decoder_weights
 from sapt_jax.backbones.hf import ModelConfig
 from sapt_jax.backbones.llama_config import LlamaConfig
-from sapt_jax.errors import InputError
+from sapt_jax.config.learning import TARGETS
 from sapt_jax.pet.lora import factors_at
 
 
@@ -21,12 +22,15 @@ class Site(NamedTuple):
     module: the attention or mlp that it belongs to, "{}" for the layer.
     linear: the name of the projection in it.
     layers: how many layers the stack has.
+    rows: which of the projection's outputs are this site's, where it does several of our maps at
+      once (phi3): the first, how many, how many in all. None: all.
   """
 
   path: tuple[str, ...]
   module: str
   linear: str
   layers: int
+  rows: tuple[int, int, int] | None = None
 
 
 def sites(config: ModelConfig, factors: Any) -> Iterator[Site]:
@@ -34,20 +38,17 @@ def sites(config: ModelConfig, factors: Any) -> Iterator[Site]:
 
   Args:
     factors: nested as the block's.
-
-  Raises:
-    InputError: other programs have no such sites, as their maps hold several of ours.
   """
+  rows: dict[str, tuple[int, int, int] | None] = {}
   if isinstance(config, LlamaConfig):
-    if config.fused:
-      raise InputError(
-        "other programs keep q, k and v of this backbone in one map (qkv_proj), where LoRA on q "
-        "and v alone has no place: its blocks cannot be exchanged"
-      )
     layer = "model.layers.{}"
+    linears: dict[str, str] = {x: f"{x}_proj" for x in TARGETS}
+    if config.fused:
+      linears |= dict.fromkeys("qkv", "qkv_proj") | dict.fromkeys(("gate", "up"), "gate_up_proj")
+      rows = {weight.path.split("/")[1]: weight.rows for weight in decoder_weights(config)}
     parts: dict[tuple[str, ...], tuple[str, int, dict[str, str]]] = {
-      ("self",): (f"{layer}.self_attn", config.layers, {x: f"{x}_proj" for x in "qkvo"}),
-      ("mlp",): (f"{layer}.mlp", config.layers, {x: f"{x}_proj" for x in ("gate", "up", "down")}),
+      ("self",): (f"{layer}.self_attn", config.layers, {x: linears[x] for x in "qkvo"}),
+      ("mlp",): (f"{layer}.mlp", config.layers, {x: linears[x] for x in ("gate", "up", "down")}),
     }
   else:
     mlp = {"gate": "wi_0", "up": "wi_1"} if config.gated else {"up": "wi"}
@@ -67,7 +68,7 @@ def sites(config: ModelConfig, factors: Any) -> Iterator[Site]:
   for path, (module, depth, names) in parts.items():
     for name, linear in names.items():
       if factors_at(factors, *path, name) is not None:
-        yield Site((*path, name), module, linear, depth)
+        yield Site((*path, name), module, linear, depth, rows.get(name))
 
 
 def get(tree: Any, path: tuple[str, ...]) -> Any:

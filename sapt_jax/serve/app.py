@@ -244,14 +244,10 @@ class Routes:
 
   async def model(self, request: Request) -> Response:
     """The model by its name."""
-    self.check_name(request.path_params["name"])
-    return JSONResponse(self.about())
-
-  def check_name(self, name: str) -> None:
-    """Whether this is the model's name."""
-    if name != self.name:
+    if (name := request.path_params["name"]) != self.name:
       message = f"model {name[:80]!r}: not here; this server has {self.name!r}"
       raise RefusedError(message, "model", 404, "model_not_found")
+    return JSONResponse(self.about())
 
   async def completions(self, request: Request) -> Response:
     """POST /v1/completions."""
@@ -270,8 +266,6 @@ class Routes:
     except InputError as error:
       raise RefusedError(str(error)) from None
     asked = read_request(values, chat, self.limits)
-    if asked.model:
-      self.check_name(asked.model)
     if (state := self.serving.state()) not in ("ready", "failing"):
       raise RefusedError(f"the server is {state}; try again", status=503, retry=2)
     ready = self.serving.ready

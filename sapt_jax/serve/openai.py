@@ -47,14 +47,12 @@ class Asked:
   """A request for answers.
 
   Attributes:
-    model: its name; empty: not given.
     most: tokens of an answer at most; None: as many as the run writes.
     stream, usage: whether the answers are streamed, and the counts of tokens behind them.
   """
 
   chat: bool
   pairs: list[Pair]
-  model: str
   most: int | None
   stream: bool
   usage: bool
@@ -176,7 +174,6 @@ def read_request(values: Any, chat: bool, limits: Limits) -> Asked:
   return Asked(
     chat,
     pairs,
-    given.get("model", ""),
     given.get("max_completion_tokens", given.get("max_tokens")),
     given.get("stream", False),
     bool(given.get("stream_options", {}).get("include_usage")),
