@@ -110,7 +110,8 @@ class Continual:
   def attention_words(self) -> str:
     """What computes attention, and what was tried before it."""
     backbone, platform = self.built.backbone.config, jax.default_backend()
-    name, reasons = choose(self.config.backbone.attention, backbone.of_attention(platform))
+    asked = backbone.of_attention(platform)
+    name, reasons = choose(self.config.backbone.attention, asked, here=True)
     return f"{name} ({reasons})" if reasons and platform != "cpu" else name
 
   def one_task(self, learned: Learned, index: int) -> tuple[Learned, dict[str, Any]]:

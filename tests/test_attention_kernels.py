@@ -14,7 +14,7 @@ import tiny
 
 from sapt_jax import sharding
 from sapt_jax.backbones import attention
-from sapt_jax.backbones.attention import asked, backward, cudnn, splash, tokamax
+from sapt_jax.backbones.attention import asked, backward, cudnn, splash, tokamax, trial
 from sapt_jax.errors import InputError
 from sapt_jax.pet.adapters import Adapters
 
@@ -244,6 +244,43 @@ def test_auto_takes_the_first_that_can(monkeypatch):
   assert "splash: it adds no position bias" in reasons
   with pytest.raises(InputError, match=r"backbone\.attention 'flash': must be one of auto, xla"):
     attention.choose("flash", t5)
+
+
+def on(by, **changes):
+  """What a model asks for on devices that have the kernel, of no more than a CPU can run."""
+  platform = "tpu" if by == "splash" else "gpu"
+  return attention.Asked(jnp.float32, 128 if by == "splash" else K, platform=platform, **changes)
+
+
+@pytest.mark.parametrize("window", [0, 5, attention.SOME])
+@pytest.mark.parametrize("by", attention.KERNELS)
+def test_a_kernel_that_computes_what_it_should_is_taken_after_a_trial(by, window, as_here):
+  if by == "splash" and window == attention.SOME:
+    pytest.skip("splash refuses it")
+  assert trial.reason_against(attention.KERNELS[by], by, on(by, window=window)) == ""
+
+
+def test_one_that_fails_or_computes_something_else_is_not(as_here, monkeypatch):
+  t5 = on("tokamax", biased=True)
+  assert attention.choose("tokamax", t5, here=True) == ("tokamax", "")
+  right = tokamax.attend
+  wrong = {
+    "other answers of a source": lambda call: 1.1 * right(call),
+    "other dq of a source": lambda call: right(call._replace(q=jax.lax.stop_gradient(call.q))),
+    "other answers of an answer": lambda call: (
+      right(call._replace(seen=attention.Seen())) if call.seen.causal else right(call)
+    ),
+    "fails here (ZeroDivisionError": lambda call: 1 // 0,
+  }
+  for words, attend in wrong.items():
+    monkeypatch.setattr(tokamax, "attend", attend)
+    trial._reason.cache_clear()
+    name, reasons = attention.choose("auto", t5, here=True)
+    assert (name, words in reasons) == ("xla", True), reasons
+    with pytest.raises(InputError, match="give xla, or auto"):
+      attention.choose("tokamax", t5, here=True)
+    assert attention.choose("tokamax", t5) == ("tokamax", "")  # for a device that is not here
+  trial._reason.cache_clear()
 
 
 def test_a_model_that_is_asked_for_what_it_cannot_have_is_not_built():

@@ -164,7 +164,8 @@ def build_model(
       f"backbone.dropout {dropout}: {raw['model_type']} models have none ({where}); give 0"
     )
   if attention != "xla":  # which needs no look at the devices
-    attention, _ = choose(attention, c.of_attention(platform or jax.default_backend()))
+    asked = c.of_attention(platform or jax.default_backend())
+    attention, _ = choose(attention, asked, here=not platform)
   return architecture.model(dataclasses.replace(c, attention=attention))
 
 

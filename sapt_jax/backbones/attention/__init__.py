@@ -18,7 +18,7 @@ from typing import Literal, get_args
 
 import jax
 
-from sapt_jax.backbones.attention import cudnn, splash, tokamax, xla
+from sapt_jax.backbones.attention import cudnn, splash, tokamax, trial, xla
 from sapt_jax.backbones.attention.asked import Asked, Call
 from sapt_jax.backbones.attention.heads import split_heads, write_cache
 from sapt_jax.backbones.attention.seen import (
@@ -64,12 +64,13 @@ KERNELS: dict[str, ModuleType] = {"tokamax": tokamax, "cudnn": cudnn, "splash": 
 log = logging.getLogger(__name__)
 
 
-def choose(name: str, asked: Asked) -> tuple[str, str]:
+def choose(name: str, asked: Asked, here: bool = False) -> tuple[str, str]:
   """The implementation that a run takes, and why not the others.
 
   Args:
     name: one of Name.
     asked: what the model asks for, on which platform.
+    here: on the devices of this process, where a kernel is tried before it is taken (trial.py).
 
   Returns:
     "xla" or a name in KERNELS; for "auto" a reason for each that was tried before it, in one line,
@@ -82,28 +83,28 @@ def choose(name: str, asked: Asked) -> tuple[str, str]:
     raise InputError(f"backbone.attention {name!r}: must be one of {', '.join(get_args(Name))}")
   if name == "xla":
     return name, ""
-  reasons = {}
+  reasons: dict[str, str] = {}
   for kernel in KERNELS if name == "auto" else [name]:
-    try:
-      KERNELS[kernel].check(asked)
-    except NotImplementedError as reason:
-      reasons[kernel] = str(reason)
-    else:
+    if not (reason := _reason_against(kernel, asked, here)):
       return kernel, "; ".join(f"{other}: {reason}" for other, reason in reasons.items())
+    reasons[kernel] = reason
   if name != "auto":
-    others = [other for other in KERNELS if other != name and _can(other, asked)]
+    others = [
+      other for other in KERNELS if other != name and not _reason_against(other, asked, here)
+    ]
     raise InputError(
       f"backbone.attention {name}: {reasons[name]}; give {' or '.join([*others, 'xla'])}, or auto"
     )
   return "xla", "; ".join(f"{other}: {reason}" for other, reason in reasons.items())
 
 
-def _can(kernel: str, asked: Asked) -> bool:
+def _reason_against(kernel: str, asked: Asked, here: bool) -> str:
+  """Why a kernel is not taken; empty: it is."""
   try:
     KERNELS[kernel].check(asked)
-  except NotImplementedError:
-    return False
-  return True
+  except NotImplementedError as reason:
+    return str(reason)
+  return trial.reason_against(KERNELS[kernel], kernel, asked) if here else ""
 
 
 def attend(
