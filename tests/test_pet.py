@@ -223,6 +223,8 @@ def test_the_newest_blocks_gradient_is_the_true_one_and_the_others_get_none(chos
   gates, weight = normal(4, 3, 3 if chosen is None else 2), normal(5, 3, 5, 6)
 
   def total(x, factors, gates, newest):
+    own = {} if newest is None else {"newest_a": factors["a"][:, 2], "newest_b": factors["b"][2]}
+    factors = factors | own
     return jnp.sum(weight * lora.mixed_product(x, factors, gates, detached, chosen, newest))
 
   gradient = jax.grad(total, (0, 1, 2))

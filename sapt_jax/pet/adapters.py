@@ -14,7 +14,8 @@ class Adapters(flax.struct.PyTreeNode):
 
   Attributes:
     lora: nested like the backbone's sites, {"a": (layers, D_in, T, R), "b": (layers, T, R, D_out)}
-      at each.
+      at each; where there is a newest block, also {"newest_a": (layers, D_in, R), "newest_b":
+      (layers, R, D_out)}, through which it gets its gradient.
     gates: (B, T) float32, the weight of each LoRA block for each example: mixture * alpha / r;
       (B, K) where K blocks are chosen.
     chosen: (B, K) int32, which LoRA blocks each example uses; None: all.

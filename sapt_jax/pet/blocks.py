@@ -175,9 +175,17 @@ def mixed(
   chosen = None
   if 0 < pet.top_k < mixture.shape[1]:
     mixture, chosen = jax.lax.top_k(mixture, pet.top_k)
-  gates = mixture * pet.lora_scale
+  gates, factors = mixture * pet.lora_scale, pool["lora"]
+  if newest is not None:
+    own = read(pool, newest)["lora"]
+    factors = jax.tree.map(
+      lambda all_blocks, one: all_blocks | {"newest_a": one["a"], "newest_b": one["b"]},
+      factors,
+      own,
+      is_leaf=lambda x: "a" in x,
+    )
   return Adapters(
-    pool["lora"], gates, chosen=chosen, newest=newest, detached=detached, dropout=pet.dropout
+    factors, gates, chosen=chosen, newest=newest, detached=detached, dropout=pet.dropout
   )
 
 

@@ -70,14 +70,16 @@ def mixed_product(
 
   Args:
     x: (B, L, D_in) in the compute dtype.
-    factors: {"a": (D_in, T, R), "b": (T, R, D_out)} of one layer, any float dtype.
+    factors: {"a": (D_in, T, R), "b": (T, R, D_out)} of one layer, any float dtype; where there is a
+      newest block, its own too, {"newest_a": (D_in, R), "newest_b": (R, D_out)}.
     gates: (B, T), one weight per example and block; (B, K) of the chosen blocks where there is a
       choice.
     detached: (T,) bool; blocks through which no gradient reaches x, as in the public code for
       earlier blocks. None: the true gradient.
     chosen: (B, K) int32, the blocks that each example uses. None: all.
-    newest: () int32, the only block whose factors get a gradient; zeros stand for the others',
-      which nobody asks for. None: all get theirs.
+    newest: () int32, the only block whose factors get a gradient, through newest_a and newest_b:
+      one of the whole pool would be T times as large, for zeros that nobody asks for. None: all get
+      theirs.
 
   Returns:
     (B, L, D_out) in x's dtype.
@@ -87,7 +89,9 @@ def mixed_product(
   stopped = None if detached is None else detached[slots]
   if newest is None:
     return _product(x, a, b, gates, stopped, chosen)[0]
-  return _product_newest(x, a, b, gates, stopped, chosen, slots == newest, newest)
+  own = factors["newest_a"], factors["newest_b"]
+  a, b = jax.lax.stop_gradient((a, b))
+  return _product_newest(x, a, b, *own, gates, stopped, chosen, slots == newest)
 
 
 def _matrices(
@@ -122,17 +126,18 @@ def _product(
 
 
 # Autodiff would make the gradient of every block's factors, T times the work and memory of the
-# newest one's, for `Method.merge` to drop.
+# newest one's, for `Method.merge` to drop. Its values stand in a and b, as those of all blocks do.
 @jax.custom_vjp
 def _product_newest(
   x: jax.Array,
   a: jax.Array,
   b: jax.Array,
+  newest_a: jax.Array,
+  newest_b: jax.Array,
   gates: jax.Array,
   stopped: jax.Array | None,
   chosen: jax.Array | None,
   is_newest: jax.Array,
-  newest: jax.Array,
 ) -> jax.Array:
   return _product(x, a, b, gates, stopped, chosen)[0]
 
@@ -141,18 +146,19 @@ def _forward(
   x: jax.Array,
   a: jax.Array,
   b: jax.Array,
+  newest_a: jax.Array,
+  newest_b: jax.Array,
   gates: jax.Array,
   stopped: jax.Array | None,
   chosen: jax.Array | None,
   is_newest: jax.Array,
-  newest: jax.Array,
 ) -> tuple[jax.Array, tuple]:
   y, u = _product(x, a, b, gates, stopped, chosen)
-  return y, (x, u, a, b, gates, stopped, chosen, is_newest, newest)
+  return y, (x, u, a, b, gates, stopped, chosen, is_newest)
 
 
 def _backward(saved: tuple, dy: jax.Array) -> tuple:
-  x, u, a, b, gates, stopped, chosen, is_newest, newest = saved
+  x, u, a, b, gates, stopped, chosen, is_newest = saved
   a_matrix, b_matrix = _matrices(x.dtype, a, b, chosen)
   d_gated = (dy @ jnp.swapaxes(b_matrix, -1, -2)).reshape(u.shape)
   gate = gates[:, None, :, None].astype(x.dtype)
@@ -169,9 +175,7 @@ def _backward(saved: tuple, dy: jax.Array) -> tuple:
   product = partial(jnp.einsum, preferred_element_type=jnp.float32)
   da = product("bld,blr->dr", x, of_newest(du))
   db = product("blr,blo->ro", of_newest(u * gate), dy)
-  da = jnp.zeros_like(a).at[:, newest].set(da.astype(a.dtype))
-  db = jnp.zeros_like(b).at[newest].set(db.astype(b.dtype))
-  return dx, da, db, d_gates, None, None, None, None
+  return dx, None, None, da.astype(a.dtype), db.astype(b.dtype), d_gates, None, None, None
 
 
 _product_newest.defvjp(_forward, _backward)
