@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 import sapt_jax
-from sapt_jax import plots
 from sapt_jax.config import Config, Pet
 from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
 from sapt_jax.methods.base import Method
@@ -74,6 +73,8 @@ def publish(
   folder: RunFolder, method: Method, names: list[str], records: Records, result: dict[str, Any]
 ) -> None:
   """Writes what the whole run leaves for the reader, scores.json last."""
+  from sapt_jax import plots  # here, as it is needed at the end alone
+
   path = folder.path
   if method.block_per_task:
     training = [record["training_mixture"] for record in records]

@@ -24,13 +24,14 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
   """
   # That PyTorch is not there is as it should be.
   os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-  # Here: it takes seconds to import.
-  from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-  try:
+  try:  # transformers takes seconds to import, its AutoTokenizer the most
     if (folder / "tokenizer.json").is_file():
+      from transformers import PreTrainedTokenizerFast
+
       # What the file says, whatever class the settings name: others rebuild it and lose parts.
       return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(str(folder))
   except Exception as error:  # tokenizers raises no narrower one for files that it cannot read
     reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -14,8 +14,6 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from rouge_score import rouge_scorer, tokenizers
-
 from sapt_jax.errors import InputError
 
 # Scripts that put no spaces between words, so that every character is a token, as the Unicode names
@@ -57,6 +55,8 @@ class MultilingualTokenizer:
   """
 
   def __init__(self) -> None:
+    from rouge_score import tokenizers  # here, as it takes a second, which most metrics need not
+
     self.stemmer = tokenizers.DefaultTokenizer(use_stemmer=True)
 
   def tokenize(self, text: str) -> list[str]:
@@ -76,16 +76,19 @@ class MultilingualTokenizer:
     return [self.stemmer.tokenize(token)[0] if token.isascii() else token for token in tokens]
 
 
-def rouge_l(tokenizer: Any = None) -> Callable[[str, str], float]:
-  """(prediction, reference) -> f-measure of their longest common subsequence, 0-100;
-  None: rouge-score's tokens.
+@functools.cache
+def _rouge_scorer(tokenizer: Callable[[], Any]) -> Any:
+  from rouge_score import rouge_scorer  # here, as above
+
+  return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True, tokenizer=tokenizer())
+
+
+def rouge_l(prediction: str, reference: str, tokenizer: Callable[[], Any] = lambda: None) -> float:
+  """The f-measure of their longest common subsequence, 0-100, of rouge-score's tokens if no
+  tokenizer is given.
   """
-  scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True, tokenizer=tokenizer)
-
-  def metric(prediction: str, reference: str) -> float:
-    return 100 * scorer.score(target=reference, prediction=prediction)["rougeL"].fmeasure
-
-  return metric
+  scored = _rouge_scorer(tokenizer).score(target=reference, prediction=prediction)
+  return 100 * scored["rougeL"].fmeasure
 
 
 def normalised(text: str) -> str:
@@ -130,8 +133,8 @@ def edit_similarity(prediction: str, reference: str) -> float:
 
 
 METRICS: dict[str, Callable[[str, str], float]] = {
-  "rouge_l": rouge_l(),
-  "rouge_l_multilingual": rouge_l(MultilingualTokenizer()),
+  "rouge_l": rouge_l,
+  "rouge_l_multilingual": functools.partial(rouge_l, tokenizer=MultilingualTokenizer),
   "exact_match": exact_match,
   "token_f1": token_f1,
   "edit_similarity": edit_similarity,
