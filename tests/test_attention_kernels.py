@@ -130,7 +130,7 @@ REFUSED = {
 
 
 # Each form with all heads or with fewer key heads, in turn.
-@pytest.mark.parametrize(("form", "groups"), zip(FORMS, [H, 2] * len(FORMS), strict=False))
+@pytest.mark.parametrize(("form", "groups"), list(zip(FORMS, [H, 2] * len(FORMS), strict=False)))
 @pytest.mark.parametrize("by", attention.KERNELS)
 def test_a_kernel_gives_what_plain_xla_does(by, form, groups, as_here):
   same(by, form, groups, biased=False)
