@@ -185,6 +185,11 @@ def test_a_scale_of_its_own_goes_into_b(backbone, tmp_path):
       np.testing.assert_allclose(x, times * y if path[-1].key == "b" else y, rtol=1e-6)
 
 
+def first_of(arrays, factor):
+  """The first of an adapter's arrays of a kind, as it is."""
+  return [(name, arrays[name]) for name in sorted(arrays) if f"lora_{factor}" in name][:1]
+
+
 def dropping(word):
   return lambda arrays: {name: x for name, x in arrays.items() if word not in name}
 
@@ -199,6 +204,18 @@ WRONG = {
     {"arrays": lambda arrays: {name: x * np.nan for name, x in arrays.items()}},
     PET,
     "no matrix of finite numbers",
+  ),
+  "a layer of another rank": (
+    PET,
+    {"arrays": lambda arrays: arrays | {name: x[:2] for name, x in first_of(arrays, "A")}},
+    PET,
+    r"has lora_A \(2, 32\) and lora_B \(\d+, 4\)",
+  ),
+  "a layer of other outputs": (
+    PET,
+    {"arrays": lambda arrays: arrays | {name: x[:2] for name, x in first_of(arrays, "B")}},
+    PET,
+    "has other shapes in some layers",
   ),
   "dora": (PET, {"use_dora": True}, PET, "use_dora True, which a block cannot have"),
   "bias": (PET, {"bias": "all"}, PET, "bias 'all', which a block cannot have"),

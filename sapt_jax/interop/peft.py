@@ -190,23 +190,38 @@ def read_block(folder: Path, pet: config.Pet, backbone: ModelConfig) -> blocks.B
   odd += ["bias"] if values.get("bias", "none") != "none" else []
   if odd:
     raise InputError(f"{folder}: has {odd[0]} {values[odd[0]]!r}, which a block cannot have")
-  scale = _scale_of(folder, values) / pet.lora_scale
+  block = _lora_block(folder, arrays, pet, backbone, _scale_of(folder, values) / pet.lora_scale)
+  _check_shapes(folder, block, pet, backbone)
+  return block
+
+
+def _lora_block(
+  folder: Path, arrays: dict[str, np.ndarray], pet: config.Pet, backbone: ModelConfig, scale: float
+) -> blocks.Block:
+  """The block of an adapter's arrays, B times scale.
+
+  Raises:
+    InputError: an array is missing, is no matrix or has no place in a block.
+  """
   block: blocks.Block = {}
   left = {name: x.copy() for name, x in arrays.items()}  # what no site has taken
-  for site in sites(backbone, backbone.lora_sites(pet.targets)):
+  of_backbone = list(sites(backbone, backbone.lora_sites(pet.targets)))
+  fused = any(site.rows for site in of_backbone)
+  for site in of_backbone:
     layers = []
     for layer in range(site.layers):
       name = f"base_model.model.{site.module.format(layer)}.{site.linear}"
       a, b = (_matrix(folder, arrays, f"{name}.lora_{x}.weight", pet) for x in "AB")
+      start, count, total = site.rows or (0, len(b), len(b))
+      if len(a) != b.shape[1] or len(b) != total:
+        raise InputError(f"{folder}: {name} has lora_A {a.shape} and lora_B {b.shape}")
       left.pop(f"{name}.lora_A.weight", None)
-      if site.rows is None:
-        left.pop(f"{name}.lora_B.weight")
-      else:
-        start, count, _ = site.rows
-        left[f"{name}.lora_B.weight"][start : start + count] = 0
-        b = b[start : start + count]
-      layers.append(_narrowed(a, b, pet.rank) if backbone_is_fused(backbone) else (a, b))
+      left[f"{name}.lora_B.weight"][start : start + count] = 0
+      b = b[start : start + count]
+      layers.append(_narrowed(a, b, pet.rank) if fused else (a, b))
     for ours, factors, times in zip("ab", zip(*layers, strict=True), (1, scale), strict=True):
+      if len({x.shape for x in factors}) > 1:
+        raise InputError(f"{folder}: {site.module}.{site.linear} has other shapes in some layers")
       factor = np.stack([x.T for x in factors]).astype(np.float32) * times
       put(block, ("lora", *site.path, ours), jnp.asarray(factor))
   others = sorted(name for name, x in left.items() if x.any())
@@ -214,13 +229,7 @@ def read_block(folder: Path, pet: config.Pet, backbone: ModelConfig) -> blocks.B
     raise InputError(
       f"{folder}: holds {others[0]}, which pet.targets {' '.join(pet.targets)} has no place for"
     )
-  _check_shapes(folder, block, pet, backbone)
   return block
-
-
-def backbone_is_fused(backbone: ModelConfig) -> bool:
-  """Whether other programs do several of its maps in one."""
-  return getattr(backbone, "fused", False)
 
 
 def _narrowed(a: np.ndarray, b: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:

@@ -45,8 +45,8 @@ class PlanOptions(Config):
   """
   model: str = ""
   """A backbone by its size alone, no file needed: t5-large, t5-xl, t5-xxl (v1.1 and Flan),
-  llama2-7b, llama2-13b, llama2-70b, xuanyuan-70b. Empty: the config.json of the folder that
-  backbone.path names."""
+  llama2-7b, llama2-13b, llama2-70b, xuanyuan-70b, llama3-8b, qwen3-8b, gemma2-9b. Empty: the
+  config.json of the folder that backbone.path names."""
   blocks: int = 15
   """Tasks of the stream, so blocks in the pool."""
   examples: int = 1000

@@ -171,12 +171,11 @@ TPU_DEFAULTS = {
 
 
 def prepare(target: Target) -> None:
-  """Sets the environment that JAX must start in; to be called before it is imported.
+  """Sets the environment that JAX must start in; to be called before it looks for devices.
 
   Raises:
     InputError: the compiler for the target is not installed.
   """
-  os.environ["JAX_PLATFORMS"] = "cpu"  # the only device that is touched
   flags = os.environ.get("XLA_FLAGS", "")
   if target.platform == "cpu" and "xla_force_host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={target.count}"
@@ -231,6 +230,7 @@ def devices(target: Target) -> list[Any]:
   import jax
   from jax.experimental import topologies
 
+  jax.config.update("jax_platforms", "cpu")  # the only device that is touched
   here = jax.devices("cpu")  # also makes JAX know its plugins
   if target.platform == "cpu":
     if len(here) < target.count:
