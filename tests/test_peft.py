@@ -185,6 +185,16 @@ def test_a_scale_of_its_own_goes_into_b(backbone, tmp_path):
       np.testing.assert_allclose(x, times * y if path[-1].key == "b" else y, rtol=1e-6)
 
 
+def test_an_adapter_of_bfloat16_is_read(backbone, tmp_path):
+  def halved(arrays):
+    return {name: x.astype(jnp.bfloat16) for name, x in arrays.items()}
+
+  plain = peft.read_block(adapter(tmp_path / "a", backbone), PET, backbone)
+  block = peft.read_block(adapter(tmp_path / "b", backbone, arrays=halved), PET, backbone)
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(jnp.bfloat16)), block, plain)
+  assert {x.dtype for x in jax.tree.leaves(block)} == {jnp.dtype("float32")}
+
+
 def first_of(arrays, factor):
   """The first of an adapter's arrays of a kind, as it is."""
   return [(name, arrays[name]) for name in sorted(arrays) if f"lora_{factor}" in name][:1]

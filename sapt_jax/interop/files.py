@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (it has NumPy know bfloat16, which files may hold)
 import numpy as np
 import safetensors
 import safetensors.numpy

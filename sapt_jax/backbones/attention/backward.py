@@ -191,25 +191,10 @@ def _keys_kernel(
 def _for_queries(given: Given, scale: float, size: tuple[int, int]) -> jax.Array:
   """dq (B, L, H, K): one program for each row, head and block of queries."""
   rows, queries, heads, width = given.q.shape
-  keys, shared = given.k.shape[1], heads // given.k.shape[2]
-  of_queries = _spec((None, queries, None, width), lambda b, h, _: (b, 0, h, 0))
-  of_keys = _spec((None, keys, None, width), lambda b, h, _: (b, 0, h // shared, 0))
-  statistic = _spec((None, None, queries), lambda b, h, _: (b, h, 0))
-  specs = Given(
-    q=of_queries,
-    k=of_keys,
-    v=of_keys,
-    dy=of_queries,
-    bias=_spec((None, None, queries, keys), lambda b, h, _: (0, h, 0, 0)),
-    norm=statistic,
-    delta=statistic,
-    start=_spec((None, queries), lambda b, h, _: (b, 0)),
-    end=_spec((None, queries), lambda b, h, _: (b, 0)),
-    keys=_spec((None, keys), lambda b, h, _: (b, 0)),
-  )
   kernel = partial(_queries_kernel, given, scale, size)
   grid = (rows, heads, queries // size[0])
   written = _spec((None, size[0], None, width), lambda b, h, i: (b, i, h, 0))
+  specs = _specs(given, None, heads // given.k.shape[2])
   [dq] = _call(kernel, "attention_dq", given, specs, grid, [written], [given.q])
   return dq
 
@@ -218,29 +203,39 @@ def _for_keys(
   given: Given, scale: float, size: tuple[int, int], causal: bool
 ) -> tuple[jax.Array, jax.Array]:
   """dk and dv (B, S, G, K): one program for each row, key head and block of keys."""
-  rows, queries, heads, width = given.q.shape
-  keys, groups = given.k.shape[1], given.k.shape[2]
-  shared = heads // groups
-  of_queries = _spec((None, queries, shared, width), lambda b, g, _: (b, 0, g, 0))
-  of_keys = _spec((None, keys, None, width), lambda b, g, _: (b, 0, g, 0))
-  statistic = _spec((None, shared, queries), lambda b, g, _: (b, g, 0))
-  specs = Given(
+  rows, keys, groups, width = given.k.shape
+  kernel = partial(_keys_kernel, given, scale, size, causal)
+  grid, outputs = (rows, groups, keys // size[1]), [given.k, given.v]
+  written = _spec((None, size[1], None, width), lambda b, g, j: (b, j, g, 0))
+  specs = _specs(given, given.q.shape[2] // groups, 1)
+  dk, dv = _call(kernel, "attention_dkv", given, specs, grid, [written] * 2, outputs)
+  return dk, dv
+
+
+def _specs(given: Given, together: int | None, sharing: int) -> Given:
+  """What of the inputs a program (row, head, block) reads.
+
+  Args:
+    together: query heads that it reads, as many as share a key head; None: one.
+    sharing: programs that read the same key head.
+  """
+  (_, queries, _, width), keys = given.q.shape, given.k.shape[1]
+  of_queries = _spec((None, queries, together, width), lambda b, h, _: (b, 0, h, 0))
+  of_keys = _spec((None, keys, None, width), lambda b, h, _: (b, 0, h // sharing, 0))
+  statistic = _spec((None, together, queries), lambda b, h, _: (b, h, 0))
+  of_query, of_key = (_spec((None, size), lambda b, h, _: (b, 0)) for size in (queries, keys))
+  return Given(
     q=of_queries,
     k=of_keys,
     v=of_keys,
     dy=of_queries,
-    bias=_spec((None, shared, queries, keys), lambda b, g, _: (0, g, 0, 0)),
+    bias=_spec((None, together, queries, keys), lambda b, h, _: (0, h, 0, 0)),
     norm=statistic,
     delta=statistic,
-    start=_spec((None, queries), lambda b, g, _: (b, 0)),
-    end=_spec((None, queries), lambda b, g, _: (b, 0)),
-    keys=_spec((None, keys), lambda b, g, _: (b, 0)),
+    start=of_query,
+    end=of_query,
+    keys=of_key,
   )
-  kernel = partial(_keys_kernel, given, scale, size, causal)
-  grid, outputs = (rows, groups, keys // size[1]), [given.k, given.v]
-  written = _spec((None, size[1], None, width), lambda b, g, j: (b, j, g, 0))
-  dk, dv = _call(kernel, "attention_dkv", given, specs, grid, [written] * 2, outputs)
-  return dk, dv
 
 
 def _spec(shape: tuple[int | None, ...], index: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -56,36 +57,48 @@ def reason_against(kernel: ModuleType, name: str, asked: Asked) -> str:
 
 @functools.cache
 def _reason(kernel: ModuleType, name: str, asked: Asked) -> str:
-  keys, width, dtype = jax.random.split(jax.random.key(0), 5), asked.head_width, asked.dtype
-  heads = [H, H if asked.biased else G, H if asked.biased else G]
-  q, k, v = (jax.random.normal(keys[i], (B, n, L, width), dtype) for i, n in enumerate(heads))
-  bias = jax.random.normal(keys[3], (1, H, L, L), dtype)
-  weights, scale = jax.random.normal(keys[4], q.shape), width**-0.5
-  nowhere = jax.sharding.Mesh(np.empty((), object), ())
   both = zip(forms(asked, name), forms(asked, "xla"), strict=True)
-  with jax.set_mesh(nowhere):
+  with jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())):  # each device for itself
     for (words, ranges, counted, biased), (_, dense, _, _) in both:
-      real = weights * counted[:, None, :, None]
-
-      def by_kernel(q: Any, k: Any, v: Any) -> jax.Array:
-        call = Call(q, k, v, bias if biased else None, ranges, scale, 0.0, 0.0)  # noqa: B023
-        return kernel.attend(call)
-
-      def by_xla(q: Any, k: Any, v: Any) -> jax.Array:
-        biases = ((bias,) if biased else ()) + (dense.dense(B, L, L),)  # noqa: B023
-        return xla.core((scale, 0.0), 0.0, q, k, v, biases, None)
-
+      q, k, v, bias, weights = _inputs(asked, counted)
       try:
-        found = _answers(by_kernel, real, q, k, v)
+        found = _answers(
+          partial(_by_kernel, kernel, ranges, bias if biased else None), weights, q, k, v
+        )
       except Exception as error:  # noqa: BLE001 (whatever a compiler or a driver raises)
         first = (str(error).splitlines() or [""])[0][:120]
         return f"it fails here ({type(error).__name__}: {first})"
-      expected = _answers(by_xla, real, *(x.astype(jnp.float32) for x in (q, k, v)))
+      biases = ((bias,) if biased else ()) + (dense.dense(B, L, L),)
+      wide = (x.astype(jnp.float32) for x in (q, k, v))
+      expected = _answers(partial(_by_xla, biases), weights, *wide)
       for what, ours, theirs in zip(("answers", "dq", "dk", "dv"), found, expected, strict=True):
         off = np.abs(ours - theirs).max() / np.abs(theirs).max()
         if not off <= TOLERANCE:
           return f"it computes other {what} of {words} here (off by {off:.1%} of the largest)"
   return ""
+
+
+def _inputs(asked: Asked, counted: np.ndarray) -> list[jax.Array]:
+  """Queries, keys, values, a position bias, and weights of the answers: 0 where a query does not
+  count.
+  """
+  width, groups = asked.head_width, H if asked.biased else G
+  shapes = [(B, H, L, width), *[(B, groups, L, width)] * 2, (1, H, L, L)]
+  *keys, last = jax.random.split(jax.random.key(0), 5)
+  drawn = [
+    jax.random.normal(key, shape, asked.dtype) for key, shape in zip(keys, shapes, strict=True)
+  ]
+  return [*drawn, jax.random.normal(last, shapes[0]) * counted[:, None, :, None]]
+
+
+def _by_kernel(
+  kernel: ModuleType, ranges: seen.Seen, bias: jax.Array | None, q: Any, k: Any, v: Any
+) -> jax.Array:
+  return kernel.attend(Call(q, k, v, bias, ranges, q.shape[-1] ** -0.5, 0.0, 0.0))
+
+
+def _by_xla(biases: tuple[jax.Array, ...], q: Any, k: Any, v: Any) -> jax.Array:
+  return xla.core((q.shape[-1] ** -0.5, 0.0), 0.0, q, k, v, biases, None)
 
 
 def _answers(attend: Any, weights: jax.Array, q: Any, k: Any, v: Any) -> list[np.ndarray]:
