@@ -16,9 +16,13 @@ from sapt_jax.errors import InputError
 from sapt_jax.interop import merged, peft
 from sapt_jax.pet import blocks
 from tests import torch_models
-from tests.test_interop import PET, backbone, make_learned, make_method
+from tests.exchanged import PET, RAW, make_learned, make_method
 
-__all__ = ["backbone"]  # a fixture
+
+@pytest.fixture(scope="module", params=list(RAW))
+def backbone(request):
+  return hf.build_model(RAW[request.param]).config
+
 
 MISSING = "compares with peft, not installed here: pip install -e '.[torch]'"
 
