@@ -49,8 +49,9 @@ def parse(
     if stop.code == 0:
       raise
     words = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━]", " ", complaint.getvalue())
+    said = re.sub(r"For full helptext.*", "", " ".join(words.split())).strip()
     raise InputError(
-      re.sub(r"For full helptext.*", "", " ".join(words.split())).strip()
+      re.sub(r"^(\w+( \w+)*) \1", r"\1", said)  # its heading, and the same again
       + f" (see python -m {program} --help)"
     ) from None
 

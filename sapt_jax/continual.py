@@ -23,7 +23,7 @@ from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.provenance import provenance
 from sapt_jax.remote import mirror_of
 from sapt_jax.run_folder import RunFolder
-from sapt_jax.run_identity import tasks_in
+from sapt_jax.run_identity import changes, tasks_in
 from sapt_jax.run_inputs import RunInputs, check_rows, most_pseudo_inputs, read_inputs
 from sapt_jax.scoring import Evaluation, Scorer, metric_of, share_changed
 from sapt_jax.single import single_scores
@@ -94,6 +94,10 @@ class Continual:
     check_rows(self.stream[len(records) :])
     for task in self.stream[len(records) :]:
       processes.say(words_of(task.name, self.oddities(task)))
+    if records and len(records) < len(self.stream):
+      earlier, usual = records[-1].get("options", {}), self.options_of(len(records))
+      if otherwise := changes(earlier, usual) if earlier else []:
+        processes.say(f"learned otherwise than {records[-1]['task']}: {'; '.join(otherwise)}")
     self.folder.go_on(records)
     processes.say(f"attention: {self.attention_words}")
     self.cost.lap("start")

@@ -204,8 +204,8 @@ class RunFolder:
     ]
     if keep + 1 not in starts:
       raise InputError(
-        f"--from-task {keep + 1}: {self.path} holds no snapshot of the task before; give 1"
-        + (f" or one of {', '.join(map(str, starts))}" if starts else "")
+        f"--from-task {keep + 1}: {self.path} holds no snapshot of the task before; give one of "
+        f"{', '.join(map(str, [1, *starts]))}"
       )
 
   def finished(self) -> int:

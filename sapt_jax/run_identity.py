@@ -121,12 +121,10 @@ def check_begun(
     free += ("stream.tasks",)
   if tasks and len(wanted) > finished and (again or finished == len(tasks)):
     free += OF_A_TASK
-  changed = [
-    f"{key}: {begun.get(key)} -> {now.get(key)}"
-    for key in sorted(begun | now)
-    if begun.get(key) != now.get(key) and not key.startswith(FREE + free)
-  ]
-  if changed:
+  if begun["method.name"] != now["method.name"]:
+    free += ("method.",)  # but for the name, all options differ
+    begun, now = (one | {"method": one["method.name"]} for one in (begun, now))
+  if changed := changes(begun, now, FREE + free):
     raise InputError(
       f"{where}: begun with another configuration ({'; '.join(changed)}); use the same "
       "one, or another --output"
@@ -139,6 +137,16 @@ def check_begun(
       f"{where}: changed since the run was begun: {', '.join(others)}; put it back as it "
       "was, or choose another --output"
     )
+
+
+def changes(then: dict[str, Any], now: dict[str, Any], free: tuple[str, ...] = ()) -> list[str]:
+  """What differs between two sets of options, nested or not, but for names that begin as `free`."""
+  then, now = _flat(then), _flat(now)
+  return [
+    f"{key}: {then.get(key)} -> {now.get(key)}"
+    for key in sorted(then.keys() | now.keys())
+    if then.get(key) != now.get(key) and not key.startswith(free)
+  ]
 
 
 def check_stream(where: pathlib.Path, tasks: list[str], wanted: list[str], learned: int) -> None:

@@ -313,6 +313,7 @@ def _record_without(record: dict[str, Any], name: str, index: int) -> dict[str, 
   per_task = {key: cut(record.get(key)) for key in ("scores", "rows", "testing_mixture")}
   mixtures = [cut(row) for row in per_task["testing_mixture"] or ()]
   changed = {task: share for task, share in record.get("changed", {}).items() if task != name}
+  absent = [task for task in record.get("without_test_rows", ()) if task != name]
   return (
     record
     | per_task
@@ -320,6 +321,7 @@ def _record_without(record: dict[str, Any], name: str, index: int) -> dict[str, 
       "testing_mixture": mixtures,
       "training_mixture": cut(record["training_mixture"]),
       "changed": changed,
+      "without_test_rows": absent,
       "forgotten": record.get("forgotten", 0) + 1,
     }
   )

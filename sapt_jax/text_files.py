@@ -30,7 +30,8 @@ def read_text(file: pathlib.Path, called: str = "") -> str:
   try:
     return file.read_bytes().decode("utf-8-sig")
   except FileNotFoundError:
-    raise InputError(f"{called}: no such file") from None
+    there = "file" if file.parent.is_dir() else f"folder as {file.parent}"
+    raise InputError(f"{called}: no such {there}") from None
   except UnicodeDecodeError as error:
     line = error.object[: error.start].count(b"\n") + 1
     raise InputError(

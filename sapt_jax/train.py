@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     f"{name} {'-' if value is None else format(value, '.2f')}"
     for name, value in result["metrics"].items()
   )
-  took = f"({result['metric']}, {result['wall_s']:.0f} s)"
+  took = f"({result['metric']}; {result['wall_s']:.0f} s for all tasks)"
   processes.say(f"{'   '.join(figures)}   {took}\n{chosen.output}/scores.json")
 
 

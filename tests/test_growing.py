@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sapt_jax import train
+from sapt_jax import forget, train
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
@@ -69,7 +69,7 @@ def test_a_task_that_comes_later_is_learned_as_if_it_had_been_there_from_the_sta
 
 
 def test_what_is_new_is_learned_alone_and_without_the_files_of_earlier_tasks(
-  world, three, grown, data
+  world, three, grown, data, capsys
 ):
   shutil.rmtree(data / NAMES[0])
   (data / NAMES[1] / "train.json").unlink()
@@ -79,6 +79,7 @@ def test_what_is_new_is_learned_alone_and_without_the_files_of_earlier_tasks(
   shutil.rmtree(data / NAMES[2])
   tiny.benchmark_folder(data.parent, {NAMES[2]: LATER[NAMES[2]]})
   train.main([*world, *options])
+  assert f"learned otherwise than {NAMES[2]}: fit.steps: 6 -> 4\n" in capsys.readouterr().out
   result = scores(grown)
   assert result["tasks"] == NAMES
   assert [score is None for score in result["scores"][-1]] == [True, False, False, False]
@@ -99,6 +100,11 @@ def test_what_is_new_is_learned_alone_and_without_the_files_of_earlier_tasks(
   # Started again, nothing is learned and nothing is lost.
   train.main([*world, *options])
   assert scores(grown) == result
+  # Forgotten later, a task whose rows were gone leaves no name either.
+  forget.main(["--run", str(grown), "--task", NAMES[0]])
+  left = [file for file in grown.rglob("*") if NAMES[0] in str(file)]
+  left += [file for file in grown.rglob("*.json*") if NAMES[0] in file.read_text()]
+  assert left == []
 
 
 def test_the_pool_becomes_larger_when_it_must(world, tmp_path):
@@ -168,6 +174,13 @@ def test_a_task_may_be_learned_again_otherwise_or_be_left_out(world, grown):
   (grown / "config.json").write_text(json.dumps(config))
   train.main([*options, *again[:-2]])
   assert scores(grown)["tasks"] == NAMES[:3]
+
+
+def test_another_method_is_named_alone_and_not_with_all_its_options(
+  world, grown, monkeypatch, capsys
+):
+  line = refused(world, grown, ["--method.name", "epi"], monkeypatch, capsys)
+  assert "(method: sapt -> epi)" in line
 
 
 @pytest.mark.parametrize("method", ["replay", "multi_task", "lfpt5"])

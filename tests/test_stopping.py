@@ -192,7 +192,7 @@ def test_a_run_can_be_learned_again_from_any_task_or_anew(
   code, complaint = tiny.run_program(train, [*arguments, "--from-task", "4"], monkeypatch, capsys)
   assert code == 2
   assert "--from-task 4" in complaint
-  assert f"{folder} holds no snapshot of the task before; give 1 or one of 2, 3" in complaint
+  assert f"{folder} holds no snapshot of the task before; give one of 1, 2, 3" in complaint
   assert scores(folder) == scores(finished)
   train.main([*arguments, "--from-task", "1"])
   assert_same_run(folder, finished)
@@ -212,4 +212,4 @@ def test_old_snapshots_are_pruned_as_far_as_asked_and_the_run_goes_on(
   train.main(arguments)
   assert_same_run(folder, finished)
   code, complaint = tiny.run_program(train, [*arguments, "--from-task", "2"], monkeypatch, capsys)
-  assert (code, "give 1 or one of 3" in complaint) == (2, True)
+  assert (code, "give one of 1, 3" in complaint) == (2, True)

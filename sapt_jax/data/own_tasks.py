@@ -120,8 +120,8 @@ def _set_aside(task: Task, split: str, share: float, limit: int | None, seed: in
   size = max(1, min(limit or MOST_SET_ASIDE[split], int(share * len(task.train))))
   if len(task.train) <= size:
     raise InputError(
-      f"task {task.name}: {len(task.train)} training row(s) are too few to set {split} aside; "
-      f"give more, or a file {split}"
+      f"task {task.name}: {len(task.train)} training row(s) are too few to set {split} aside; a "
+      f"task needs three rows, to learn from, to validate and to test with, or a file {split}"
     )
   order = streams.host(seed, f"{split} set aside").permutation(len(task.train))
   chosen, rest = np.sort(order[:size]), np.sort(order[size:])

@@ -81,8 +81,7 @@ def choose(
   for name in wanted:
     fits = [name] if name in available else [full for full in available if full.startswith(name)]
     if not fits:
-      there = ", ".join(available)
-      raise InputError(f"{called} {name!r} is not in {where}, which has {there}")
+      raise InputError(f"{called} {name!r} is not in {where}: there are {', '.join(available)}")
     if len(fits) > 1:
       raise InputError(f"{called} {name!r} is ambiguous: {', '.join(fits)}")
     if fits[0] in chosen:
@@ -112,7 +111,7 @@ def load_stream(
   if not source.names and not begun:
     raise InputError(f"data.root {options.root!r}: {source.where} holds no task folder or file")
   there = together(begun, source.names)
-  names = choose(there, stream.tasks or there, source.where)
+  names = choose(there, stream.tasks or there, f"{source.where}{' or this run' if begun else ''}")
   tasks = [source.read(name, name in begun) for name in names]
   train, test = options.max_train or None, options.max_test or None
   return [
