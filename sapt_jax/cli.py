@@ -51,7 +51,7 @@ def parse(
     words = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━]", " ", complaint.getvalue())
     said = re.sub(r"For full helptext.*", "", " ".join(words.split())).strip()
     raise InputError(
-      re.sub(r"^(\w+( \w+)*) \1", r"\1", said)  # its heading, and the same again
+      re.sub(r"^(?:(\w+( \w+)*) (?=\1)|Value error Error parsing data: )", "", said)  # its headings
       + f" (see python -m {program} --help)"
     ) from None
 

@@ -22,6 +22,8 @@ NUMBERS = 2
 FREE = ("mesh.", "keep_snapshots")
 # Options that say how a task is learned and scored; other ones may hold for tasks that come later.
 OF_A_TASK = ("fit.", "generator.", "evaluation.batch", "evaluation.every", "stream.", "single")
+# Hashes of what belongs to a task, by its name.
+BY_TASK = {"tasks", "pseudo_inputs", "blocks"}
 # Options that say where something is, and the hash by which it is known wherever it is.
 PLACES = {
   "backbone.path": "backbone.weights",
@@ -47,12 +49,16 @@ def asked(
   """What config.json holds: the options, what the run is made from, and what they compute.
 
   Args:
-    values: what it held before: hashes of what is no longer there stay, and which run it was begun
-      with.
+    values: what it held before: hashes of files of its tasks that are no longer there stay, and
+      which run it was begun with.
   """
   options = json.loads(json.dumps(dataclasses.asdict(config)))
   del options["distributed"]  # each process has its own
   merged = {name: _merged((values or {}).get(name), now) for name, now in identity.items()}
+  for hashes in BY_TASK & merged.keys():
+    merged[hashes] = {
+      task: one for task, one in merged[hashes].items() if task in identity["tasks"]
+    }
   from_another = {key: (values or {})[key] for key in ("started_from",) if key in (values or {})}
   return options | merged | from_another | {"numbers": NUMBERS}
 
@@ -97,7 +103,8 @@ def check_begun(
   result, nor does the place of what is known by its hash. An option that is younger than the run
   has its default there. New tasks may stand behind those that the run has learned or is to learn,
   and such as it has not learned may be left out. When it has learned all of its tasks, new ones may
-  be learned in another way (OF_A_TASK), and so may those that are to be learned again.
+  be learned in another way (OF_A_TASK), and so may those that are to be learned again; when the
+  rest is left out, how it was to be learned does not matter.
 
   Args:
     values: what the run's config.json holds.
@@ -119,15 +126,18 @@ def check_begun(
   free = tuple(place for place, known in PLACES.items() if known in values and known in identity)
   if tasks:
     free += ("stream.tasks",)
-  if tasks and len(wanted) > finished and (again or finished == len(tasks)):
+  new = len(wanted) > finished and (again or finished == len(tasks))
+  if tasks and (new or len(wanted) < len(tasks)):
     free += OF_A_TASK
   if begun["method.name"] != now["method.name"]:
     free += ("method.",)  # but for the name, all options differ
     begun, now = (one | {"method": one["method.name"]} for one in (begun, now))
   if changed := changes(begun, now, FREE + free):
+    anew = all(entry.startswith(OF_A_TASK) for entry in changed) and 0 < finished < len(wanted)
     raise InputError(
-      f"{where}: begun with another configuration ({'; '.join(changed)}); use the same "
-      "one, or another --output"
+      f"{where}: begun with another configuration ({'; '.join(changed)}); use the same one, "
+      + (f"--from-task {finished + 1} to learn the rest with this one, " if anew else "")
+      + "or another --output"
     )
   known = {name: values[name] for name in identity if name in values}
   then, now = _flat(known), _flat({name: identity[name] for name in known})

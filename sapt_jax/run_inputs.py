@@ -145,7 +145,7 @@ def fits_of(config: Config, tasks: Sequence[Task]) -> list[Fit]:
     if match is None:
       raise InputError(f"stream.fit {entry!r}: must be TASK:OPTION=VALUE, such as cb:steps=100")
     name, option, value = match.groups()
-    [full] = choose([task.name for task in tasks], [name], "the stream")
+    [full] = choose([task.name for task in tasks], [name], "the stream", "stream.fit: task")
     index = [task.name for task in tasks].index(full)
     fits[index] = with_option(fits[index], option, value, entry)
     dataclasses.replace(config, fit=fits[index])  # checks it beside the other options
@@ -167,7 +167,7 @@ def blocks_of(config: Config, names: Sequence[str], backbone: pathlib.Path) -> d
     name, _, folder = entry.partition("=")
     if not folder:
       raise InputError(f"stream.blocks {entry!r}: must be TASK=FOLDER, such as cb=adapters/cb")
-    [full] = choose(names, [name], "the stream")
+    [full] = choose(names, [name], "the stream", "stream.blocks: task")
     model = hf.build_model(hf.read_config(backbone), where=str(backbone / "config.json"))
     found[full] = read_block(pathlib.Path(folder).expanduser(), config.pet, model.config)
   return found

@@ -7,6 +7,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pathlib
+import re
+import shlex
 import shutil
 from typing import Any
 
@@ -23,8 +25,9 @@ from sapt_jax.methods.lesson import Learned
 from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.remote import readable
 from sapt_jax.run_folder import RunFolder
-from sapt_jax.run_identity import check_begun, tasks_of
+from sapt_jax.run_identity import BY_TASK, check_begun, tasks_of
 from sapt_jax.run_inputs import read_inputs
+from sapt_jax.scoring import metric_of
 from sapt_jax.snapshots import finished_snapshots, sound_snapshots
 from sapt_jax.text_files import json_lines, read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
@@ -140,7 +143,7 @@ def read_run(path: pathlib.Path, called: str) -> StoredRun:
   if missing:
     raise InputError(
       f"{called}: {', '.join(missing)} not learned yet; finish the run first, with the command "
-      "that began it"
+      "that began it, or leave what is not learned out of its --stream.tasks"
     )
   folder = RunFolder(path, config, {})
   kinds = sorted(
@@ -200,7 +203,7 @@ def without(run: StoredRun, index: int) -> StoredRun:
     raise InputError(f"{name} is all that this run has learned; remove its folder instead")
   kept = [place for place in range(len(run.names)) if place != index]
   values: dict[str, Any] = copy.deepcopy(run.values)
-  for hashes in ("tasks", "pseudo_inputs", "blocks"):
+  for hashes in BY_TASK:
     values.get(hashes, {}).pop(name, None)
   stream = values["stream"]
   stream["tasks"] = [run.names[place] for place in kept]
@@ -242,7 +245,7 @@ def beside(first: StoredRun, second: StoredRun) -> StoredRun:
     later["training_mixture"] = _behind(record["training_mixture"], taken)
     records.append(record | later | sizes | {"joined": True})
   values: dict[str, Any] = copy.deepcopy(first.values)
-  for hashes in ("tasks", "pseudo_inputs", "blocks"):
+  for hashes in BY_TASK:
     values.setdefault(hashes, {}).update(second.values.get(hashes, {}))
   streams = [run.values["stream"] for run in (first, second)]
   values["stream"] = {"tasks": first.names + second.names} | {
@@ -295,6 +298,7 @@ def _shared(run: StoredRun) -> dict[str, Any]:
     "backbone.weights": run.values.get("backbone.weights"),
     "tokenizer": run.values.get("tokenizer"),
     "data.frame": frame,
+    "evaluation.metric": metric_of(config),
     "data.max_source_length": data.max_source_length,
     "data.max_target_length": data.max_target_length,
   }
@@ -302,6 +306,17 @@ def _shared(run: StoredRun) -> dict[str, Any]:
 
 def _rows_without(rows: Rows | None, name: str) -> Rows | None:
   return None if rows is None else [row for row in rows if row.get("task") != name]
+
+
+def _command_without(command: str, name: str) -> str:
+  """A command line that does not name a task in the options of its stream, nor by its beginning."""
+  words, option = [], ""
+  for word in shlex.split(command):
+    option = word if word.startswith("--") else option
+    named = name.startswith(re.split("[:=]", word)[0])
+    if not (named and option.startswith("--stream.")):
+      words.append(word)
+  return shlex.join(words)
 
 
 def _record_without(record: dict[str, Any], name: str, index: int) -> dict[str, Any]:
@@ -314,6 +329,7 @@ def _record_without(record: dict[str, Any], name: str, index: int) -> dict[str, 
   mixtures = [cut(row) for row in per_task["testing_mixture"] or ()]
   changed = {task: share for task, share in record.get("changed", {}).items() if task != name}
   absent = [task for task in record.get("without_test_rows", ()) if task != name]
+  made = record.get("made") or {}
   return (
     record
     | per_task
@@ -322,6 +338,7 @@ def _record_without(record: dict[str, Any], name: str, index: int) -> dict[str, 
       "training_mixture": cut(record["training_mixture"]),
       "changed": changed,
       "without_test_rows": absent,
+      "made": made | {"command": _command_without(made.get("command", ""), name)},
       "forgotten": record.get("forgotten", 0) + 1,
     }
   )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sapt_jax.training.site_moments import at_inputs
+from sapt_jax.pet.site_inputs import at_inputs
 from tests.classroom import Study, build, clusters, noisy, teach
 
 

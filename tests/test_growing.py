@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sapt_jax import forget, train
+from sapt_jax import continual, forget, train
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
@@ -174,6 +174,27 @@ def test_a_task_may_be_learned_again_otherwise_or_be_left_out(world, grown):
   (grown / "config.json").write_text(json.dumps(config))
   train.main([*options, *again[:-2]])
   assert scores(grown)["tasks"] == NAMES[:3]
+  assert list(json.loads((grown / "config.json").read_text())["tasks"]) == NAMES[:3]
+
+
+def test_a_task_that_was_begun_in_a_wrong_way_can_be_begun_again_or_left_out(
+  world, grown, monkeypatch, capsys
+):
+  command = [*world, "--output", str(grown), "--stream.tasks"]
+  longer = ["--stream.tasks", *NAMES, "--fit.steps", "4"]
+  monkeypatch.setattr(continual.Continual, "one_task", lambda *_: 1 / 0)  # before a step is kept
+  assert (
+    tiny.run_program(train, [*command, *NAMES, "--fit.steps", "9"], monkeypatch, capsys)[0] == 1
+  )
+  monkeypatch.undo()
+  line = refused(world, grown, longer, monkeypatch, capsys)
+  assert "fit.steps: 9 -> 4" in line
+  assert "--from-task 4 to learn the rest with this one" in line
+  left_out = shutil.copytree(grown, grown.with_name("left out"))
+  train.main([*world, "--output", str(left_out), "--stream.tasks", *NAMES[:3]])
+  forget.main(["--run", str(left_out), "--task", NAMES[2]])
+  train.main([*world, "--output", str(grown), *longer, "--from-task", "4"])
+  assert scores(grown)["steps"] == [6, 6, 6, 4]
 
 
 def test_another_method_is_named_alone_and_not_with_all_its_options(

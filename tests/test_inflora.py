@@ -8,7 +8,8 @@ import numpy as np
 
 from sapt_jax.methods.inflora import main_directions, widened_space
 from sapt_jax.pet import blocks
-from sapt_jax.training.site_moments import at_inputs, at_sites, batch_moments
+from sapt_jax.pet.site_inputs import at_inputs, at_sites
+from sapt_jax.training.site_moments import batch_moments
 from tests.classroom import (
   FIRST,
   NOWHERE,

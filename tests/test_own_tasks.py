@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from sapt_jax import config
@@ -115,8 +116,13 @@ def test_a_list_of_texts_is_several_references(tmp_path):
     (
       "mail/notes.csv",
       "input,output\na,b\n",
-      r"mail/train: no such file with an ending of \.jsonl",
+      r"mail/notes\.csv: nobody would read a file of this name; a task's files are task\.toml, t",
     ),
+    ("mail/a.txt", "a", r"mail/train: no such file with an ending of \.jsonl"),
+    ("mail/mail.toml", "", r"mail/mail\.toml: nobody would read a file of this name"),
+    ("mail/Train.csv", "input,output\na,b\n", r"mail/Train\.csv: nobody would read"),
+    ("mail.TOML", "", r"mail\.TOML: nobody would read a file .* files are mail\.toml, mail, with"),
+    ("train.csv", "input,output\na,b\n", r"holds train, which are splits of one task; put them"),
     (
       "mail.jsonl",
       '{"input": "a", "output": "b"}\n',
@@ -137,6 +143,7 @@ def test_wrong_files_are_named(tmp_path, name, content, message):
     ("input = ", r"mail\.toml: not TOML"),
     ('imput = "x"', r"mail\.toml: no key 'imput'; did you mean input\?"),
     ("input = 3", r"mail\.toml: input must be str, not int"),
+    ("[project]", r"no key 'project'; what a task's file may say is instruction, input, output"),
     ("max_train = -1", r"max_train -1: must not be negative"),
     ("test = 1.5", r"test 1\.5: must be a share between 0 and 1"),
     ("dev = 1", r"dev 1: must be a share"),
@@ -182,6 +189,13 @@ def test_endings_may_be_in_upper_case(tmp_path):
   assert [task.name for task in stream(tmp_path)] == ["mail"]
 
 
+def test_a_column_that_python_cannot_hold_is_named(tmp_path):
+  row = {"input": "a", "output": "b", "when": np.datetime64(10**18, "us")}
+  write(tmp_path / "mail.parquet", [row])
+  with pytest.raises(InputError, match=r"mail\.parquet: column 'when': cannot be read as Parq"):
+    stream(tmp_path)
+
+
 def test_limits_hold_for_what_is_set_aside(tmp_path):
   write(tmp_path / "mail.csv", ROWS * 10)
   (tmp_path / "mail.toml").write_text("max_dev = 3\nmax_test = 5")
@@ -189,8 +203,9 @@ def test_limits_hold_for_what_is_set_aside(tmp_path):
   assert (len(task.train), len(task.dev), len(task.test)) == (192, 3, 5)
 
 
-def test_numbers_have_the_names_that_the_labels_give_them(tmp_path):
-  rows = [{"input": f"x{i}", "output": i % 3} for i in range(12)]
+@pytest.mark.parametrize("number", [int, float])
+def test_numbers_have_the_names_that_the_labels_give_them(tmp_path, number):
+  rows = [{"input": f"x{i}", "output": number(i % 3)} for i in range(12)]
   write(tmp_path / "mail.jsonl", rows)
   (tmp_path / "mail.toml").write_text('labels = ["one star", "two stars", "three stars"]')
   [task] = stream(tmp_path)

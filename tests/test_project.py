@@ -105,6 +105,29 @@ def test_imports_go_down(path):
   assert not upward, f"{module} imports {sorted(upward)}, which stand on its own floor or above"
 
 
+PACKAGES = [name_of(path) for path in SOURCES if path.name == "__init__.py" and name_of(path)]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_package_needs_what_needs_it(package):
+  """Whoever imports a module of a package imports the package, and so all that it imports; were one
+  of those the importer, it would depend on who comes first.
+  """
+  uses = {
+    name_of(path): {
+      name.removeprefix("sapt_jax.") for name in imports_of(path, everywhere=False)
+    } & {name_of(other) for other in SOURCES}
+    for path in SOURCES
+  }  # fmt: skip
+  needed, new = set(), {package}
+  while new:
+    needed |= new
+    new = {name for module in new for name in uses[module]} - needed
+  outside = {module for module in needed if not f"{module}.".startswith(f"{package}.")}
+  inside = re.compile(rf"{package}(\.|$)")
+  assert not [module for module in outside if any(map(inside.match, uses[module]))]
+
+
 @pytest.mark.parametrize("path", SOURCES + PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_are_declared_dependencies(path):
   required = distributions((ROOT / "requirements.txt").read_text().splitlines())

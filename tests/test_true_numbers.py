@@ -17,6 +17,7 @@ from sapt_jax.generator import clean, split_sample
 from sapt_jax.methods import epi, gainlora, inflora
 from sapt_jax.methods.lesson import Setting
 from sapt_jax.pet import lora
+from sapt_jax.pet.site_inputs import at_inputs
 from sapt_jax.training.state import make_optimizer
 from sapt_jax.training.step import train_step
 from tests import classroom
@@ -98,6 +99,28 @@ def test_the_backbones_products_are_as_precise_as_its_option_says(asked, world, 
 @pytest.mark.parametrize("name", small_products())
 def test_what_is_computed_between_tasks_asks_for_true_float32(name, default_precision):
   assert lowered_products(jax.jit(small_products()[name]).lower().as_text()) == []
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_what_methods_do_before_and_after_a_task_asks_for_true_float32(name, default_precision):
+  method = classroom.build(name, kind=methods.METHODS[name].kinds[0], new_block="directions")
+  moments = at_inputs(method.setting.sites, lambda site: jnp.ones((site[0], site[1], site[1])))
+  studies = [
+    classroom.studied(features, measure=lambda _: moments, index=index)
+    for index, features in enumerate(classroom.clusters(2))
+  ]
+  first, second = (jax.random.key(0), jax.random.key(1))
+  begun = method.begin(method.start(first), first, studies[0])
+  known = method.remember(method.merge(begun, method.trainable(begun)), studies[0])
+  begun = method.begin(known, second, studies[1])
+  learned = method.merge(begun, method.trainable(begun))
+  programs = [
+    lambda: method.begin(known, second, studies[1]),
+    lambda: method.merge(begun, method.trainable(begun)),
+    lambda: method.remember(learned, studies[1]),
+  ]
+  texts = [jax.jit(program).lower().as_text() for program in programs]
+  assert [x for text in texts if "dot_general" in text for x in lowered_products(text)] == []
 
 
 def test_the_check_sees_a_product_that_is_lowered_without_it(default_precision):

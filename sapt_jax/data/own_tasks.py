@@ -30,13 +30,23 @@ MOST_SET_ASIDE = {"dev": 100, "test": 1000}
 
 
 def own_tasks(root: pathlib.Path) -> list[str]:
-  """The names of the tasks in a folder, in alphabetical order."""
+  """The names of the tasks in a folder, in alphabetical order.
+
+  Raises:
+    InputError: the folder is a task itself.
+  """
   names = {
     path.name if path.is_dir() else path.stem
     for path in root.iterdir()
     if not path.name.startswith((".", "__"))
     and (path.is_dir() or path.suffix.lower() in (*FORMATS, ".toml"))
   }
+  splits = [name for name in names if any(name.lower() in words for words in SPLITS.values())]
+  if "train" in splits and len(splits) == len(names):
+    raise InputError(
+      f"{root}: holds {', '.join(sorted(splits))}, which are splits of one task; put them into a "
+      "folder of it that has the task's name"
+    )
   return sorted(names)
 
 
@@ -92,7 +102,8 @@ def _files(root: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
   """The file of each split that has one.
 
   Raises:
-    InputError: a split has two, or the task is a folder and has a file beside it.
+    InputError: a split has two, the task is a folder and has a file beside it, or a file has a name
+      that says nothing.
   """
   folder = root / name
   beside = [path for path in root.iterdir() if path.is_file() and path.stem == name]
@@ -108,6 +119,17 @@ def _files(root: pathlib.Path, name: str) -> dict[str, pathlib.Path]:
       raise InputError(f"{found[0]}, {found[1]}: two files of one split; remove one")
     if found:
       files[split] = found[0]
+  said = "task.toml" if folder.is_dir() else f"{name}.toml"
+  for path in there:
+    if path.suffix.lower() in (*FORMATS, ".toml") and path not in (
+      *files.values(),
+      path.parent / said,
+    ):
+      known = ", ".join([said, *(words[0] for words in stems.values())])
+      raise InputError(
+        f"{path}: nobody would read a file of this name; a task's files are {known}, with an "
+        f"ending of {', '.join(FORMATS)}"
+      )
   return files
 
 

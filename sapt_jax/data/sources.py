@@ -79,6 +79,8 @@ def choose(
   """
   chosen = []
   for name in wanted:
+    if not name:
+      raise InputError(f"{called}: the name of a task is empty; {where} has {', '.join(available)}")
     fits = [name] if name in available else [full for full in available if full.startswith(name)]
     if not fits:
       raise InputError(f"{called} {name!r} is not in {where}: there are {', '.join(available)}")

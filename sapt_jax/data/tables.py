@@ -80,12 +80,17 @@ def _parquet(file: pathlib.Path) -> Iterator[PlacedRow]:
   import pyarrow as arrow  # here: it takes a second to import, and most runs have no such file
   import pyarrow.parquet as parquet
 
+  place, columns = str(file), []
   try:
-    rows = parquet.read_table(file).to_pylist()
+    table = parquet.read_table(file)
+    for name, values in zip(table.column_names, table.itercolumns(), strict=True):
+      place = f"{file}: column {name!r}"
+      columns.append(values.to_pylist())
   except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise InputError(f"{file}: cannot be read as Parquet ({reason})") from None
-  yield from ((f"{file}: row {number}", row) for number, row in enumerate(rows, 1))
+    raise InputError(f"{place}: cannot be read as Parquet ({reason})") from None
+  for number, row in enumerate(zip(*columns, strict=True), 1):
+    yield f"{file}: row {number}", dict(zip(table.column_names, row, strict=True))
 
 
 FORMATS = {

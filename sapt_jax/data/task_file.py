@@ -114,7 +114,9 @@ class TaskFile:
     return str(value)
 
   def _named(self, text: str) -> str:
-    """The label that an answer stands for, if the task has labels."""
+    """The label that an answer stands for, if the task has labels; 1.0 is the number 1."""
+    if self.labels and text not in self.labels:
+      text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
     if not self.labels or text in self.labels:
       return self.labels.get(text, text)
     if text not in self.labels.values():
@@ -198,8 +200,11 @@ def _checked(kind: Any, values: dict[str, Any], where: str) -> Any:
   hints = typing.get_type_hints(kind)
   for name, value in values.items():
     if name not in hints:
-      near = difflib.get_close_matches(name, hints, 1)
-      others = f"did you mean {near[0]}?" if near else f"it has {', '.join(hints)}"
+      known = [key for key in hints if key != "where"]
+      near = difflib.get_close_matches(name, known, 1)
+      others = (
+        f"did you mean {near[0]}?" if near else f"what a task's file may say is {', '.join(known)}"
+      )
       raise InputError(f"{where}: no key {name!r}; {others}")
     wanted = hints[name]
     if typing.get_origin(wanted) is Literal:

@@ -16,8 +16,8 @@ from sapt_jax.methods.base import Pool, Trainable
 from sapt_jax.methods.lesson import Learned, Study
 from sapt_jax.methods.summed import Summed
 from sapt_jax.pet import blocks
+from sapt_jax.pet.site_inputs import at_inputs, at_sites
 from sapt_jax.precision import exact
-from sapt_jax.training.site_moments import at_inputs, at_sites
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class InfLoraOptions(config.MethodOptions):
 
 
 class InfLoraLearned(Pool):
-  """The pool, and for each input of the sites (site_moments.at_inputs), (layers, D_in, D_in)
+  """The pool, and for each input of the sites (site_inputs.at_inputs), (layers, D_in, D_in)
   float32: projectors onto the directions that earlier tasks' inputs fill.
   """
 

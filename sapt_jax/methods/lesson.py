@@ -79,7 +79,7 @@ class Study(Protocol):
   def moments(self, learned: Learned) -> Any:
     """sum x x' of what enters the LoRA sites as the training inputs pass, with these blocks.
 
-    (layers, D_in, D_in) float32 for each input of the sites (training/site_moments.py, at_inputs).
+    (layers, D_in, D_in) float32 for each input of the sites (pet/site_inputs.py, at_inputs).
     """
 
   def check_pseudo_inputs(self) -> None:

@@ -22,7 +22,7 @@ from sapt_jax.backbones.layers import Linear
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
-from sapt_jax.pet.lora import Sites
+from sapt_jax.pet.site_inputs import first_readers, input_of
 
 # T5's names of the mlp's maps, where it has a gate. Without one, wi_0 is `up`; what it reads is the
 # same.
@@ -39,42 +39,6 @@ def site_of(path: Sequence[str], gated: bool = True) -> tuple[str, ...]:
   if parts[-1] == "feed_forward":
     return (*parts[:-1], "mlp", T5_MLP[name] if gated or name == "wo" else "up")
   return (*(part.removesuffix("_attention") for part in parts), name)
-
-
-def input_of(site: tuple[str, ...]) -> tuple[str, ...]:
-  """What a site reads: the states that enter its part of the layer; for keys and values of
-  cross-attention, the encoder's; for the part's last map, what the part has computed.
-  """
-  *part, name = site
-  if name in ("o", "down"):
-    return (*part, "computed")
-  return (*part, "encoded" if part[-1] == "cross" and name != "q" else "states")
-
-
-def first_readers(sites: Sites) -> dict[tuple[str, ...], tuple[str, ...]]:
-  """Every input of the sites, and the first site that reads it."""
-  first: dict[tuple[str, ...], tuple[str, ...]] = {}
-  for site in traverse_util.flatten_dict(sites):
-    first.setdefault(input_of(site), site)
-  return first
-
-
-def at_inputs(sites: Sites, make: Callable[[tuple[int, ...]], Any]) -> Any:
-  """What `make` gives for (layers, D_in, D_out) of a site that reads it, for every input; nested as
-  moments are.
-  """
-  shapes = traverse_util.flatten_dict(sites)
-  return traverse_util.unflatten_dict(
-    {read: make(shapes[site]) for read, site in first_readers(sites).items()}
-  )
-
-
-def at_sites(of_inputs: Any, sites: Sites) -> Any:
-  """What belongs to each input, at every site that reads it; nested like the sites."""
-  flat = traverse_util.flatten_dict(of_inputs)
-  return traverse_util.unflatten_dict(
-    {site: flat[input_of(site)] for site in traverse_util.flatten_dict(sites)}
-  )
 
 
 def tokens_read(site: tuple[str, ...], batch: Batch) -> jax.Array:
