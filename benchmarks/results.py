@@ -275,6 +275,7 @@ KEEPS = {
   "gainlora": "spaces",
   "mocl": "keys",
   "tree_lora": "weights",
+  "lfpt5": "instructions",
 }
 
 

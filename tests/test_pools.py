@@ -205,10 +205,10 @@ def test_a_run_is_found_again_after_a_kill_while_it_forgot(of_sapt, tmp_path):
 
 def test_runs_that_differ_are_not_joined(of_sapt, world, tmp_path, monkeypatch, capsys):
   other = tmp_path / "other"
-  options = ["--pet.alpha", "8", "--method.name", scores(of_sapt)["method"]]
+  options = ["--pet.alpha", "8", "--method.name", "sapt", "--evaluation.metric", "token_f1"]
   train.main([*world, *options, "--stream.tasks", NAMES[3], "--output", str(other)])
   for runs, message in (
-    ([of_sapt, other], "pet.alpha 32.0 and 8.0"),
+    ([of_sapt, other], "evaluation.metric rouge_l and token_f1; pet.alpha 32.0 and 8.0"),
     ([of_sapt, of_sapt], f"both runs have learned {NAMES[2]}"),
     ([of_sapt], "1 run(s) given; name the folders of two"),
   ):

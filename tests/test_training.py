@@ -14,6 +14,7 @@ from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Batcher, Row
 from sapt_jax.methods.sapt import SaptOptions
 from sapt_jax.pet import blocks
+from sapt_jax.training import fit
 from sapt_jax.training.fit import Plan, Trainer
 from sapt_jax.training.state import make_optimizer
 from tests.classroom import (
@@ -144,9 +145,11 @@ def test_a_step_is_compiled_once_and_leaves_its_state_whole_on_every_device(shap
   assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(state))
 
 
-def test_the_weights_with_the_best_dev_score_are_kept_and_scored_as_often_as_asked():
+def test_the_weights_with_the_best_dev_score_are_kept_and_scored_as_often_as_asked(
+  monkeypatch, capsys
+):
   (model, params), (method, learned) = backbone("llama"), sapt("llama")
-  options, batcher = config.Fit(batch_size=2, validate_epochs=1), Batcher(True, 0, 2)
+  options, batcher = config.Fit(batch_size=2, validate_epochs=1, log_every=2), Batcher(True, 0, 2)
   whole = hf.Backbone(model, params, Path(), tiny.LLAMA)
   trainer = Trainer(whole, method, options, batcher, sharding.make_mesh())
   rows = [Row([2 + i, 3, 4], [5, 6 + i], 1) for i in range(4)]
@@ -156,7 +159,10 @@ def test_the_weights_with_the_best_dev_score_are_kept_and_scored_as_often_as_ask
     seen.append(blocks.read(now.blocks, 1))
     return [1.0, 5.0, 5.0, 3.0][len(seen) - 1]
 
+  monkeypatch.setattr(fit, "LINE_EVERY", 0.0)
   kept = trainer.fit(learned, rows, Plan("task", 7, None, log.append, validate))
+  lines = capsys.readouterr().err.splitlines()  # of a file: no bar
+  assert [line.split(", ")[0] for line in lines] == [f"task: step {n} of 7" for n in (2, 4, 6, 7)]
   assert [(line["step"], line["dev"]) for line in log if "dev" in line] == [
     (2, 1.0),
     (4, 5.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -176,6 +177,10 @@ class Trainer:
     return options.validate_every or options.validate_epochs * self.batcher.steps_per_epoch(rows)
 
 
+# Seconds between two lines of progress where there is no terminal.
+LINE_EVERY = 10.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Best:
   """The weights with the best dev score so far."""
@@ -189,12 +194,13 @@ class Best:
 
 
 class Meter:
-  """Progress bar and log. Metrics are read one step late, so that the device never waits for the
-  host to look.
+  """Progress and log. Metrics are read one step late, so that the device never waits for the host
+  to look. A terminal gets a bar; a file gets a line of its own now and then.
   """
 
   def __init__(self, plan: Plan, start: int, every: int):
     self.plan, self.every = plan, every
+    self.terminal, self.said = sys.stderr.isatty(), time.monotonic()
     self.bar = tqdm(
       total=plan.steps,
       initial=start,
@@ -202,7 +208,7 @@ class Meter:
       unit="step",
       mininterval=1.0,
       dynamic_ncols=True,
-      disable=not processes.is_first(),
+      disable=not (self.terminal and processes.is_first()),
     )
     self.pending: tuple[int, dict[str, jax.Array]] | None = None
     self.tokens, self.since = 0, time.monotonic()
@@ -245,7 +251,16 @@ class Meter:
       "tokens/s": f"{rate:,.0f}",
     }
     self.bar.set_postfix(shown)
+    if not self.terminal and self.is_time(step):
+      words = ", ".join(f"{name} {value}" for name, value in shown.items())
+      processes.say(f"{self.plan.label}: step {step} of {self.plan.steps}, {words}", sys.stderr)
     self.plan.log({"step": step, **figures, "tokens_per_s": round(rate)})
+
+  def is_time(self, step: int) -> bool:
+    """Whether a line is due: LINE_EVERY seconds after the last one, and at the end."""
+    due = step == self.plan.steps or time.monotonic() - self.said >= LINE_EVERY
+    self.said = time.monotonic() if due else self.said
+    return due
 
   def __enter__(self) -> Meter:
     return self
