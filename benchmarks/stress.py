@@ -1,6 +1,7 @@
-"""The library under stress: killed at any moment, harmed in any file, fed anything.
+"""The library under stress: killed at any moment, harmed in any file, fed anything, for long.
 
-    python benchmarks/stress.py --output runs/stress --kills 100 --damage 300 --mutations 1000
+    python benchmarks/stress.py --output runs/stress --kills 100 --damage 300 --mutations 1000 \
+        --tasks 200
 
 Kills: a run of two tasks, with generator and evaluation, gets SIGKILL at random moments, is started
 again each time, and must end with the scores, the answers and the arrays of a run that was left
@@ -10,6 +11,7 @@ flipped. Started again, the run must end as it would have, with the file named o
 or it must end with exit code 2 and name the file.
 Mutations: data, model folder, tokenizer, questions or the command line are changed at random. The
 program must end well, or with exit code 2 and one line; it must not hang for a minute.
+Tasks: one process learns that many tiny tasks; its memory after each of them is noted.
 
 Each case is a line of DIR/cases.jsonl as soon as it is known; started again, only cases that are
 missing are tried. The random numbers of a case depend on its number alone.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -72,17 +75,24 @@ class World:
     places = {"--backbone.path": self.folder / "model", "--data.root": self.folder / "data"}
     return [*OPTIONS, *(str(x) for pair in places.items() for x in pair)]
 
+  def task(self, number: int, root: str, rows: int) -> None:
+    """Writes the number-th generated task with so many rows of each split, in the benchmark's form:
+    those of the mini stream, then the same with other texts, and so on.
+    """
+    task = mini_stream(number // 10)[number % 10]
+    place = self.folder / root / "SuperNI" / f"task{number:03d}_{task.name}"
+    place.mkdir(parents=True, exist_ok=True)
+    for name, split in (("train", task.train), ("dev", task.dev), ("test", task.test)):
+      lines = [{"input": one.input, "output": list(one.references)} for one in split[:rows]]
+      write_json(place / f"{name}.json", {"Definition": [task.definition], "Instances": lines})
+
   def make(self) -> None:
     """The embedded model and two generated tasks, as files."""
     if (self.folder / "data").exists():
       return
     shutil.copytree(T5_MINI, self.folder / "model")
-    for task in mini_stream(0)[:2]:
-      place = self.folder / "data/SuperNI" / task.name
-      place.mkdir(parents=True)
-      for name, split in (("train", task.train), ("dev", task.dev), ("test", task.test)):
-        rows = [{"input": one.input, "output": list(one.references)} for one in split[:40]]
-        write_json(place / f"{name}.json", {"Definition": [task.definition], "Instances": rows})
+    for number in range(2):
+      self.task(number, "data", 40)
 
 
 def start(arguments: Sequence[str], log: pathlib.Path, module: str = "train") -> BaseProcess:
@@ -251,6 +261,34 @@ def mutated(world: World, number: int, seconds: float) -> Case:
   return {"what": what, "code": code, "said": line[-300:], "fine": fine}
 
 
+def grown(world: World, count: int) -> Case:
+  """The memory of one process that learns so many tasks, in MiB, after each of them."""
+  for number in range(count):
+    world.task(number, "many", 8)
+  run, log = world.folder / "grown", world.folder / "grown.log"
+  shutil.rmtree(run, ignore_errors=True)
+  arguments = [*world.options, "--data.root", str(world.folder / "many"), "--output", str(run)]
+  process = start([*arguments, "--evaluation.no-every-task", "--keep-snapshots", "1"], log)
+  status = pathlib.Path(f"/proc/{process.pid}/status")
+  after: list[float] = []
+  while process.is_alive():
+    learned = len(list(run.glob("snapshots/*/manifest.json")))
+    with contextlib.suppress(OSError, StopIteration):  # it has just ended
+      lines = status.read_text().splitlines()
+      resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+      after += [round(resident / 1024, 1)] * (learned - len(after))
+    time.sleep(0.05)
+  if end(process, PATIENCE) or len(after) < count:
+    sys.exit(f"the run of {count} tasks failed; see {log}")
+  last = max((run / "snapshots").glob("[0-9]*_*"))
+  sizes = ocp.metadata(str((last / "tree").absolute())).metadata.values()
+  learned_mib = sum(np.prod(one.shape) * np.dtype(one.dtype).itemsize for one in sizes) / 2**20
+  early, late = (float(np.median(part)) for part in (after[20:30], after[-10:]))
+  shutil.rmtree(run)
+  grew = {"grew_mib": round(late - early, 1), "learned_mib": round(float(learned_mib), 1)}
+  return {"resident_mib": after} | grew
+
+
 def references(world: World) -> tuple[dict[str, Any], float]:
   """What undisturbed runs end with, of one process and of two, and the seconds that one takes when
   its programs are compiled; leaves the folders whole and half.
@@ -310,7 +348,7 @@ def main(arguments: Sequence[str]) -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of the cases")
-  for name, count in (("kills", 100), ("damage", 300), ("mutations", 1000)):
+  for name, count in (("kills", 100), ("damage", 300), ("mutations", 1000), ("tasks", 200)):
     parser.add_argument(f"--{name}", type=int, default=count, help=f"how many (default {count})")
   options = parser.parse_args(arguments)
   options.output.mkdir(parents=True, exist_ok=True)
@@ -329,6 +367,11 @@ def main(arguments: Sequence[str]) -> None:
   ):
     tried = list(cases(file, name, number, try_one))
     words.append(f"{name} {sum(case['fine'] for case in tried)} of {len(tried)} named")
+  for case in cases(file, "tasks", int(options.tasks > 0), lambda _: grown(world, options.tasks)):
+    words.append(
+      f"memory {case['grew_mib']} MiB more after {len(case['resident_mib'])} tasks than after 25, "
+      f"what was learned has {case['learned_mib']}"
+    )
   print(f"stress: {', '.join(words)}")
 
 
