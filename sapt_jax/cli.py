@@ -85,7 +85,7 @@ def keep_compiled_programs() -> None:
   kind = f"{platform.machine()}-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
   cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
   jax.config.update("jax_compilation_cache_dir", str(cache / "sapt_jax" / "compiled" / kind))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # most are small
 
 
 def find_home() -> None:

@@ -61,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
   """
   if config.pluginmanager.hasplugin("cacheprovider") and config.cache is not None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("jax")))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
   if hasattr(config.option, "loadscopereorder"):
     config.option.loadscopereorder = False  # pytest_collection_modifyitems has put them in order
 

@@ -81,18 +81,19 @@ def model_with(dropout):
 
 
 @cache
-def compiled(dropout, seed=0, accumulation=1):
+def compiled(dropout, accumulation):
   model, _ = model_with(dropout)
-  return jax.jit(partial(batch_gradient, model, sapt()[0], accumulation, seed=seed))
+  return jax.jit(partial(batch_gradient, model, sapt()[0], accumulation))
 
 
-def gradient(dropout, step=0, task=0, **how):
+def gradient(dropout, step=0, task=0, seed=0, accumulation=1):
   """SAPT's gradient on one batch, as one array."""
   (method, learned), batch = sapt(), uneven_batch()
   state = state_of(method, learned, make_optimizer(method, config.Fit()))
   state = state.replace(step=jnp.asarray(step, jnp.int32))
   batch = batch.replace(task=jnp.full_like(batch.task, task))
-  found, _ = compiled(dropout, **how)(backbone()[1], learned, state, batch)
+  program = compiled(dropout, accumulation)
+  found, _ = program(backbone()[1], learned, state, batch, seed=seed)
   return np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
 
 
