@@ -21,6 +21,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from sapt_jax import option_help
 from sapt_jax.errors import FailedError, InputError, Stopped
 
 T = TypeVar("T")
@@ -29,12 +30,15 @@ T = TypeVar("T")
 def parse(
   kind: type[T], arguments: Sequence[str], program: str, description: str, default: T | None = None
 ) -> T:
-  """Options of a program. --help prints them all and exits.
+  """Options of a program. --help prints those most used and exits, --help-all prints all.
 
   Raises:
     InputError: an unknown option or a value that does not fit; the message is tyro's, folded into
       one line.
   """
+  if asked := {"-h", "--help", "--help-all"}.intersection(arguments):
+    print(option_help.help_of(kind, default, program, description, "--help-all" in asked), end="")
+    raise SystemExit(0)
   complaint = io.StringIO()
   try:
     with contextlib.redirect_stderr(complaint):
@@ -45,14 +49,12 @@ def parse(
         description=description,
         default=tyro.MISSING_NONPROP if default is None else default,
       )
-  except SystemExit as stop:
-    if stop.code == 0:
-      raise
+  except SystemExit:
     words = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━]", " ", complaint.getvalue())
     said = re.sub(r"For full helptext.*", "", " ".join(words.split())).strip()
     raise InputError(
       re.sub(r"^(?:(\w+( \w+)*) (?=\1)|Value error Error parsing data: )", "", said)  # its headings
-      + f" (see python -m {program} --help)"
+      + f" (see python -m {program} --help-all)"
     ) from None
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from typing import ClassVar
 
 from sapt_jax import cli, run_options
 from sapt_jax.checks import require
@@ -23,6 +24,12 @@ from sapt_jax.mini.default import config as mini_config
 class TrainOptions(Config):
   """Options of a run, and where it goes."""
 
+  MOST_USED: ClassVar[tuple[str, ...]] = (
+    *("config", "output", "seed", "fresh", "from_task", "method", "data.benchmark", "data.root"),
+    *("stream.tasks", "backbone.path", "backbone.dtype", "pet.kind", "pet.rank", "pet.targets"),
+    *("fit.steps", "fit.batch_size", "fit.accumulation", "fit.learning_rate", "generator.steps"),
+    *("generator.keep", "evaluation.metric", "evaluation.batch_size", "mesh.fsdp"),
+  )
   config: str = ""
   """A Python file that defines `config` (see configs/); the other options change it. Empty: all of
   them are made for the mini run (sapt_jax/mini/default.py), which other benchmarks and backbones

@@ -39,7 +39,7 @@ HOUSE = """
   sals pet data.tasks
   cli plots processes losses run_log remote
   sharding config cost precision streams provenance
-  checks text_files run_lock
+  checks text_files run_lock option_help
   errors
 """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}
