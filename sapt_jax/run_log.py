@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sapt_jax.text_files import write_text
@@ -49,18 +49,19 @@ class RunLog:
         print(f"warning: {self.file}: changed since it was written", file=sys.stderr)
     if content:
       lines = content.decode(errors="backslashreplace").split("\n")
-      write_text(self.file, _kept_lines(lines, done, steps))
+      write_text(self.file, self._kept(lines, done, steps))
 
-
-def _kept_lines(lines: Iterable[str], done: int, steps: dict[str, int]) -> Iterator[str]:
-  """The log's lines of the tasks before the done-th, and those of that task's phases up to their
-  steps. A line that a process was killed in is none.
-  """
-  for line in lines:
-    try:
-      row = json.loads(line)
-      index, phase, step = row["index"], row.get("phase", "learn"), row.get("step", math.inf)
-    except (ValueError, LookupError, TypeError, AttributeError):
-      continue
-    if index < done or (index == done and step <= steps.get(phase, 0)):
-      yield line + "\n"
+  def _kept(self, lines: Sequence[str], done: int, steps: dict[str, int]) -> Iterator[str]:
+    """The lines of the tasks before the done-th, and those of that task's phases up to their steps.
+    A last line that a process was killed in is none; others that cannot be read are named.
+    """
+    for number, line in enumerate(lines, 1):
+      try:
+        row = json.loads(line)
+        index, phase, step = row["index"], row.get("phase", "learn"), row.get("step", math.inf)
+      except (ValueError, LookupError, TypeError, AttributeError):
+        if number < len(lines):
+          print(f"warning: {self.file}:{number}: cannot be read; left out", file=sys.stderr)
+        continue
+      if index < done or (index == done and step <= steps.get(phase, 0)):
+        yield line + "\n"

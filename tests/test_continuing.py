@@ -72,6 +72,10 @@ def test_no_step_stands_in_the_log_twice_and_half_a_line_is_dropped(tmp_path, ca
   log.file.write_text(log.file.read_text().replace("6", "7"))
   log.trim(1, {}, sealed)
   assert capsys.readouterr().err == f"warning: {log.file}: changed since it was written\n"
+  log.file.write_text("\n".join([*first, "{", *learned]))
+  log.trim(1, {}, sealed)
+  number = len(first) + 1
+  assert capsys.readouterr().err == f"warning: {log.file}:{number}: cannot be read; left out\n"
 
 
 def test_the_hundredth_snapshot_comes_after_the_ninety_ninth(tmp_path):
