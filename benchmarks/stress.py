@@ -48,6 +48,7 @@ from orbax.checkpoint import v1 as ocp
 from sapt_jax import cli
 from sapt_jax.mini import T5_MINI
 from sapt_jax.mini.tasks import mini_stream
+from sapt_jax.snapshots import finished_snapshots
 from sapt_jax.text_files import json_lines, write_json
 
 OPTIONS = (
@@ -130,7 +131,7 @@ def end(process: BaseProcess, seconds: float) -> int | None:
 
 def outcome(run: pathlib.Path) -> dict[str, Any]:
   """What must be the same however a run came to its end."""
-  last = max((run / "snapshots").glob("[0-9]*_*"))
+  last = finished_snapshots(run)[-1]
   tree, here = str((last / "tree").absolute()), SingleDeviceSharding(jax.local_devices()[0])
   shapes = ocp.metadata(tree).metadata
   arrays = ocp.load(
@@ -280,7 +281,7 @@ def grown(world: World, count: int) -> Case:
     time.sleep(0.05)
   if end(process, PATIENCE) or len(after) < count:
     sys.exit(f"the run of {count} tasks failed; see {log}")
-  last = max((run / "snapshots").glob("[0-9]*_*"))
+  last = finished_snapshots(run)[-1]
   sizes = ocp.metadata(str((last / "tree").absolute())).metadata.values()
   learned_mib = sum(np.prod(one.shape) * np.dtype(one.dtype).itemsize for one in sizes) / 2**20
   early, late = (float(np.median(part)) for part in (after[20:30], after[-10:]))
