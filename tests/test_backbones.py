@@ -152,10 +152,9 @@ def torch_answers(pair, rows=slice(None), **options):
       attention_mask=as_tensor(pair.source_mask[rows]),
       max_new_tokens=MAX_NEW,
       do_sample=False,
-      use_cache=False,
       return_dict_in_generate=True,
       output_scores=True,
-      **options,
+      **{"use_cache": False} | options,
     )
   ids = out.sequences.numpy()[:, pair.source.shape[1] if pair.only else 1 :]
   ids = np.pad(ids, ((0, 0), (0, MAX_NEW - ids.shape[1])))
@@ -170,6 +169,28 @@ def test_greedy_ids(pair):
   ours = np.asarray(answer(pair.ours.params, pair.source, pair.source_mask, None))
   np.testing.assert_array_equal(ours, torch_answers(pair)[0])
   assert len({tuple(row) for row in ours.tolist()}) > 1
+
+
+@pytest.mark.parametrize(
+  ("name", "short"),
+  [
+    ("llama-dynamic", "max_position_embeddings"),
+    ("phi3-longrope", "original_max_position_embeddings"),
+  ],
+)
+def test_stretched_positions_look_at_a_rows_own_tokens(name, short, torch, tmp_path):
+  """Padding, neighbours and room for an answer change no answer. 16 places are a short text: one
+  row stays below them, one is longer, and one becomes so while it is answered; there Hugging
+  Face's Phi-3 reads its row anew, so it has no such row.
+  """
+  theirs = torch_models.make(name, **{short: 16})
+  ours = hf.load_backbone(torch_models.save(theirs, tmp_path))
+  lengths = (16 - MAX_NEW, 30, 12 if name == "llama-dynamic" else 25)
+  source, mask = padded(np.random.default_rng(0), lengths, True)
+  together = generate(ours.model, ours.params, source, mask, None, max_new=MAX_NEW)
+  for row, length in enumerate(lengths):
+    alone = Pair(theirs, ours, source[[row], -length:], mask[[row], -length:], None, None)
+    np.testing.assert_array_equal(together[row], torch_answers(alone, use_cache=True)[0][0])
 
 
 def our_beams(pair, beams, rows=slice(None), **options):
@@ -237,7 +258,8 @@ def test_weights_that_we_write_load_in_torch(pair, tmp_path):
     return jnp.asarray(x * rng.uniform(0.5, 1.5, x.shape), x.dtype)
 
   params = jax.tree.map(changed, pair.ours.params)
-  hf.save_backbone(tmp_path, pair.ours.model, pair.ours.raw_config, params)
+  raw = pair.ours.raw_config | {"dtype": "bfloat16"}  # of the folder that it came from
+  hf.save_backbone(tmp_path, pair.ours.model, raw, params)
   theirs = type(pair.theirs).from_pretrained(tmp_path).eval()
   difference = torch_logits(pair, theirs)[0] - our_logits(pair, pair.ours.model, params)
   assert np.max(np.abs(difference[pair.target_mask])) < 1e-4

@@ -231,6 +231,8 @@ WRONG = {
     PET,
     "has other shapes in some layers",
   ),
+  "pissa": (PET, {"init_lora_weights": "pissa_niter_4"}, PET, "has init_lora_weights 'pissa_n"),
+  "alora": (PET, {"alora_invocation_tokens": [1]}, PET, r"alora_invocation_tokens \[1\], which"),
   "dora": (PET, {"use_dora": True}, PET, "use_dora True, which a block cannot have"),
   "bias": (PET, {"bias": "all"}, PET, "bias 'all', which a block cannot have"),
   "alpha": (PET, {"lora_alpha": "32"}, PET, "lora_alpha '32' is no positive number"),

@@ -72,9 +72,10 @@ def find_folder(path: str) -> pathlib.Path:
   from huggingface_hub import snapshot_download
   from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-  patterns = ["*.json", "*.safetensors", "*.model", "*.txt"]
+  patterns = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "*.txt"]
+  unused = ["*/*", "consolidated*"]  # the same weights once more
   try:
-    return pathlib.Path(snapshot_download(path, allow_patterns=patterns))
+    return pathlib.Path(snapshot_download(path, allow_patterns=patterns, ignore_patterns=unused))
   except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise InputError(
@@ -307,7 +308,8 @@ def save_backbone(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   shards = list(_shards(torch_tensors(model, raw, params), max_shard_bytes))
-  raw = raw | {"torch_dtype": str(model.config.dtype)}
+  named = {"dtype", "torch_dtype"} & raw.keys() or {"torch_dtype"}  # newer and older folders
+  raw = raw | dict.fromkeys(named, str(model.config.dtype))
   (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
   if len(shards) == 1:
     save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})

@@ -235,23 +235,22 @@ class Llama(nn.Module):
     positions: jax.Array,
     seen: attention.Seen,
     windowed: attention.Seen | None,
-    places: int,
   ) -> Geometry:
-    """What layers see of tokens at positions (B, L) int32, in rows of at most so many places."""
+    """What layers see of tokens at positions (B, L) int32."""
     c = self.config
     width = c.rotary_width or c.head_width
-    turns = [rope.turns(positions, width, places) for rope in c.ropes]
+    turns = [rope.turns(positions, width) for rope in c.ropes]
     if -1 in c.rope_of_layer:  # the last one, which -1 takes: no turn
       turns.append((jnp.ones_like(turns[0][0]), jnp.zeros_like(turns[0][0])))
     cos, sin = (jnp.stack(parts) for parts in zip(*turns, strict=True))
     return Geometry(cos, sin, seen, windowed)
 
-  def geometry_of(self, mask: jax.Array, places: int, padding: attention.Padding) -> Geometry:
+  def geometry_of(self, mask: jax.Array, padding: attention.Padding) -> Geometry:
     """The same of tokens (B, L) that see those before them, padded on this side."""
     c = self.config
     earlier = partial(attention.earlier_tokens, mask, padding, c.attention, some=c.windows_differ)
     windowed = None if c.window is None else earlier(window=c.window)
-    return self.geometry(jnp.cumsum(mask, axis=1) - 1, earlier(), windowed, places)
+    return self.geometry(jnp.cumsum(mask, axis=1) - 1, earlier(), windowed)
 
   def states(
     self,
@@ -265,7 +264,7 @@ class Llama(nn.Module):
     """
     x, mask = self.with_prompt(tokens, mask, adapters)
     padding = behind_prompt(padding, adapters)
-    lora, geometry = adapters and adapters.lora, self.geometry_of(mask, x.shape[1], padding)
+    lora, geometry = adapters and adapters.lora, self.geometry_of(mask, padding)
     x, _ = self.layers(x, lora, self.kinds(), geometry, adapters)
     return self.norm(x)
 
@@ -335,7 +334,7 @@ class Llama(nn.Module):
     room = jnp.zeros((x.shape[0], c.key_heads, max_new, c.head_width), c.dtype)
     padding = behind_prompt("left", adapters)
     lora = adapters and adapters.lora
-    geometry = self.geometry_of(mask, x.shape[1] + max_new, padding)
+    geometry = self.geometry_of(mask, padding)
     states, (k, v) = self.layers.read(x, lora, self.kinds(), geometry, room, adapters)
     filled, index = jnp.pad(mask, ((0, 0), (0, max_new))), jnp.asarray(x.shape[1], jnp.int32)
     cache = LlamaCache(k, v, filled, index, position=jnp.sum(mask, axis=1))
@@ -354,7 +353,7 @@ class Llama(nn.Module):
       of_keys = jnp.cumsum(filled, axis=1) - 1
       near = position[:, None, :, None] - of_keys[:, None, None, :] < window
       windowed = attention.Seen(bias=attention.mask_bias(mask & near))
-    geometry = self.geometry(position, seen, windowed, filled.shape[1])
+    geometry = self.geometry(position, seen, windowed)
     x, new = self.layers.step(
       self.embed(tokens[:, None]),
       adapters and adapters.lora,

@@ -44,23 +44,24 @@ class Rope:
   long: tuple[float, ...] = ()
   magnitude: float = 1.0
 
-  def frequencies(self, width: int, places: int) -> np.ndarray:
-    """(width / 2,) float32, radians per position.
+  def frequencies(self, width: int, lengths: jax.Array) -> jax.Array | np.ndarray:
+    """(width / 2,) float32, radians per position; (B, 1, width / 2) where each row has its own.
 
     Args:
-      places: of the longest row; dynamic and longrope look at it.
+      lengths: (B,) int32, how many tokens each row has so far; dynamic and longrope look at it, at
+        the row's own tokens, so that neither padding nor neighbours change an answer.
     """
     exponents = np.arange(0, width, 2, dtype=np.float32) / width
-    theta = self.theta
-    if self.kind == "dynamic" and places > self.length:
-      stretch = self.factor * places / self.length - (self.factor - 1)
-      theta *= stretch ** (width / (width - 2))
-    plain = (1.0 / theta**exponents).astype(np.float32)
+    plain = (1.0 / self.theta**exponents).astype(np.float32)
+    if self.kind == "dynamic":
+      longer = jnp.maximum(lengths[:, None, None] / self.length, 1.0)
+      stretch = self.factor * longer - (self.factor - 1)
+      return plain / (stretch ** (width / (width - 2))) ** exponents
     if self.kind == "linear":
       return plain / np.float32(self.factor)
     if self.kind == "longrope":
-      stretches = self.long if places > self.length else self.short
-      return plain / np.asarray(stretches, np.float32)
+      short, long = (plain / np.asarray(one, np.float32) for one in (self.short, self.long))
+      return jnp.where(lengths[:, None, None] > self.length, long, short)
     if self.kind == "llama3":
       rotations = self.length * plain / (2 * math.pi)
       keep = np.clip((rotations - self.slow) / (self.fast - self.slow), 0.0, 1.0)
@@ -83,11 +84,12 @@ class Rope:
     ramp = (np.arange(width // 2, dtype=np.float32) - first) / max(last - first, 0.001)
     return 1 - np.clip(ramp, 0.0, 1.0)
 
-  def turns(self, positions: jax.Array, width: int, places: int) -> tuple[jax.Array, jax.Array]:
+  def turns(self, positions: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
     """cos and sin of the angles at positions (B, L), times the magnitude: (B, L, width / 2) float32
     each.
     """
-    angles = positions[:, :, None] * jnp.asarray(self.frequencies(width, places))
+    lengths = jnp.max(positions, axis=1) + 1
+    angles = positions[:, :, None] * jnp.asarray(self.frequencies(width, lengths))
     return self.magnitude * jnp.cos(angles), self.magnitude * jnp.sin(angles)
 
 

@@ -167,7 +167,12 @@ def export_block(
 
 
 # What an adapter can have and a block cannot.
-PARTS = ("use_dora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern")
+PARTS = (
+  *("use_dora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern"),
+  "alora_invocation_tokens",  # acts behind these tokens only
+)
+# Starts of an adapter that also change the weights of the model below it.
+OF_CHANGED_WEIGHTS = ("pissa", "olora", "corda", "loftq")
 
 
 def read_block(folder: Path, pet: config.Pet, backbone: ModelConfig) -> blocks.Block:
@@ -188,6 +193,8 @@ def read_block(folder: Path, pet: config.Pet, backbone: ModelConfig) -> blocks.B
     return {"prompt": jnp.asarray(_prompt_of(folder, arrays, pet, backbone))}
   odd = [name for name in PARTS if values.get(name)]
   odd += ["bias"] if values.get("bias", "none") != "none" else []
+  if str(values.get("init_lora_weights")).lower().startswith(OF_CHANGED_WEIGHTS):
+    odd.append("init_lora_weights")
   if odd:
     raise InputError(f"{folder}: has {odd[0]} {values[odd[0]]!r}, which a block cannot have")
   block = _lora_block(folder, arrays, pet, backbone, _scale_of(folder, values) / pet.lora_scale)
