@@ -20,7 +20,7 @@ from sapt_jax.config import Distributed
 from sapt_jax.errors import InputError
 from sapt_jax.methods.sequential import SequentialOptions
 from sapt_jax.run_folder import RunFolder
-from sapt_jax.training import checkpoint
+from sapt_jax.training import checkpoint, fit
 from tests.runs import rows_of, scores
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -129,12 +129,12 @@ def test_processes_of_two_devices_give_what_one_device_gives_and_one_of_them_spe
   assert [code for code, _, _ in outcomes] == [0, 0], outcomes
   assert_nearly_same_run(tmp_path / "run", alone)
   printed = ["scores.json" in out for _, out, _ in outcomes]
-  assert printed == ["step/s" in err for _, _, err in outcomes] == [True, False]
+  assert printed == ["count: step 6 of 6" in err for _, _, err in outcomes] == [True, False]
 
 
 @pytest.mark.slow
 def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
-  world, alone, tmp_path, capsys
+  world, alone, tmp_path, capsys, monkeypatch
 ):
   outcomes = together(2, [*world, "--mesh.fsdp", "2"], tmp_path / "run", numbers=(0, 15))
   assert [code for code, _, _ in outcomes] == [75, 75], outcomes
@@ -144,9 +144,10 @@ def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
   assert all(stop in err for _, _, err in outcomes)
   assert 2 <= record["step"] < 6
   options = ["--mesh.data", "2", "--mesh.fsdp", "2", "--output", str(tmp_path / "run")]
+  monkeypatch.setattr(fit, "LINE_EVERY", 0.0)
   train.main([*world, *options])
-  # The bar begins there.
-  assert f"{record['step']}/6" in capsys.readouterr().err.split("2/2 task002_count:")[1]
+  begun = capsys.readouterr().err.split("2/2 task002_count: step ")[1]
+  assert begun.startswith(f"{record['step'] + 1} of 6,")
   assert_nearly_same_run(tmp_path / "run", alone)
 
 

@@ -349,7 +349,7 @@ def test_a_change_is_taken_over_when_it_is_seen_twice_and_what_cannot_be_read_is
     (["--port", "70000"], "--port 70000: must be from 0 to 65535"),
     (["--port", "PORT"], "cannot be listened at"),
     (["--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
-    (["--key", "@/nowhere/key"], "no such file"),
+    (["--key", "@/nowhere/key"], "no such folder as /nowhere"),
     (["--key", "schlüssel"], "printable ASCII"),
     (["--limits.queue", "0"], "limits.queue 0: must be at least 1"),
     (["--limits.prompts", "999"], "must be at most limits.queue 256"),
