@@ -218,7 +218,7 @@ def without(run: StoredRun, index: int) -> StoredRun:
     for row in run.log
     if row["index"] != index
   ]
-  records = [_record_without(run.records[place], name, index) for place in kept]
+  records = [_record_without(run.records[place], run.names, index) for place in kept]
   learned = run.method.without(run.learned, index)
   single = None if run.single is None else [run.single[place] for place in kept]
   return StoredRun(values, records, lines, log, run.method, learned, single)
@@ -308,19 +308,23 @@ def _rows_without(rows: Rows | None, name: str) -> Rows | None:
   return None if rows is None else [row for row in rows if row.get("task") != name]
 
 
-def _command_without(command: str, name: str) -> str:
-  """A command line that does not name a task in the options of its stream, nor by its beginning."""
+def _command_without(command: str, names: list[str], index: int) -> str:
+  """A command line that does not name one of the tasks in the options of its stream, nor by its
+  beginning.
+  """
   words, option = [], ""
   for word in shlex.split(command):
     option = word if word.startswith("--") else option
-    named = name.startswith(re.split("[:=]", word)[0])
+    called = re.split("[:=]", word)[0]
+    named = names[index].startswith(called) and called not in {*names} - {names[index]}
     if not (named and option.startswith("--stream.")):
       words.append(word)
   return shlex.join(words)
 
 
-def _record_without(record: dict[str, Any], name: str, index: int) -> dict[str, Any]:
-  """A task's record without what it says of another."""
+def _record_without(record: dict[str, Any], names: list[str], index: int) -> dict[str, Any]:
+  """A task's record without what it says of the index-th of these."""
+  name = names[index]
 
   def cut(row: list[Any] | None) -> list[Any] | None:
     return None if row is None else row[:index] + row[index + 1 :]
@@ -338,7 +342,7 @@ def _record_without(record: dict[str, Any], name: str, index: int) -> dict[str, 
       "training_mixture": cut(record["training_mixture"]),
       "changed": changed,
       "without_test_rows": absent,
-      "made": made | {"command": _command_without(made.get("command", ""), name)},
+      "made": made | {"command": _command_without(made.get("command", ""), names, index)},
       "forgotten": record.get("forgotten", 0) + 1,
     }
   )

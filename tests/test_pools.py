@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sapt_jax import forget, join, train
+from sapt_jax import forget, join, stored_run, train
 from sapt_jax.answering import Answering
 from sapt_jax.remote import readable
 from tests.runs import assert_same_run, record_of, rows_of, saved, scores, snapshots
@@ -86,6 +86,12 @@ def test_a_forgotten_task_leaves_nothing_and_changes_nothing_else(three, tmp_pat
   assert (result["tasks"], len(result["scores"][-1])) == (NAMES[:2], 2)
   assert "1 task(s) were forgotten" in result["note"]
   assert [row["index"] for row in rows_of(folder / "metrics.jsonl")][-1] == 1
+
+
+def test_a_forgotten_tasks_name_leaves_the_command_and_another_that_it_begins_with_stays():
+  command = "train --stream.tasks a ab abc --stream.fit ab:steps=3 a:steps=4 --output ab"
+  cut = stored_run._command_without(command, ["a", "abc", "ab"], 2)
+  assert cut == "train --stream.tasks a abc --stream.fit a:steps=4 --output ab"
 
 
 def test_a_run_that_has_forgotten_goes_on(of_sapt, world, tmp_path):

@@ -177,10 +177,6 @@ class Trainer:
     return options.validate_every or options.validate_epochs * self.batcher.steps_per_epoch(rows)
 
 
-# Seconds between two lines of progress where there is no terminal.
-LINE_EVERY = 10.0
-
-
 @dataclasses.dataclass(frozen=True)
 class Best:
   """The weights with the best dev score so far."""
@@ -191,6 +187,10 @@ class Best:
   def or_better(self, trainable: Trainable, score: float) -> Best:
     """These weights, or a copy of the others where their score is higher."""
     return Best(jax.tree.map(jnp.copy, trainable), score) if score > self.score else self
+
+
+# Seconds between two lines of progress where there is no terminal.
+LINE_EVERY = 10.0
 
 
 class Meter:
