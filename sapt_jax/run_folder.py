@@ -4,6 +4,7 @@ for the reader at the end.
 config.json            what was asked for; a run goes on with nothing else, but for the mesh
 errors.log             tracebacks of what the run did not expect
 metrics.jsonl          one line per logged step, validation or event, and one per task with its cost
+metrics.seal.json      the length and the hash of metrics.jsonl, to find damage
 snapshots/NN_TASK/     all that was learned up to this task, and its scores
 predictions/           the answers given after each task
 pseudo_inputs/         the pseudo inputs that stand for each task
@@ -253,7 +254,7 @@ class RunFolder:
         write_lines(self.lines_of(folder, index, task), rows)
       files = [self.lines_of(folder, index, task) for folder in lines]
       sealed = {str(file.relative_to(self.path)): checkpoint.sha256(file) for file in files}
-      record = record | {"files": sealed, "log": self.run_log.sealed()}
+      record = record | {"files": sealed}
     checkpoint.save(self.snapshot(index, task), learned, record)
     if processes.is_first():
       shutil.rmtree(self.path / "progress", ignore_errors=True)
@@ -351,7 +352,7 @@ class RunFolder:
         place = self.progress(done).checkpoint(phase)
         if checkpoint.is_finished(place) and self._is_sound(place):
           steps[phase] = checkpoint.read_record(place)["step"]
-      self.run_log.trim(done, steps, records[-1].get("log") if records else None)
+      self.run_log.trim(done, steps)
 
     processes.first_does(drop)
 

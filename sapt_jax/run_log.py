@@ -1,5 +1,5 @@
 """metrics.jsonl: one line per logged step, validation or event. No step stands in it twice, however
-often the run was started.
+often the run was started. metrics.seal.json tells later whether its lines are still what they were.
 """
 
 from __future__ import annotations
@@ -12,44 +12,61 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sapt_jax.text_files import write_text
+from sapt_jax.errors import InputError
+from sapt_jax.text_files import read_object, write_text
+
+
+def _sealed(content: bytes) -> dict[str, Any]:
+  return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 class RunLog:
   """The log of a run, written by process 0."""
 
   def __init__(self, file: pathlib.Path):
-    self.file = file
+    self.file, self.seal = file, file.with_suffix(".seal.json")
 
   def add(self, row: dict[str, Any]) -> None:
     """Adds one line."""
     with self.file.open("a", encoding="utf-8") as out:
       out.write(json.dumps(row) + "\n")
+    self._close()
 
-  def sealed(self) -> dict[str, Any]:
-    """What tells later whether the lines so far are still what they are: how many bytes they take,
-    and their SHA-256.
+  def _close(self) -> None:
+    """Seals the lines so far. Nothing waits for the disk here: this is done at every line."""
+    draft = self.seal.with_suffix(".draft")
+    draft.write_text(json.dumps(_sealed(self.file.read_bytes())) + "\n", encoding="utf-8")
+    draft.replace(self.seal)
+
+  def _check(self, content: bytes) -> None:
+    """Names a log that does not begin with the lines that were sealed last; one line more may stand
+    there, whose writer was killed before it was sealed.
     """
-    content = self.file.read_bytes() if self.file.exists() else b""
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    try:
+      seal = read_object(self.seal)
+    except InputError as error:
+      print(f"warning: {error}; {self.file.name} cannot be checked", file=sys.stderr)
+      return
+    length = seal.get("bytes")
+    if not isinstance(length, int) or seal != _sealed(content[:length]):
+      words = f"changed since it was written: {self.seal.name} does not fit"
+      print(f"warning: {self.file}: {words}", file=sys.stderr)
 
-  def trim(self, done: int, steps: dict[str, int], sealed: dict[str, Any] | None) -> None:
-    """Drops lines of what will be learned again.
+  def trim(self, done: int, steps: dict[str, int]) -> None:
+    """Drops lines of what will be learned again, and names a log that is not as it was written.
 
     Args:
       done: tasks that are finished.
       steps: the step that a phase of the next task goes on from; phases that are not named begin
         anew.
-      sealed: what `sealed` said after the last finished task; None: nothing is known of it.
     """
+    if not self.file.exists() and not self.seal.exists():
+      return
     content = self.file.read_bytes() if self.file.exists() else b""
-    if sealed is not None:
-      digest = hashlib.sha256(content[: sealed["bytes"]]).hexdigest()
-      if digest != sealed["sha256"]:
-        print(f"warning: {self.file}: changed since it was written", file=sys.stderr)
-    if content:
-      lines = content.decode(errors="backslashreplace").split("\n")
-      write_text(self.file, self._kept(lines, done, steps))
+    self._check(content)
+    lines = content.decode(errors="backslashreplace").split("\n")
+    write_text(self.file, self._kept(lines, done, steps))
+    self._close()
 
   def _kept(self, lines: Sequence[str], done: int, steps: dict[str, int]) -> Iterator[str]:
     """The lines of the tasks before the done-th, and those of that task's phases up to their steps.

@@ -97,7 +97,7 @@ class StoredRun:
       if row["index"] == index:
         folder.run_log.add(row)
     sealed = {str(file.relative_to(folder.path)): checkpoint.sha256(file) for file in files}
-    record = record | {"files": sealed, "log": folder.run_log.sealed()}
+    record = record | {"files": sealed}
     if index + 1 == len(self.records):
       checkpoint.save(folder.snapshot(index, name), self.learned, record)
     else:
