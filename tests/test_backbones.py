@@ -19,7 +19,7 @@ from sapt_jax.backbones.architectures import ARCHITECTURES, t5_config
 from sapt_jax.backbones.positions import relative_buckets
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.beam import beam_search
-from sapt_jax.evaluation.decode import generate
+from sapt_jax.evaluation.decode import Writing, generate, sampler
 from sapt_jax.losses import token_losses
 from tests import torch_models
 
@@ -169,6 +169,28 @@ def test_greedy_ids(pair):
   ours = np.asarray(answer(pair.ours.params, pair.source, pair.source_mask, None))
   np.testing.assert_array_equal(ours, torch_answers(pair)[0])
   assert len({tuple(row) for row in ours.tolist()}) > 1
+
+
+def test_ids_sampled_with_the_cache_are_those_drawn_from_torchs_logits(pair):
+  """Torch reads each row anew for every token; both draw with the same key."""
+  config, choose, key = pair.ours.config, sampler(20, 1.3, 1.5), jax.random.key(3)
+  answer = jax.jit(partial(generate, pair.ours.model, max_new=MAX_NEW, choose=choose, rng=key))
+  ours = np.asarray(answer(pair.ours.params, pair.source, pair.source_mask, None))
+  rows = len(pair.source)
+  drawn = Writing(
+    written=jnp.full((rows, MAX_NEW), config.pad_id, jnp.int32),
+    ended=jnp.zeros(rows, bool),
+    last=jnp.zeros(rows, jnp.int32),
+    cache=None,
+    count=jnp.zeros((), jnp.int32),
+  )
+  for count in range(MAX_NEW):
+    there = np.broadcast_to(np.arange(MAX_NEW) <= count, drawn.written.shape)
+    so_far = dataclasses.replace(pair, target=np.asarray(drawn.written), target_mask=there)
+    logits = jnp.asarray(torch_logits(so_far, pair.theirs)[0][:, count])
+    drawn = drawn.with_next(logits, choose, key, config.eos_id, config.pad_id)
+  np.testing.assert_array_equal(ours, drawn.written)
+  assert not np.array_equal(ours, torch_answers(pair)[0])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from sapt_jax.backbones import hf
+from sapt_jax.backbones.families import FAMILIES
 from sapt_jax.errors import InputError
 
 SIZES = {
@@ -158,11 +159,26 @@ FOLDERS = {
 }
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+# What is left out, or has another place than that which counts.
+SHORT = {f"least {name}": {"model_type": name, "pad_token_id": 0} for name in FAMILIES} | {
+  "gemma2, hidden_act": {"model_type": "gemma2", "hidden_act": "relu"},
+  "gemma3, caps": {"model_type": "gemma3_text", "attn_logit_softcapping": 3.0},
+  "llama, yarn's factor": {
+    "model_type": "llama",
+    "rope_scaling": {
+      "rope_type": "yarn",
+      "factor": None,
+      "original_max_position_embeddings": 128,
+    },
+  },
+}
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, *SHORT])
 def test_a_config_as_the_hub_has_it_is_read_as_transformers_reads_it(name, torch, tmp_path):
   import transformers
 
-  raw = SIZES | FOLDERS[name]
+  raw = SIZES | (FOLDERS | SHORT)[name]
   (tmp_path / "config.json").write_text(json.dumps(raw))
   torch.manual_seed(0)
   config = transformers.AutoConfig.from_pretrained(tmp_path)
@@ -198,6 +214,10 @@ def test_a_config_as_the_hub_has_it_is_read_as_transformers_reads_it(name, torch
     (
       {"model_type": "phi3", "rope_scaling": {"type": "longrope", "short_factor": [1.0]}},
       r"'long_factor' is missing",
+    ),
+    (
+      {"model_type": "llama", "partial_rotary_factor": 0.5},
+      r"partial_rotary_factor 0.5: only phi3 turns a part of each head",
     ),
     (
       {"model_type": "gemma3_text", "use_bidirectional_attention": True},

@@ -72,11 +72,11 @@ def _gemma(raw: Raw) -> dict[str, Any]:
     raise InputError("use_bidirectional_attention is not supported: it is not for writing text")
   bias = bool(raw.get("attention_bias"))
   return {
+    "activation": activation_of(raw.get("hidden_activation") or "gelu_pytorch_tanh"),
     "post_norms": True,
     "norm_offset": 1.0,
     "embedding_scale": math.sqrt(raw["hidden_size"]),
     "attention_scale": raw.get("query_pre_attn_scalar", 256) ** -0.5,
-    "attention_cap": raw.get("attn_logit_softcapping") or 0.0,
     "logit_cap": raw.get("final_logit_softcapping") or 0.0,
     "qkv_bias": bias,
     "o_bias": bias,
@@ -85,7 +85,8 @@ def _gemma(raw: Raw) -> dict[str, Any]:
 
 def _gemma2(raw: Raw) -> dict[str, Any]:
   depth = raw["num_hidden_layers"]
-  return _gemma(raw) | _window(raw, [layer % 2 == 0 for layer in range(depth)])
+  parts = _gemma(raw) | _window(raw, [layer % 2 == 0 for layer in range(depth)])
+  return parts | {"attention_cap": raw.get("attn_logit_softcapping") or 0.0}
 
 
 def _gemma3(raw: Raw) -> dict[str, Any]:
@@ -129,14 +130,16 @@ def _window(raw: Raw, usual: list[bool]) -> dict[str, Any]:
   return {"window": size, "windowed": () if all(usual) else tuple(usual)}
 
 
-_GEMMA = {"head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "tie_word_embeddings": True}
+_GEMMA = {"head_dim": 256, "tie_word_embeddings": True}
 _GEMMA |= {"sliding_window": 4096, "eos_token_id": 1, "bos_token_id": 2}
+_SMOLLM3 = {"tie_word_embeddings": True, "rope_theta": 2_000_000.0}
+_SMOLLM3 |= {"bos_token_id": 128_000, "eos_token_id": 128_001, "pad_token_id": 128_004}
 FAMILIES = {
   "llama": Family(_llama, {}),
   "qwen2": Family(_qwen2, {"sliding_window": 4096}),
   "qwen3": Family(_qwen3, {"sliding_window": 4096, "head_dim": 128}),
   "mistral": Family(_mistral, {"sliding_window": 4096}),
-  "smollm3": Family(_smollm3, {"tie_word_embeddings": True}),
+  "smollm3": Family(_smollm3, _SMOLLM3),
   "phi3": Family(_phi3, {"rms_norm_eps": 1e-5, "eos_token_id": 32000, "pad_token_id": 32000}),
   "gemma2": Family(
     _gemma2, _GEMMA | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
@@ -150,8 +153,6 @@ def decoder_config(raw: Raw) -> LlamaConfig:
   new place.
   """
   family = FAMILIES[raw["model_type"]]
-  if "hidden_activation" in raw:
-    raw = raw | {"hidden_act": raw["hidden_activation"] or raw.get("hidden_act")}
   raw = family.usual | raw
   width, heads = raw["hidden_size"], raw["num_attention_heads"]
   head_width = raw.get("head_dim") or width // heads
@@ -160,9 +161,12 @@ def decoder_config(raw: Raw) -> LlamaConfig:
     raise InputError(f"{heads} heads cannot share {key_heads} key heads")
   rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
   share = rope.get("partial_rotary_factor") or raw.get("partial_rotary_factor") or 1.0
+  if share != 1 and raw["model_type"] != "phi3":
+    raise InputError(f"partial_rotary_factor {share}: only phi3 turns a part of each head")
   parts = family.parts(raw)
   if "ropes" not in parts:
     parts["ropes"] = (rope_of(rope, raw, raw.get("rope_theta") or 10000.0),)
+  parts.setdefault("activation", activation_of(raw.get("hidden_act") or "silu"))
   return LlamaConfig(
     vocab_size=raw["vocab_size"],
     width=width,
@@ -171,7 +175,6 @@ def decoder_config(raw: Raw) -> LlamaConfig:
     heads=heads,
     key_heads=key_heads,
     head_width=head_width,
-    activation=activation_of(raw.get("hidden_act") or "silu"),
     rotary_width=None if share == 1 else int(head_width * share),
     tied_head=raw.get("tie_word_embeddings", False),
     epsilon=raw.get("rms_norm_eps", 1e-6),
@@ -214,6 +217,7 @@ def rope_of(values: Raw, raw: Raw, theta: float) -> Rope:
     return Rope(theta, "longrope", factor, length, short=short, long=long, magnitude=magnitude)
   factor = values["factor"]
   if kind == "yarn":
+    factor = factor or most / (length or most)
     magnitude = values.get("attention_factor") or _yarn_magnitude(values, factor)
     slow, fast = values.get("beta_slow") or 1.0, values.get("beta_fast") or 32.0
     whole = values.get("truncate", True)
