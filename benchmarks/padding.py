@@ -1,5 +1,5 @@
-r"""How much of what a backbone computes in training is padding,
-and how many shapes it is compiled for.
+r"""How much of what a backbone computes in training is padding, and how many shapes it is compiled
+for.
 
     python benchmarks/padding.py --data.benchmark superni --data.root CL_BENCHMARK_FOLDER \
       --backbone.path MODEL_FOLDER --fit.batch-size 8
@@ -7,14 +7,13 @@ and how many shapes it is compiled for.
 Takes a run's options, reads its tasks with its tokenizer and makes the batches of three passes over
 each; nothing is computed on them. Prints a row for each way of holding an example: `joined`, source
 and answer in one row, as a decoder-only backbone is trained, and `apart`, as an encoder-decoder has
-them.
+them; with the shapes that the options ask for (`--fit.shapes`), and with fixed ones.
     real     share of places that hold a token of a source or an answer
     shapes   of batches, over all tasks; each is a program to compile
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 from sapt_jax import cli, learner, run_options
@@ -45,13 +44,17 @@ def main(arguments: Sequence[str]) -> None:
   config = run_options.config_of(options(arguments))
   tasks = load_stream(config.data, config.stream, config.seed)
   codec = learner.make_codec(config, learner.backbone_folder(config))
-  rows = [PreparedTask(number, task, codec).train.rows for number, task in enumerate(tasks)]
-  size, window = config.fit.batch_size, config.fit.length_window
-  apart = Batcher(left=False, pad_id=0, size=size, seed=config.seed, window=window)
-  for name, batcher in (("joined", dataclasses.replace(apart, left=True)), ("apart", apart)):
-    found = [padding(batcher, task_rows, PASSES) for task_rows in rows]
-    real, places, shapes = zip(*found, strict=True)
-    print(f"{name:<8} real {sum(real) / sum(places):.3f}   shapes {len(set().union(*shapes))}")
+  prepared = [PreparedTask(number, task, codec) for number, task in enumerate(tasks)]
+  fits = [config.fit] * len(tasks)
+  for left in (True, False):
+    chosen = learner.shapes_of(config, prepared, fits, left)
+    for shapes in (chosen, ()) if chosen else ((),):
+      plain = Batcher(left, 0, config.fit.batch_size, config.seed, shapes=shapes)
+      batcher = learner.batcher_for(config.fit, plain)
+      found = [padding(batcher, task.train.rows, PASSES) for task in prepared]
+      real, places, used = zip(*found, strict=True)
+      name = f"{'joined' if left else 'apart'}, {'chosen' if shapes else 'fixed'}"
+      print(f"{name:<15} real {sum(real) / sum(places):.3f}   shapes {len(set().union(*used))}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The library under stress: killed at any moment, harmed in any file, fed anything, for long.
 
     python benchmarks/stress.py --output runs/stress --kills 100 --damage 300 --mutations 1000 \
-        --tasks 200
+        --places 20 --tasks 200
 
 Kills: a run of two tasks, with generator and evaluation, gets SIGKILL at random moments, is started
 again each time, and must end with the scores, the answers and the arrays of a run that was left
@@ -11,6 +11,8 @@ flipped. Started again, the run must end as it would have, with the file named o
 or it must end with exit code 2 and name the file.
 Mutations: data, model folder, tokenizer, questions or the command line are changed at random. The
 program must end well, or with exit code 2 and one line; it must not hang for a minute.
+Places: a disk that is full from one of so many moments on; a read-only one; no HOME; a terminal of
+ASCII alone; a user without a name. The program must say one line, and go on to the same end.
 Tasks: one process learns that many tiny tasks; its memory after each of them is noted.
 
 Each case is a line of DIR/cases.jsonl as soon as it is known; started again, only cases that are
@@ -44,6 +46,7 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from mutations import changed_text, mutated_file, mutated_options
 from orbax.checkpoint import v1 as ocp
+from places import Place, places, tried
 
 from sapt_jax import cli
 from sapt_jax.mini import T5_MINI
@@ -61,6 +64,7 @@ OPTIONS = (
 FORKS = multiprocessing.get_context("forkserver")
 PATIENCE = 60  # seconds that a program may take beyond what an undisturbed one takes
 KILLS_OF_A_RUN = 5
+START = 4  # seconds that a program of its own takes to import the library
 
 Case = dict[str, Any]
 
@@ -262,6 +266,18 @@ def mutated(world: World, number: int, seconds: float) -> Case:
   return {"what": what, "code": code, "said": line[-300:], "fine": fine}
 
 
+def placed(world: World, number: int, whole: dict[str, Any], place: Place) -> Case:
+  """A run in a hard place, then on in a usual one."""
+  folder = world.folder / f"place{number}"
+  code, said = tried(place, world.options, folder, world.folder / "half")
+  line = said.strip().splitlines()[-1] if said.strip() else ""
+  spoken = code == 0 or (code in (1, 2) and line.startswith("error: ") and "Traceback" not in said)
+  exact = code < 97 and outcome(folder / "kept") == whole["one"]
+  if spoken and exact:
+    shutil.rmtree(folder)
+  return {"what": place.what, "code": code, "said": line[-300:], "fine": spoken and exact}
+
+
 def grown(world: World, count: int) -> Case:
   """The memory of one process that learns so many tasks, in MiB, after each of them."""
   for number in range(count):
@@ -349,7 +365,8 @@ def main(arguments: Sequence[str]) -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--output", type=pathlib.Path, required=True, help="folder of the cases")
-  for name, count in (("kills", 100), ("damage", 300), ("mutations", 1000), ("tasks", 200)):
+  usual = {"kills": 100, "damage": 300, "mutations": 1000, "places": 20, "tasks": 200}
+  for name, count in usual.items():
     parser.add_argument(f"--{name}", type=int, default=count, help=f"how many (default {count})")
   options = parser.parse_args(arguments)
   options.output.mkdir(parents=True, exist_ok=True)
@@ -358,6 +375,7 @@ def main(arguments: Sequence[str]) -> None:
   FORKS.set_forkserver_preload(["sapt_jax.continual", "sapt_jax.predict"])
   world.make()
   whole, seconds = references(world)
+  hard = places(START + seconds, options.places)
   runs = -(-options.kills // KILLS_OF_A_RUN)
   kills = list(cases(file, "kill", runs, lambda number: killed(world, number, whole, seconds)))
   count, exact = (sum(case[name] for case in kills) for name in ("kills", "exact"))
@@ -365,9 +383,10 @@ def main(arguments: Sequence[str]) -> None:
   for name, number, try_one in (
     ("damage", options.damage, lambda number: damaged(world, number, whole, seconds)),
     ("mutations", options.mutations, lambda number: mutated(world, number, seconds)),
+    ("places", len(hard), lambda number: placed(world, number, whole, hard[number])),
   ):
-    tried = list(cases(file, name, number, try_one))
-    words.append(f"{name} {sum(case['fine'] for case in tried)} of {len(tried)} named")
+    known = list(cases(file, name, number, try_one))
+    words.append(f"{name} {sum(case['fine'] for case in known)} of {len(known)} named")
   for case in cases(file, "tasks", int(options.tasks > 0), lambda _: grown(world, options.tasks)):
     words.append(
       f"memory {case['grew_mib']} MiB more after {len(case['resident_mib'])} tasks than after 25, "

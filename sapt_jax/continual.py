@@ -76,7 +76,8 @@ class Continual:
       "memory_inputs": most_pseudo_inputs(config, inputs),
     }
     self.sizes = {name: max(size, folder.size(name)) for name, size in sizes.items()}
-    self.built = built = learner.build(config, inputs.backbone, **self.sizes)
+    self.shapes = learner.shapes_of(config, self.stream, self.fits, self.codec.open_ended)
+    self.built = built = learner.build(config, inputs.backbone, **self.sizes, shapes=self.shapes)
     self.method = built.method
     self.scorer = Scorer(config, built, inputs.codec, self.stream)
     self.instruments = Instruments(config, built, inputs.codec, inputs.stored, inputs.blocks)
@@ -100,6 +101,9 @@ class Continual:
         processes.say(f"learned otherwise than {records[-1]['task']}: {'; '.join(otherwise)}")
     self.folder.go_on(records)
     processes.say(f"attention: {self.attention_words}")
+    if self.shapes:
+      sizes = ", ".join(f"{source}+{answer}" for source, answer in self.shapes)
+      processes.say(f"batches are padded to these lengths of sources + answers: {sizes}")
     self.cost.lap("start")
     for index in range(len(records), len(self.stream)):
       learned, record = self.one_task(learned, index)

@@ -170,10 +170,16 @@ class Generator:
       epochs=options.epochs,
       checkpoint_every=checkpoint_every,
     )
-    training = dataclasses.replace(answering, size=options.batch_size, stream="generator batches")
+    # What is written here is about as long as the sources that it is like.
+    start = bucket(len(codec.encode(START)))
+    shapes = tuple((size if answering.left else start, size) for size, _ in answering.shapes)
+    training = dataclasses.replace(
+      answering, size=options.batch_size, stream="generator batches", shapes=shapes
+    )
     self.trainer = Trainer(backbone, self.method, fit, training, mesh)
     choose = sampler(options.top_k, options.repetition_penalty, options.temperature)
-    self.answerer = Answerer(backbone, self.method, answering, mesh, choose)
+    sampling = dataclasses.replace(answering, shapes=())
+    self.answerer = Answerer(backbone, self.method, sampling, mesh, choose)
 
   def rows(self, task: Task) -> list[Row]:
     """start marker -> definition, separator, input; one row per training example."""

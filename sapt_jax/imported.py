@@ -65,7 +65,7 @@ def imported(folders: Sequence[pathlib.Path], config: Config) -> StoredRun:
     "capacity": capacity_for(len(inputs.names)),
     "memory_inputs": max([1, *map(len, pairs.values())]),
   }
-  built = learner.build(plain, inputs.backbone, **sizes)
+  built = learner.build(plain, inputs.backbone, sizes["capacity"], sizes["memory_inputs"])
   assert isinstance(built.method, Sapt)
   learned = public.read_pool(folders, built.method, built.backbone.config)
   for index, name in enumerate(inputs.names):

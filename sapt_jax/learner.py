@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,9 @@ from sapt_jax.backbones import hf
 from sapt_jax.config import Config, Fit, Pet
 from sapt_jax.data.batches import Batcher
 from sapt_jax.data.benchmarks import BENCHMARKS
+from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.prompts import Codec, chat_frame, frame_of_template, load_tokenizer
+from sapt_jax.data.shapes import Shape, choose_shapes
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.evaluate import Answerer, FeatureReader
 from sapt_jax.methods.base import Method
@@ -71,8 +74,7 @@ class Learner:
   @cache  # noqa: B019 (a learner lives as long as its run)
   def trainer(self, fit: Fit) -> Trainer:
     """Compiled learning with these options; the same one whenever they are asked for."""
-    batcher = dataclasses.replace(self.batcher, size=fit.batch_size, window=fit.length_window)
-    return Trainer(self.backbone, self.method, fit, batcher, self.mesh)
+    return Trainer(self.backbone, self.method, fit, batcher_for(fit, self.batcher), self.mesh)
 
   def start(self, seed: int) -> Learned:
     """What the method knows before the first task, on every device."""
@@ -81,11 +83,41 @@ class Learner:
     )
 
 
-def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: int) -> Learner:
+def batcher_for(fit: Fit, batcher: Batcher) -> Batcher:
+  """The batcher with a task's own options."""
+  return dataclasses.replace(batcher, size=fit.batch_size, window=fit.length_window)
+
+
+def shapes_of(
+  config: Config, tasks: Sequence[PreparedTask], fits: Sequence[Fit], left: bool
+) -> tuple[Shape, ...]:
+  """The shapes that the batches of these tasks are padded to; none: fixed ones (Fit.shapes).
+
+  Args:
+    fits: the options of each task.
+    left: see Batcher.
+  """
+  batcher = Batcher(left, 0, 0, config.seed)
+  needs = [
+    need
+    for task, fit in zip(tasks, fits, strict=True)
+    for need in batcher_for(fit, batcher).needs(task.train.rows)
+  ]
+  return choose_shapes(needs, config.fit.shapes, joined=left) if config.fit.shapes else ()
+
+
+def build(
+  config: Config,
+  folder: pathlib.Path,
+  capacity: int,
+  memory_inputs: int,
+  shapes: tuple[Shape, ...] = (),
+) -> Learner:
   """Loads the backbone onto the mesh and builds the method on it.
 
   Args:
     capacity, memory_inputs: see methods.base.Setting.
+    shapes: see Batcher.
 
   Raises:
     InputError: the folder's weights do not fit, or there are too few devices.
@@ -97,7 +129,7 @@ def build(config: Config, folder: pathlib.Path, capacity: int, memory_inputs: in
   backbone = hf.load_backbone(
     str(folder), c.dtype, mesh, c.remat, c.unroll, c.bits, c.dropout, c.attention
   )
-  return put_together(config, mesh, backbone, capacity, memory_inputs)
+  return put_together(config, mesh, backbone, capacity, memory_inputs, shapes)
 
 
 def abstract(
@@ -144,7 +176,12 @@ def setting_of(
 
 
 def put_together(
-  config: Config, mesh: jax.sharding.Mesh, backbone: hf.Backbone, capacity: int, memory_inputs: int
+  config: Config,
+  mesh: jax.sharding.Mesh,
+  backbone: hf.Backbone,
+  capacity: int,
+  memory_inputs: int,
+  shapes: tuple[Shape, ...] = (),
 ) -> Learner:
   """The method and the compiled functions that go with a backbone; its parameters may be abstract
   (plan/programs.py).
@@ -159,8 +196,12 @@ def put_together(
     config.seed,
     divisor=config.mesh.data * config.mesh.fsdp,
     window=config.fit.length_window,
+    shapes=shapes,
   )
-  answering = dataclasses.replace(batcher, size=config.evaluation.batch_size)
+  # An answer's places are not looked at in answering: with one number of them, lengths alone count.
+  most = max((answer for _, answer in shapes), default=0)
+  of_sources = tuple(sorted({(source, most) for source, _ in shapes}))
+  answering = dataclasses.replace(batcher, size=config.evaluation.batch_size, shapes=of_sources)
   return Learner(
     mesh,
     backbone,

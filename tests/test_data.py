@@ -1,5 +1,6 @@
 """Reading tasks, cutting prompts, making batches."""
 
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ from sapt_jax import config
 from sapt_jax.data.batches import Batcher, Row, bucket
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prompts import Codec, load_tokenizer
+from sapt_jax.data.shapes import choose_shapes
 from sapt_jax.data.sources import load_stream
 from sapt_jax.errors import InputError
 
@@ -218,6 +220,44 @@ def test_joined_rows_and_longer_windows_leave_less_padding():
   apart, together, sorted_further = (real / places for real, places, _ in counted)
   assert apart < 0.9 < together < sorted_further
   assert sorted_further > 0.95
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_batches_are_padded_to_few_shapes_of_their_own_lengths(left):
+  """Hundreds of lengths, most of them in two heaps: few shapes lose little."""
+  rng = np.random.default_rng(0)
+  sources = [*rng.integers(50, 60, 300), *rng.integers(180, 200, 300), *rng.integers(1, 400, 40)]
+  rows = [Row([2] * int(n), [3] * int(rng.integers(1, 20)), 0) for n in sources]
+  batcher = Batcher(left, pad_id=0, size=8)
+  shapes = choose_shapes(batcher.needs(rows), 4, left)
+  few = dataclasses.replace(batcher, shapes=shapes)
+  _, places, used = padding(few, rows, 3)
+  assert {(shape[1], shape[3]) for shape in used} <= {*shapes}
+  assert len(shapes) == 4
+  _, fixed_places, fixed = padding(batcher, rows, 3)
+  assert len(fixed) > 2 * len(used)
+  assert places < 1.1 * fixed_places
+  same = zip(few.training(rows, 0, 9), batcher.training(rows, 0, 9), strict=True)
+  for one, other in same:  # nothing but the padding differs
+    assert one.source[one.source_mask].tolist() == other.source[other.source_mask].tolist()
+    assert one.target[one.target_mask].tolist() == other.target[other.target_mask].tolist()
+
+
+def test_what_is_longer_than_all_shapes_has_a_fixed_one():
+  batcher = Batcher(False, pad_id=0, size=2, shapes=((8, 8), (24, 16)))
+  assert batcher.padded(5, 8, joined=False) == (8, 8)
+  assert batcher.padded(5, 9, joined=False) == (24, 16)
+  assert batcher.padded(25, 3, joined=False) == (bucket(25), bucket(3))
+
+
+def test_the_shapes_that_lose_least_are_chosen():
+  needs = [(8, 8)] * 50 + [(9, 8)] * 50 + [(64, 8)] * 50 + [(120, 16)]
+  assert choose_shapes(needs, 3, joined=False) == ((16, 8), (64, 8), (120, 16))
+  assert choose_shapes(needs, 1, joined=False) == ((120, 16),)
+  assert choose_shapes(needs, 99, joined=False) == ((8, 8), (16, 8), (64, 8), (120, 16))
+  assert choose_shapes([], 3, joined=False) == ()
+  long = [(n, 1) for n in range(1, 9000)]
+  assert max(choose_shapes(long, 10, joined=True)) >= (8999, 1)
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 11])

@@ -158,6 +158,10 @@ class Fit:
   """Batches whose examples are sorted by length together: the more, the less padding, and the less
   random are the batches.
   """
+  shapes: int = 10
+  """Most shapes that batches are padded to, chosen from the lengths of the stream's examples: each
+  is compiled once, and the more, the less padding; 0: fixed steps, as many as occur.
+  """
   accumulation: int = 1
   """Parts that a batch is computed in, one after the other, to save memory; gradients are those of
   the whole batch.
@@ -185,6 +189,7 @@ class Fit:
       0,
       "steps",
       "epochs",
+      "shapes",
       "checkpoint_every",
       "validate_every",
       "validate_epochs",

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from sapt_jax import streams
+from sapt_jax.data.shapes import Shape, places
 
-# Lengths that batches are padded to: each shape is compiled once.
+# Lengths that batches are padded to where no shapes are given: each shape is compiled once.
 BUCKETS = tuple(
   int(length)
   for length in (
@@ -116,6 +117,7 @@ class Batcher:
     stream: what the order is for: each purpose has a random stream of its own.
     window: batches whose rows are sorted by length together in training: the more, the less
       padding, and the less random.
+    shapes: that batches are padded to where one is large enough; companions have others.
   """
 
   left: bool
@@ -125,21 +127,32 @@ class Batcher:
   divisor: int = 1
   window: int = 8
   stream: str = "batches"
+  shapes: tuple[Shape, ...] = ()
 
   def collate(self, rows: Sequence[Row], joined: bool = False, length: int = 0) -> Batch:
     """One batch of these rows; sources are padded to `length`, or 0: as they need."""
-    answer = max(len(row.target) for row in rows)
-    lengths = length or bucket(max(len(row.source) for row in rows)), bucket(answer)
-    if joined:
-      lengths = joined_lengths(max(self.row_length(row) for row in rows), answer)
-    source, source_mask = pad([row.source for row in rows], lengths[0], self.left, self.pad_id)
-    target, target_mask = pad([row.target for row in rows], lengths[1], False, self.pad_id)
+    width, room = self.padded(*self.need(rows, joined), joined)
+    source, source_mask = pad([row.source for row in rows], length or width, self.left, self.pad_id)
+    target, target_mask = pad([row.target for row in rows], room, False, self.pad_id)
     task: Any = np.array([row.task for row in rows], np.int32)
+    others = dataclasses.replace(self, shapes=())
     companions = {
-      name: self.collate([row.companions[name] for row in rows], joined)
+      name: others.collate([row.companions[name] for row in rows], joined)
       for name in rows[0].companions
     }
     return Batch(source, source_mask, target, target_mask, task, companions, joined)
+
+  def need(self, rows: Sequence[Row], joined: bool) -> Shape:
+    """The least shape that holds these rows."""
+    longest = max(self.row_length(row) if joined else len(row.source) for row in rows)
+    return longest, max(len(row.target) for row in rows)
+
+  def padded(self, source: int, answer: int, joined: bool) -> Shape:
+    """The shape that a batch is padded to which needs this one: the least of those given."""
+    fitting = [one for one in self.shapes if one[0] >= source and one[1] >= answer]
+    if fitting:
+      return min(fitting, key=lambda one: float(places(np.array(one), joined)))
+    return joined_lengths(source, answer) if joined else (bucket(source), bucket(answer))
 
   def row_length(self, row: Row) -> int:
     """Tokens that rows are sorted by in training: the source's, and where the answer follows it in
@@ -165,6 +178,10 @@ class Batcher:
     by_length = [window[np.argsort(lengths[window], kind="stable")] for window in windows]
     batches = [part for window in by_length for part in np.split(window, len(window) // self.size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+  def needs(self, rows: Sequence[Row]) -> list[Shape]:
+    """The least shape of each batch of a pass over the rows."""
+    return [self.need([rows[i] for i in numbers], self.left) for numbers in self.epoch(rows, 0)]
 
   def training(self, rows: Sequence[Row], start: int, stop: int) -> Iterator[Batch]:
     """The batches of steps start..stop-1."""
