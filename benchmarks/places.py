@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 # Runs the program ("$@") in the place FOLDER, first as it is, then with room and leave to write.
 SCRIPT = """
-mount -t tmpfs -o size=64m tmpfs "$FOLDER" || exit 99
+if [ -n "$FULL$BEGUN" ]; then mount -t tmpfs -o size=64m tmpfs "$FOLDER" || exit 99; fi
 mkdir "$FOLDER/$NAME"
 if [ -n "$BEGUN" ]; then
   cp -r "$BEGUN"/. "$FOLDER/$NAME" && mount -o remount,ro "$FOLDER" || exit 99
@@ -24,7 +24,8 @@ if [ -n "$FULL" ]; then (sleep "$FULL"; cat /dev/zero >"$FOLDER/others" 2>/dev/n
 env $HARD "$@" --output "$FOLDER/$NAME" >"$LOG.first" 2>&1
 first=$?
 kill %1 2>/dev/null; wait
-mount -o remount,rw "$FOLDER"; rm -f "$FOLDER/others"
+if [ -n "$BEGUN" ]; then mount -o remount,rw "$FOLDER"; fi
+rm -f "$FOLDER/others"
 "$@" --output "$FOLDER/$NAME" >"$LOG.then" 2>&1 || exit 98
 cp -r "$FOLDER/$NAME"/. "$KEPT" || exit 97
 exit $first

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import re
 import shutil
 import sys
 import time
@@ -39,6 +40,10 @@ from sapt_jax.run_log import RunLog
 from sapt_jax.snapshots import finished_snapshots, number_of
 from sapt_jax.text_files import read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
+
+
+# What a run may have left in its folder that ended before there was a config.json.
+BEFORE_IT_BEGINS = r"single|.*lock|errors.*\.log|config\.json\.draft"
 
 
 class RunFolder:
@@ -182,7 +187,7 @@ class RunFolder:
       strangers = sorted(
         entry.name
         for entry in self.path.iterdir()
-        if entry.name != "single" and not entry.name.endswith("lock")
+        if not re.fullmatch(BEFORE_IT_BEGINS, entry.name)
       )
       if strangers:
         raise InputError(

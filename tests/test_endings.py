@@ -111,6 +111,24 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
   assert (run / "scores.json").is_file()
 
 
+def test_a_disk_that_is_full_from_the_start_leaves_a_folder_that_can_be_begun(
+  world, tmp_path, monkeypatch, capsys
+):
+  def full(*_):
+    raise OSError(28, "No space left on device")
+
+  run = tmp_path / "run"
+  arguments = [*world, "--method.name", "sequential", "--output", run]
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "fsync", full)
+    code, complaint = tiny.run_program(train, arguments, patch, capsys)
+  assert (code, "Traceback" in complaint) == (1, False)
+  assert f"error: {run}: [Errno 28] No space left on device; at the start" in complaint
+  assert {path.name for path in run.iterdir()} >= {"config.json.draft", "errors.log"}
+  train.main([*map(str, arguments)])
+  assert (run / "scores.json").is_file()
+
+
 def test_a_reader_that_leaves_is_no_failure(tmp_path):
   program = "from sapt_jax import cli\ncli.run(lambda _: print('x' * 10**6))"
   command = f'{sys.executable} -c "{program}" | head -c 1'
