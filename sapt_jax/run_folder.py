@@ -41,7 +41,6 @@ from sapt_jax.snapshots import finished_snapshots, number_of
 from sapt_jax.text_files import read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
 
-
 # What a run may have left in its folder that ended before there was a config.json.
 BEFORE_IT_BEGINS = r"single|.*lock|errors.*\.log|config\.json\.draft"
 
