@@ -65,9 +65,12 @@ class Prepared:
   batch: Batch
 
 
-def random_backbone(raw: dict, mesh: jax.sharding.Mesh, remat: str) -> hf.Backbone:
+def random_backbone(
+  raw: dict, mesh: jax.sharding.Mesh, remat: str, dtype: str = "float32"
+) -> hf.Backbone:
   """A model with random weights, placed as a loaded one is; no token ends its answers."""
-  model = hf.build_model(raw, remat=remat)
+  platform = mesh.devices.flat[0].platform
+  model = hf.build_model(raw, dtype, remat, attention="auto", platform=platform)
   model = type(model)(dataclasses.replace(model.config, eos_id=model.config.vocab_size))
   init = partial(hf.init_params, model, jax.random.key(0))
   places = jax.tree.map(lambda x: x.sharding, sharding.abstract_params(init, mesh))
@@ -125,17 +128,18 @@ def prepare(
   top_k: int = 0,
   remat: str = config.Backbone().remat,
   llama: bool = False,
+  dtype: str = "float32",
 ) -> Prepared:
   """Everything that a step or an answer needs.
 
   Args:
     memory: pseudo inputs remembered of each earlier task.
     reflection: False leaves ARM out of the step.
-    top_k, remat: as config.Pet and config.Backbone have them.
+    top_k, remat, dtype: as config.Pet and config.Backbone have them.
     llama: a LLaMA of these sizes in place of the T5.
   """
   mesh = sharding.make_mesh()
-  backbone = random_backbone(s.llama() if llama else s.t5(), mesh, remat)
+  backbone = random_backbone(s.llama() if llama else s.t5(), mesh, remat, dtype)
   jax.set_mesh(mesh)
   # As continual.Continual has it for a stream of so many tasks.
   capacity = 1 << (tasks - 1).bit_length()
@@ -158,11 +162,11 @@ def random_batch(s: sizes.Sizes, task: int) -> Batch:
   return Batch(source, there[0], target, there[1], jnp.full(s.batch, task, jnp.int32))
 
 
-def step_of(p: Prepared, batch_size: int) -> tuple[Callable[[], None], float]:
-  """A call that takes the next training step and waits for it,
-  and the seconds that compiling it took.
+def step_of(p: Prepared, fit: config.Fit) -> tuple[Callable[[], None], float, jax.stages.Compiled]:
+  """A call that takes the next training step and waits for it, the seconds that compiling it took,
+  and the program.
   """
-  trainer = Trainer(p.backbone, p.method, config.Fit(batch_size=batch_size), p.batcher, p.mesh)
+  trainer = Trainer(p.backbone, p.method, fit, p.batcher, p.mesh)
   state = trainer.start(p.learned, steps=1)
   began = time.perf_counter()
   step = trainer.step.lower(state, p.backbone.params, p.learned, p.batch).compile()
@@ -176,7 +180,7 @@ def step_of(p: Prepared, batch_size: int) -> tuple[Callable[[], None], float]:
         f"the loss became {metrics['loss']}: arithmetic on such numbers is not what is to be timed"
       )
 
-  return call, compile_s
+  return call, compile_s, step
 
 
 def measure(
@@ -194,10 +198,11 @@ def measure(
   # What compiling costs, not what reading back does.
   jax.config.update("jax_enable_compilation_cache", False)
   prepared = partial(prepare, s, tasks, memory, top_k=top_k, remat=remat)
-  step, compile_s = step_of(prepared(reflection), s.batch)
+  fit = config.Fit(batch_size=s.batch)
+  step, compile_s, _ = step_of(prepared(reflection), fit)
   calls = [step]
   if pairs:
-    calls.append(step_of(prepared(False), s.batch)[0])
+    calls.append(step_of(prepared(False), fit)[0])
   seconds = sizes.timed_in_turn(calls, warmup, repeat)
   peak = sizes.peak_rss_mb()
   left, right = (jax.random.normal(jax.random.key(i), (sizes.GEMM, sizes.GEMM)) for i in range(2))

@@ -27,6 +27,10 @@ from sapt_jax.errors import FailedError, InputError, Stopped
 T = TypeVar("T")
 
 
+# What tyro writes over a complaint: the first of its words, or that it has parsed something.
+HEADINGS = r"(\w+( \w+)*) (?=\1)|Value error Error parsing \w+: "
+
+
 def parse(
   kind: type[T], arguments: Sequence[str], program: str, description: str, default: T | None = None
 ) -> T:
@@ -53,8 +57,7 @@ def parse(
     words = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━]", " ", complaint.getvalue())
     said = re.sub(r"For full helptext.*", "", " ".join(words.split())).strip()
     raise InputError(
-      re.sub(r"^(?:(\w+( \w+)*) (?=\1)|Value error Error parsing data: )", "", said)  # its headings
-      + f" (see python -m {program} --help-all)"
+      re.sub(rf"(?i)^(?:{HEADINGS})", "", said) + f" (see python -m {program} --help-all)"
     ) from None
 
 

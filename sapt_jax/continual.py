@@ -81,7 +81,8 @@ class Continual:
     self.method = built.method
     self.scorer = Scorer(config, built, inputs.codec, self.stream)
     self.instruments = Instruments(config, built, inputs.codec, inputs.stored, inputs.blocks)
-    check_rows(self.stream[folder.finished() :])
+    self.check_rows = partial(check_rows, inputs, config.stream)
+    self.check_rows(folder.finished())
     for index, task in enumerate(self.stream):
       if len(task.train):
         self.method.check_task(self.study(index))
@@ -92,7 +93,7 @@ class Continual:
     """
     self.folder.begin()
     learned, records = self.folder.restore(self.names, self.built.start(self.config.seed))
-    check_rows(self.stream[len(records) :])
+    self.check_rows(len(records))
     for task in self.stream[len(records) :]:
       processes.say(words_of(task.name, self.oddities(task)))
     if records and len(records) < len(self.stream):

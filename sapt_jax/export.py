@@ -56,9 +56,8 @@ def find_task(tasks: list[str], name: str) -> int:
   found = [index for index, task in enumerate(tasks) if task == name]
   found = found or [index for index, task in enumerate(tasks) if name and task.startswith(name)]
   if len(found) != 1:
-    raise InputError(
-      f"--task {name!r}: {'fits several' if found else 'not a task'} of the run: {', '.join(tasks)}"
-    )
+    what = "fits several" if found else "not a task" if name else "must name one"
+    raise InputError(f"--task {name!r}: {what} of the run: {', '.join(tasks)}")
   return found[0]
 
 

@@ -38,10 +38,12 @@ def imported(folders: Sequence[pathlib.Path], config: Config) -> StoredRun:
   Raises:
     InputError: not a pool of this method, backbone, rank, or number of tasks; see read_inputs.
   """
-  if config.method.name != "sapt" or getattr(config.method, "attention", "") != "published":
+  attention = getattr(config.method, "attention", "")
+  if config.method.name != "sapt" or attention != "published":
+    asked_for = f"attention {attention}" if attention else f"name {config.method.name}"
     raise InputError(
       "such a pool is of --method.name sapt --method.attention published, not of "
-      f"{config.method.name}"
+      f"--method.{asked_for}"
     )
   if not config.stream.tasks:
     raise InputError("stream.tasks is empty: name the pool's tasks, in the order they were learned")
@@ -57,6 +59,10 @@ def imported(folders: Sequence[pathlib.Path], config: Config) -> StoredRun:
       f"{folders[-1]}: a pool of {count} tasks; stream.tasks names {len(inputs.names)}: "
       f"{' '.join(inputs.names)}"
     )
+  for folder, name in zip(folders, inputs.names[-len(folders) :], strict=False):
+    label = folder.resolve().parent.name.partition("-")[2]
+    if label in inputs.names and label != name:
+      raise InputError(f"{folder}: is of {label}, where stream.tasks has {name}; put them in order")
   pairs: dict[str, Pairs] = {}
   if place := config.generator.folder:
     has_room = inputs.codec.has_room

@@ -15,7 +15,7 @@ import numpy as np
 
 from sapt_jax import learner, methods
 from sapt_jax.backbones import hf
-from sapt_jax.config import Config, Fit
+from sapt_jax.config import Config, Fit, Stream
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.prompts import Codec, hash_of_tokenizer
 from sapt_jax.data.sources import choose, load_stream
@@ -91,7 +91,7 @@ def read_inputs(config: Config, begun: Sequence[str] = ()) -> RunInputs:
     check_tokens(stream)
     for pairs in stored.pairs.values() if stored else ():
       prompt_rows(codec, pairs)
-  blocks = blocks_of(config, [task.name for task in tasks], backbone)
+  blocks = blocks_of(config, [task.name for task in tasks], backbone, begun)
   identity: dict[str, Any] = {
     "backbone.weights": hf.fingerprint(backbone),
     "tokenizer": hash_of_tokenizer(backbone),
@@ -152,8 +152,11 @@ def fits_of(config: Config, tasks: Sequence[Task]) -> list[Fit]:
   return fits
 
 
-def blocks_of(config: Config, names: Sequence[str], backbone: pathlib.Path) -> dict[str, Block]:
-  """task -> what its block starts as, as stream.blocks says.
+def blocks_of(
+  config: Config, names: Sequence[str], backbone: pathlib.Path, begun: Sequence[str]
+) -> dict[str, Block]:
+  """task -> what its block starts as, as stream.blocks says; one that the run has begun with may be
+  gone, as it may be learned (check_rows).
 
   Raises:
     InputError: no such task or adapter, or one that does not fit.
@@ -163,13 +166,26 @@ def blocks_of(config: Config, names: Sequence[str], backbone: pathlib.Path) -> d
     raise InputError(
       f"stream.blocks: method {config.method.name} makes its blocks itself; leave it out"
     )
-  for entry in config.stream.blocks:
+  for name, folder in folders_of_blocks(config.stream, names).items():
+    if folder.is_dir() or name not in begun:
+      model = hf.build_model(hf.read_config(backbone), where=str(backbone / "config.json"))
+      found[name] = read_block(folder, config.pet, model.config)
+  return found
+
+
+def folders_of_blocks(stream: Stream, names: Sequence[str]) -> dict[str, pathlib.Path]:
+  """task -> the adapter that stream.blocks names for it.
+
+  Raises:
+    InputError: an entry has another form, or there is no such task.
+  """
+  found: dict[str, pathlib.Path] = {}
+  for entry in stream.blocks:
     name, _, folder = entry.partition("=")
     if not folder:
       raise InputError(f"stream.blocks {entry!r}: must be TASK=FOLDER, such as cb=adapters/cb")
     [full] = choose(names, [name], "the stream", "stream.blocks: task")
-    model = hf.build_model(hf.read_config(backbone), where=str(backbone / "config.json"))
-    found[full] = read_block(pathlib.Path(folder).expanduser(), config.pet, model.config)
+    found[full] = pathlib.Path(folder).expanduser()
   return found
 
 
@@ -209,13 +225,17 @@ def check_tokens(stream: Sequence[PreparedTask]) -> None:
         raise InputError(f"task {task.name}, {name}: {error}") from None
 
 
-def check_rows(tasks: Sequence[PreparedTask]) -> None:
-  """Whether tasks that are to be learned now have rows to learn from.
+def check_rows(inputs: RunInputs, stream: Stream, learned: int) -> None:
+  """Whether tasks that are to be learned now, so behind those that are learned, have rows to learn
+  from, and the block to start from.
 
   Raises:
     InputError: one has none, because it counted as learned already.
   """
-  for task in tasks:
+  folders = folders_of_blocks(stream, inputs.names)
+  for task in inputs.stream[learned:]:
+    if task.name in folders.keys() - inputs.blocks.keys():
+      raise InputError(f"stream.blocks: no such folder as {folders[task.name]}; put it back")
     if not (len(task.train) and len(task.dev) and len(task.test)):
       raise InputError(
         f"task {task.name}: its rows are not all there, and it has to be learned: its snapshot is "

@@ -275,12 +275,17 @@ def _check_alike(first: StoredRun, second: StoredRun) -> None:
     raise InputError(f"both runs have learned {', '.join(twice)}; forget it in one of them first")
   ours, theirs = (_shared(run) for run in (first, second))
   differing = [
-    f"{key} {ours.get(key)} and {theirs.get(key)}"
+    f"{key} {_shown(ours.get(key))} and {_shown(theirs.get(key))}"
     for key in sorted(ours | theirs)
     if ours.get(key) != theirs.get(key)
   ]
   if differing:
     raise InputError(f"the runs cannot be joined: they have {'; '.join(differing)}")
+
+
+def _shown(value: Any) -> str:
+  """A value in words; of a hash its first digits."""
+  return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{56}\b", r"\1...", str(value))
 
 
 def _shared(run: StoredRun) -> dict[str, Any]:

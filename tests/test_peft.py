@@ -209,7 +209,7 @@ def dropping(word):
 
 
 WRONG = {
-  "a rank": (PET, {}, config.Pet(rank=8), "has shape .*pet.rank 8 ask"),
+  "a rank": (PET, {}, config.Pet(rank=8), "has rank 4, where pet.rank is 8"),
   "a map": (PET, {}, config.Pet(targets=("q",)), r"holds .*v.*pet.targets q has no place"),
   "no map": (PET, {}, config.Pet(targets=("q", "k", "v")), r"has no .*k.*pet.targets q k v ask"),
   "a layer": (PET, {"arrays": dropping("1.")}, PET, "has no .*1"),

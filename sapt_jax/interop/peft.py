@@ -23,7 +23,7 @@ from sapt_jax import config
 from sapt_jax.backbones.hf import ModelConfig
 from sapt_jax.errors import InputError
 from sapt_jax.interop.files import read_arrays
-from sapt_jax.interop.sites import Site, get, put, sites
+from sapt_jax.interop.sites import Site, get, misfit, put, sites
 from sapt_jax.pet import blocks
 from sapt_jax.pet.lora import init_block
 from sapt_jax.text_files import read_object
@@ -252,7 +252,8 @@ def _matrix(folder: Path, arrays: dict[str, np.ndarray], name: str, pet: config.
   """An array of those of an adapter."""
   if name not in arrays:
     raise InputError(
-      f"{folder}: has no {name}, which the backbone and pet.targets {' '.join(pet.targets)} ask for"
+      f"{folder}: has no {name}, which the backbone and pet.targets {' '.join(pet.targets)} ask "
+      "for; is it of another model?"
     )
   array = arrays[name]
   if array.ndim != 2 or not np.isfinite(array).all():
@@ -277,16 +278,8 @@ def _check_shapes(
 ) -> None:
   sites_here = backbone.lora_sites(pet.targets)
   fresh = jax.eval_shape(lambda key: init_block(key, sites_here, pet.rank), jax.random.key(0))
-  found, wanted = (
-    {jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-    for tree in (block["lora"], fresh)
-  )
-  for place, shape in wanted.items():
-    if found[place] != shape:
-      raise InputError(
-        f"{folder}: {place} has shape {found[place]}; the backbone and pet.rank {pet.rank} ask for "
-        f"{shape}"
-      )
+  if words := misfit(block["lora"], fresh):
+    raise InputError(f"{folder}: {words}")
 
 
 def _prompt_of(

@@ -35,7 +35,7 @@ from sapt_jax import arm, sals
 from sapt_jax.backbones.hf import ModelConfig
 from sapt_jax.errors import InputError
 from sapt_jax.interop.files import read_arrays, write_arrays
-from sapt_jax.interop.sites import Site, get, put, sites
+from sapt_jax.interop.sites import Site, get, misfit, put, sites
 from sapt_jax.methods.sapt import Sapt, SaptLearned
 from sapt_jax.pet import blocks
 
@@ -147,12 +147,8 @@ def make_learned(
       f"keys have shape {keys.shape}; those of {count} blocks have {count, setting.width}"
     )
   for slot, block in enumerate(pool):
-    found = jax.tree.map(jnp.shape, block)
-    wanted = jax.tree.map(jnp.shape, blocks.read(learned.blocks, slot))
-    if found != wanted:
-      raise InputError(
-        f"block {slot + 1} has shapes {found}; the backbone and pet.rank ask for {wanted}"
-      )
+    if words := misfit(block, blocks.read(learned.blocks, slot)):
+      raise InputError(f"block {slot + 1} {words}")
     learned = replace(learned, blocks=blocks.write(learned.blocks, block, slot))
   memory, nothing = learned.memory, jnp.zeros((0, setting.width))
   for task, target in enumerate(targets):

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
+
 from sapt_jax.backbones.families import decoder_weights
 from sapt_jax.backbones.hf import ModelConfig
 from sapt_jax.backbones.llama_config import LlamaConfig
@@ -83,3 +85,30 @@ def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
   for name in path[:-1]:
     tree = tree.setdefault(name, {})
   tree[path[-1]] = value
+
+
+def misfit(found: Any, wanted: Any) -> str:
+  """How the shapes of a LoRA block, or of what it is nested in, differ from those of another, in
+  words; empty: they do not.
+  """
+  ours, theirs = (
+    {
+      jax.tree_util.keystr(path, simple=True, separator="."): x.shape
+      for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (found, wanted)
+  )
+  if names := sorted(ours.keys() ^ theirs.keys()):
+    which = "an array" if names[0] in ours else "no array"
+    return f"has {which} {names[0]}; the backbone and pet.targets ask for others"
+  if (have := _ranks(ours)) != (rank := _ranks(theirs)):
+    return f"has rank {have}, where pet.rank is {rank}"
+  for name, shape in theirs.items():
+    if ours[name] != shape:
+      return f"{name} has shape {ours[name]}, where the backbone asks for {shape}: another model's"
+  return ""
+
+
+def _ranks(shapes: dict[str, tuple[int, ...]]) -> str:
+  """The ranks of the sites, in words."""
+  return ", ".join(map(str, sorted({x[-1] for name, x in shapes.items() if name.endswith(".a")})))

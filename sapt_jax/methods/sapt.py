@@ -159,7 +159,8 @@ class Sapt(Method):
       number = int(jnp.argmin(there)) + 1
       raise InputError(
         f"task {number} of the two runs together has no pseudo inputs to fit the attention to; its "
-        "run needs more generator.steps or generator.oversample"
+        "run needs more generator.steps or generator.oversample, or a pool of the public code "
+        "--generator.folder when it is imported"
       )
     both = learned.pool_beside(other, self.setting.capacity).replace(centre=centre, memory=memory)
     weights = memory.valid / jnp.maximum(memory.valid.sum(axis=1, keepdims=True), 1)
