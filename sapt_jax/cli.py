@@ -17,6 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import NoReturn, TypeVar
 
 import tyro
@@ -122,6 +123,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   for stream in (sys.stdout, sys.stderr):  # a terminal may not know all letters
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="backslashreplace")
+  sys.excepthook = print_stray
   try:
     main(sys.argv[1:])
     sys.stdout.flush()
@@ -138,6 +140,16 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     sys.exit(1)
   except Exception as error:  # noqa: BLE001 (whatever it is, a line says it)
     end(1, f"error: {reason_of(error)}{keep_traceback(temporary('error.log'))}")
+
+
+def print_stray(
+  kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+  """Prints an error of a thread that is not Python's, the only ones that `run` does not see. When
+  Orbax has failed, threads of its storage still tell a loop that is no longer there.
+  """
+  if str(error) != "Event loop is closed":
+    sys.__excepthook__(kind, error, trace)
 
 
 def end(code: int, message: str) -> NoReturn:

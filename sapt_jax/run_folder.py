@@ -328,6 +328,8 @@ class RunFolder:
 
   def _sound(self, tasks: list[str]) -> int:
     """How many tasks the newest sound snapshot stands for."""
+    for index, task in enumerate(tasks):
+      self._name_unfinished(self.snapshot(index, task))
     for done in reversed(range(1, len(tasks) + 1)):
       folder = self.snapshot(done - 1, tasks[done - 1])
       if not checkpoint.has_arrays(folder):
@@ -342,6 +344,13 @@ class RunFolder:
       return done
     return 0
 
+  @staticmethod
+  def _name_unfinished(place: pathlib.Path) -> None:
+    """Names a saved folder that no killed process leaves: whole, but without its manifest."""
+    if place.is_dir() and not checkpoint.is_finished(place):
+      manifest = place / checkpoint.MANIFEST
+      print(f"warning: {manifest}: missing; what was saved there is not used", file=sys.stderr)
+
   def _records(self, tasks: list[str]) -> list[dict[str, Any]]:
     return [checkpoint.read_record(self.snapshot(i, task)) for i, task in enumerate(tasks)]
 
@@ -354,6 +363,7 @@ class RunFolder:
       done, steps = len(records), {}
       for phase in ("learn", "inputs"):
         place = self.progress(done).checkpoint(phase)
+        self._name_unfinished(place)
         if checkpoint.is_finished(place) and self._is_sound(place):
           steps[phase] = checkpoint.read_record(place)["step"]
       self.run_log.trim(done, steps)

@@ -120,12 +120,18 @@ def test_a_finished_run_is_not_learned_again(loop, finished, monkeypatch):
   assert scores(finished) == before
 
 
+@pytest.mark.parametrize("harmed", ["an array", "manifest.json"])
 def test_a_damaged_snapshot_is_named_and_the_one_before_is_used(
-  loop, finished, tmp_path, monkeypatch, capsys
+  loop, finished, tmp_path, monkeypatch, capsys, harmed
 ):
   folder = shutil.copytree(finished, tmp_path / "run")
-  harmed = next(path for path in (snapshots(folder)[-1] / "tree").rglob("d/*") if path.is_file())
-  harmed.write_bytes(harmed.read_bytes()[:-1])
+  last = snapshots(folder)[-1]
+  if harmed == "an array":
+    harmed = next(path for path in (last / "tree").rglob("d/*") if path.is_file())
+    harmed.write_bytes(harmed.read_bytes()[:-1])
+  else:
+    harmed = last / harmed
+    harmed.unlink()
   learned = []
   original = fit.Trainer.fit
 

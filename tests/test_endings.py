@@ -129,6 +129,17 @@ def test_a_disk_that_is_full_from_the_start_leaves_a_folder_that_can_be_begun(
   assert (run / "scores.json").is_file()
 
 
+def test_of_threads_that_are_not_pythons_what_a_failed_save_leaves_is_not_printed(
+  monkeypatch, capsys
+):
+  monkeypatch.setattr(sys, "argv", ["program"])
+  monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+  cli.run(lambda _: None)
+  for words in ("Event loop is closed", "another"):
+    sys.excepthook(RuntimeError, RuntimeError(words), None)
+  assert capsys.readouterr().err == "RuntimeError: another\n"
+
+
 def test_a_reader_that_leaves_is_no_failure(tmp_path):
   program = "from sapt_jax import cli\ncli.run(lambda _: print('x' * 10**6))"
   command = f'{sys.executable} -c "{program}" | head -c 1'
