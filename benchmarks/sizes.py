@@ -100,6 +100,15 @@ class Sizes:
     frozen = self.layers * (encoder + decoder) + target * self.d_model * self.vocab
     return 2e-9 * (2 * frozen + 3 * self.layers * cores)
 
+  def llama_step_gflops(self) -> float:
+    """The same of a LLaMA, whose rows hold source and answer together."""
+    inner, length = self.heads * self.d_kv, self.src + self.tgt
+    layer = 4 * self.d_model * inner + 3 * self.d_model * self.d_ff
+    head = self.tgt * self.d_model * self.vocab
+    cores = 2 * inner * self.batch * length**2
+    frozen = self.batch * (self.layers * length * layer + head)
+    return 2e-9 * (2 * frozen + 3 * self.layers * cores)
+
 
 class Parser(argparse.ArgumentParser):
   """Wrong options are an InputError."""

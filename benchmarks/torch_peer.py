@@ -4,6 +4,8 @@ be measured beside sapt_jax.
     python benchmarks/torch_peer.py --tasks 1,2,4,8,15 --json       rows as of step_cost.py
     python benchmarks/torch_peer.py --decode --tasks 1,15 --json    rows as of decode_cost.py (its
                                                                     batch is 32 too)
+    python benchmarks/torch_peer.py --tasks 1,15 --device cuda --dtype bfloat16 --attention sdpa \
+      --compile                                                     in the forms of a GPU
 
 What the public code (circle-hit/SAPT) does, and so does this: at every q and v projection each
 block's full-width output is computed, those of earlier blocks without gradient, all are stacked and
@@ -12,7 +14,9 @@ task anew at every step, with a backward pass each; AdamW trains the newest bloc
 query projection. Everything else is the library's: the loss, the key-value cache, the attention
 kernel that it chooses, and one thread per core. It computes what sapt_jax computes with
 method.reference_quirks (a test holds the two together), less the gradient that sapt_jax sends
-through earlier blocks by default. compile_s is 0: nothing is compiled. Needs PyTorch: pip install
+through earlier blocks by default. compile_s is 0: what --compile takes falls to --warmup. With
+--dtype bfloat16 the frozen weights are, what is learned is float32, and autocast chooses for each
+product. On a GPU peak_rss_mb is the most memory that PyTorch held there. Needs PyTorch: pip install
 -e '.[torch]'.
 """
 
@@ -50,18 +54,29 @@ class Peer:
       held to.
   """
 
-  def __init__(self, s: sizes.Sizes, tasks: int, seed: int = 0):
+  def __init__(
+    self,
+    s: sizes.Sizes,
+    tasks: int,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: str = "float32",
+    attention: str = "eager",
+  ):
     import torch
     import transformers
 
     torch.manual_seed(seed)
     # Its generate() knows no end token outside the vocabulary; min_new_tokens holds this one back.
-    config = transformers.T5Config(**s.t5(), dropout_rate=0.0)
+    given: dict[str, Any] = s.t5() | {"dropout_rate": 0.0, "attn_implementation": attention}
+    config = transformers.T5Config(**given)
     self.model: Any = transformers.T5ForConditionalGeneration(config)
     head = torch.randn(s.vocab, s.d_model) / math.sqrt(s.d_model)
     self.model.lm_head.weight = torch.nn.Parameter(head)  # transformers 5 ties it
     self.model.requires_grad_(False)
-    self.sizes, self.scaling = s, ALPHA / s.rank
+    torch.nn.Module.to(self.model, device, getattr(torch, dtype))
+    self.sizes, self.scaling, self.device = s, ALPHA / s.rank, device
+    self.mixed = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
     self.factors: dict[str, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
     for name, module in self.model.named_modules():
       if name.rsplit(".", 1)[-1] in ("q", "v"):
@@ -76,21 +91,22 @@ class Peer:
       torch.nn.Linear(BOTTLENECK, s.d_model, bias=False),
       torch.nn.SiLU(),
       torch.nn.LayerNorm(s.d_model),
-    )
+    ).to(device)
     self.source, self.target, *self.pseudo = (
-      torch.randint(2, s.vocab, (s.batch, length))
+      torch.randint(2, s.vocab, (s.batch, length)).to(device)
       for length in (s.src, s.tgt, *[s.src] * (tasks - 1))
     )
     mixtures = [torch.softmax(torch.randn(count), dim=0) for count in range(1, tasks)]
-    self.targets = [torch.nn.functional.pad(x, (0, tasks - len(x))) for x in mixtures]
-    self.mixed_by = torch.zeros(s.batch, tasks)
+    padded = [torch.nn.functional.pad(x, (0, tasks - len(x))) for x in mixtures]
+    self.targets = [x.to(device) for x in padded]
+    self.mixed_by = torch.zeros(s.batch, tasks, device=device)
     newest = [factors[-1] for site in self.factors.values() for factors in site]
     trained = [self.keys[-1], *self.project.parameters(), *newest]
     self.optimizer = torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.0)
 
-  @staticmethod
-  def _learned(stack: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The same tensors, the last of which is trained."""
+  def _learned(self, stack: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The same tensors on the device; the last of them is trained."""
+    stack = [x.to(self.device) for x in stack]
     stack[-1].requires_grad_()
     return stack
 
@@ -144,14 +160,23 @@ class Peer:
   def step(self) -> None:
     """One update."""
     self.optimizer.zero_grad()
-    self.backward()
+    with self.mixed:
+      self.backward()
     self.optimizer.step()
+    self.wait()
+
+  def wait(self) -> None:
+    """Until the device has done what it was told."""
+    import torch
+
+    if self.device == "cuda":
+      torch.cuda.synchronize()
 
   def answer(self, new: int) -> torch.Tensor:
     """Greedy answers (B, new) to the batch; every row writes all of them."""
     import torch
 
-    with torch.inference_mode():
+    with torch.inference_mode(), self.mixed:
       self.mixed_by = torch.softmax(self.scores(self.source), dim=1)
       ids = self.model.generate(
         input_ids=self.source,
@@ -162,6 +187,7 @@ class Peer:
         num_beams=1,
         use_cache=True,
       )
+    self.wait()
     return ids[:, 1:]  # without the start token
 
 
@@ -171,13 +197,17 @@ def measure(options: Any, tasks: int) -> sizes.Row:
 
   tells_own = hasattr(os, "sched_getaffinity")
   torch.set_num_threads(len(os.sched_getaffinity(0)) if tells_own else os.cpu_count() or 1)
-  s = sizes.sizes_of(options)
-  peer = Peer(s, tasks)
+  s, device = sizes.sizes_of(options), options.device
+  peer = Peer(s, tasks, 0, device, options.dtype, options.attention)
+  if options.compile:
+    peer.model = torch.compile(peer.model)
   if options.no_reflection:
     peer.pseudo, peer.targets = [], []
   call = partial(peer.answer, options.new) if options.decode else peer.step
   seconds = sizes.timed(call, options.warmup, options.repeat)
   median, memory = statistics.median(seconds), sizes.peak_rss_mb()
+  if device == "cuda":
+    memory = torch.cuda.max_memory_allocated() / 2**20
   if options.decode:
     return {
       "tasks": tasks,
@@ -187,14 +217,20 @@ def measure(options: Any, tasks: int) -> sizes.Row:
       "peak_rss_mb": memory,
       "compile_s": 0.0,
     }
-  left, right = torch.randn(sizes.GEMM, sizes.GEMM), torch.randn(sizes.GEMM, sizes.GEMM)
+  kind: Any = {"device": device, "dtype": getattr(torch, options.dtype)}
+  left, right = (torch.randn(sizes.GEMM, sizes.GEMM, **kind) for _ in range(2))
+
+  def product() -> None:
+    torch.matmul(left, right)
+    peer.wait()
+
   return {
     "tasks": tasks,
     "s_per_step": median,
     "all_s": seconds,
     "peak_rss_mb": memory,
     "compile_s": 0.0,
-    "gemm_gflops": sizes.gemm_gflops(lambda: left @ right),
+    "gemm_gflops": sizes.gemm_gflops(product),
     "model_gflops": s.step_gflops(),
   }
 
@@ -209,6 +245,10 @@ def main(arguments: Sequence[str]) -> None:
   new = "with --decode: tokens that each row writes (default 50)"
   sizes.add_number(parser, "--new", 50, new)
   parser.add_argument("--no-reflection", action="store_true", help="leave ARM out of the step")
+  parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  parser.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
+  parser.add_argument("--compile", action="store_true", help="torch.compile of the model")
   options = parser.parse_args(arguments)
   sizes.report(__file__, arguments, options, partial(measure, options))
 

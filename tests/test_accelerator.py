@@ -1,0 +1,101 @@
+"""The program that measures an accelerator, as far as a CPU can rehearse it."""
+
+import gzip
+import json
+import math
+
+import accelerator
+import accelerator_parts
+import jax
+import pytest
+from accelerator_parts import TINY, Figures, longest_kernels
+
+from sapt_jax.errors import InputError
+
+
+def rows(folder):
+  return {(row["part"], row["figure"]): row["value"] for row in Figures(folder, "").rows()}
+
+
+def test_each_part_is_a_process_whose_figures_and_failure_are_lines(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(accelerator.PHASES, "truth", {"goldens": 75})
+  monkeypatch.setitem(accelerator.PHASES, "mini", {"mini": 0.0})
+  goldens = tmp_path / "goldens"
+  goldens.mkdir()
+  (goldens / "broken.npz").write_bytes(b"no golden")
+  given = ["--output", str(tmp_path), "--phases", "facts,truth,mini", "--goldens", str(goldens)]
+  accelerator.main(given)
+  found = rows(tmp_path)
+  assert found["facts", "device"] == jax.devices()[0].device_kind
+  assert found["facts", "product"] > 0
+  assert f"jax {jax.__version__}" in found["facts", "versions"]
+  assert "exit code 2" in found["goldens", "failed"]
+  assert "broken.npz" in found["goldens", "failed"]
+  assert found["mini", "failed"] == "no time left"
+  table = capsys.readouterr().out.splitlines()
+  assert f"| mini | failed | {found['mini', 'failed']} |" in table
+
+
+def test_what_is_asked_for_wrongly_is_named(tmp_path):
+  for more, message in (
+    (["--phases", "facts,stepz"], "no phase 'stepz'"),
+    (["--goldens", str(tmp_path)], "holds no"),
+    (["--limit", "0"], "at least 1"),
+  ):
+    with pytest.raises(InputError, match=message):
+      accelerator.main(["--output", str(tmp_path), *more])
+
+
+@pytest.mark.parametrize("part", ["attention", "llama 15", "answers t5-large"])
+def test_a_part_measures_what_it_says(part, tmp_path, monkeypatch):
+  monkeypatch.setattr(accelerator_parts, "NEW", 4)
+  figures = Figures(tmp_path, "facts")
+  figures.add("product", 2.0)
+  figures.add("copy", 0.5)
+  accelerator_parts.PARTS[part](Figures(tmp_path, part), None)
+  found = {figure: value for (of, figure), value in rows(tmp_path).items() if of == part}
+  numbers = [value for value in found.values() if not isinstance(value, str)]
+  assert all(map(math.isfinite, numbers))
+  if part == "attention":
+    assert all(found[f"{form}, xla: off"] < 0.02 for form in ("T5-Large", "LLaMA, left"))
+    assert "NVIDIA" in found["LLaMA, cudnn: refused"]
+  elif part == "llama 15":
+    assert found["share"] == pytest.approx(found["model"] / 2)
+    assert found["model"] == pytest.approx(TINY.llama_step_gflops() / found["step"])
+  else:
+    assert min(found["tokens"], found["first token"]) > 0
+    # A decoder of two layers with a head, in two bytes a number; keys and values of 34 places.
+    width, inner, mlp = TINY.d_model, TINY.heads * TINY.d_kv, TINY.d_ff
+    weights = 2 * (8 * width * inner + 3 * width * mlp + 3 * width) + width + width * TINY.vocab
+    cache = 2 * TINY.batch * 34 * TINY.layers * inner
+    assert found["floor of a token"] == pytest.approx(1e-9 * 2 * (weights + cache) / 0.5, rel=0.05)
+
+
+def test_the_longest_kernels_are_those_of_the_device(monkeypatch):
+  """A profile of a CPU has no device: this one is made up."""
+
+  class Trace:
+    def __init__(self, folder, create_perfetto_trace):
+      assert create_perfetto_trace
+      events = [
+        {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "/device:GPU:0"}},
+        {"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "/host:CPU"}},
+        *({"ph": "X", "name": name, "pid": 1, "dur": 30} for name in ("gemm", "gemm", "exp")),
+        {"ph": "X", "name": "host", "pid": 2, "dur": 999},
+      ]
+      with gzip.open(f"{folder}/perfetto_trace.json.gz", "wt") as out:
+        json.dump({"traceEvents": events}, out)
+
+    def __enter__(self):
+      pass
+
+    def __exit__(self, *_):
+      pass
+
+  monkeypatch.setattr(jax.profiler, "trace", Trace)
+  calls = []
+  assert longest_kernels(lambda: calls.append(1)) == [
+    ("gemm", pytest.approx(2 / 3)),
+    ("exp", pytest.approx(1 / 3)),
+  ]
+  assert len(calls) == 3
