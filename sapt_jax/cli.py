@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -138,6 +139,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   except BrokenPipeError:  # as when the output goes to `head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
+  except OSError as error:
+    if error.errno == errno.ENAMETOOLONG:  # which only names that were given can be
+      end(2, f"error: {str(error.filename)[:60]!r}...: is too long for the name of a file")
+    end(1, f"error: {reason_of(error)}{keep_traceback(temporary('error.log'))}")
   except Exception as error:  # noqa: BLE001 (whatever it is, a line says it)
     end(1, f"error: {reason_of(error)}{keep_traceback(temporary('error.log'))}")
 

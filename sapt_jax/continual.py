@@ -31,6 +31,7 @@ from sapt_jax.stored_run import fork
 from sapt_jax.study import Instruments, TaskStudy
 from sapt_jax.text_files import json_lines
 from sapt_jax.training.fit import Plan
+from sapt_jax.training.profile import Profile
 
 
 def run(
@@ -70,6 +71,7 @@ class Continual:
     self.config, self.folder, self.cost = config, folder, cost
     self.stream, self.names, self.fits = inputs.stream, inputs.names, inputs.fits
     self.codec = inputs.codec
+    self.profile = Profile(config.profile, folder.path / "profile")
     # The shapes of all that is learned; a snapshot is restored into the same ones.
     sizes = {
       "capacity": capacity_for(len(self.stream)),
@@ -216,6 +218,7 @@ class Continual:
       study.log,
       dev_score if fit.validate_every or fit.validate_epochs else None,
       study.progress.saved,
+      self.profile,
     )
     return self.built.trainer(fit).fit(learned, lesson.rows, plan)
 

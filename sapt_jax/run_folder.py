@@ -13,6 +13,7 @@ pseudo_examples/       lfpt5: the examples of earlier tasks that a task was lear
 scores.json            the score matrix and the four figures
 predictions.jsonl      every answer given
 mixture_*.png          the mean mixtures of the tasks
+profile/               a trace of some steps (--profile)
 """
 
 from __future__ import annotations

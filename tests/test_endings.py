@@ -36,6 +36,11 @@ def raising(error):
     (Stopped("as asked"), 75, "stopped: as asked; the same command continues this run\n"),
     (FailedError("run: what"), 1, "error: run: what\n"),
     (KeyboardInterrupt(), 130, "stopped: Ctrl-C; nothing was saved\n"),
+    (
+      OSError(36, "File name too long", "/" + "x" * 300),
+      2,
+      f"error: '/{'x' * 59}'...: is too long for the name of a file\n",
+    ),
   ],
 )
 def test_each_ending_has_its_code_and_one_line(error, code, line, monkeypatch, capsys):

@@ -1,8 +1,10 @@
 """A run that is stopped, killed or harmed anywhere ends as one that was left alone."""
 
+import gzip
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -182,6 +184,26 @@ def test_a_file_of_answers_that_has_changed_is_named_with_the_way_out(
     loop.run(folder)
   train.main([*world, "--output", str(folder), "--from-task", "2"])
   assert_same_run(folder, finished)
+
+
+def test_a_profile_is_of_the_steps_that_were_asked_for(world, tmp_path, monkeypatch, capsys):
+  run, traced = tmp_path / "run", []
+  begin = jax.profiler.start_trace
+  monkeypatch.setattr(
+    jax.profiler, "start_trace", lambda *x, **y: (traced.append(x), begin(*x, **y))
+  )
+  steps = ["--method.name", "sequential", "--output", str(run)]
+  train.main([*world, *steps, "--profile", "2:3"])
+  assert traced == [(run / "profile",)]
+  [file] = run.rglob("perfetto_trace.json.gz")
+  with gzip.open(file, "rt") as content:
+    events = json.load(content)["traceEvents"]
+  called = [event for event in events if "train_step" in str(event.get("name"))]
+  assert called
+  assert list(run.rglob("*.xplane.pb"))
+  train.main([*world, *steps])  # how it is watched changes no result
+  code, complaint = tiny.run_program(train, [*world, "--profile", "3:2"], monkeypatch, capsys)
+  assert (code, "profile '3:2': must be FIRST:LAST" in complaint) == (2, True)
 
 
 def test_a_run_can_be_learned_again_from_any_task_or_anew(

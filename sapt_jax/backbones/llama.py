@@ -141,8 +141,9 @@ class LlamaLayer(nn.Module):
     h = self.o(h, factors_at(lora, "self", "o"), adapters)
     x = x + (self.attention_post_norm(h) if c.post_norms else h)
     h, at = self.mlp_norm(x), partial(factors_at, lora, "mlp")
-    gate = ACTIVATIONS[c.activation](self.gate(h, at("gate"), adapters))
-    h = self.down(gate * self.up(h, at("up"), adapters), at("down"), adapters)
+    with jax.named_scope("mlp"):
+      gate = ACTIVATIONS[c.activation](self.gate(h, at("gate"), adapters))
+      h = self.down(gate * self.up(h, at("up"), adapters), at("down"), adapters)
     return x + (self.mlp_post_norm(h) if c.post_norms else h)
 
   def __call__(

@@ -115,6 +115,7 @@ class FeedForward(nn.Module):
 
   config: T5Config
 
+  @jax.named_scope("mlp")
   @nn.compact
   def __call__(
     self, x: jax.Array, factors: Any = None, adapters: Adapters | None = None

@@ -7,6 +7,7 @@ library holds a default of an option.
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from sapt_jax.checks import in_range, require
 from sapt_jax.config.hardware import Backbone, BackbonePlace, Distributed, Mesh
@@ -48,6 +49,9 @@ class Config:
   keep_snapshots: int = 0
   """Snapshots whose arrays are kept, the newest; of those before, the records stay, so that the run
   can go on and be scored, but not from there. 0: all."""
+  profile: str = ""
+  """FIRST:LAST, steps of the first task that this start learns: a trace of them is written into the
+  run's folder `profile`, which TensorBoard and Perfetto open; empty: none."""
   single: str = ""
   """A finished per_task run on the same stream with the same seed and backbone, for FWT; "train":
   make one inside this run's folder first."""
@@ -55,6 +59,11 @@ class Config:
   def __post_init__(self) -> None:
     in_range(self)
     require(self.seed >= 0, f"seed {self.seed}: must not be negative")
+    steps = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", self.profile)
+    require(
+      not self.profile or (steps is not None and int(steps[1]) <= int(steps[2])),
+      f"profile {self.profile!r}: must be FIRST:LAST, such as 10:15",
+    )
     require(self.keep_snapshots >= 0, f"keep_snapshots {self.keep_snapshots}: must not be negative")
     devices = self.mesh.data * self.mesh.fsdp
     fit, generator = self.fit, self.generator

@@ -230,7 +230,8 @@ class Method:
     """Logits (B, M, V) of the batch's answer tokens, in the compute dtype, and the mixtures
     (B, T) that they were computed with.
     """
-    mixture = self.mixture(learned, self.features(model, params, batch), batch.task)
+    with jax.named_scope("mixture"):
+      mixture = self.mixture(learned, self.features(model, params, batch), batch.task)
     hidden = model.apply(
       {"params": params},
       batch.source,

@@ -215,6 +215,7 @@ class Sapt(Method):
     keys = learned.keys.at[learned.count - 1].set(attention["key"])
     return learned.replace(query=attention["query"], keys=keys)
 
+  @jax.named_scope("reflection")
   def reflection(self, learned: SaptLearned) -> jax.Array:
     """The reflection loss of all remembered tasks, before its weight."""
     return arm.reflection_loss(learned.memory, self.log_mixture(learned, learned.memory.pooled))

@@ -58,6 +58,7 @@ def init_block(rng: jax.Array, sites: Sites, rank: int) -> Any:
   return jax.tree.unflatten(structure, map(one, keys, leaves))
 
 
+@jax.named_scope("lora")
 def mixed_product(
   x: jax.Array,
   factors: dict[str, jax.Array],

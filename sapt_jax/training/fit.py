@@ -22,10 +22,12 @@ from sapt_jax.errors import FailedError, Stopped
 from sapt_jax.methods.base import Method, Trainable
 from sapt_jax.methods.lesson import Learned
 from sapt_jax.training import checkpoint
+from sapt_jax.training.profile import Profile
 from sapt_jax.training.state import TrainState, make_optimizer
 from sapt_jax.training.step import train_step
 
 Log = Callable[[dict[str, Any]], None]
+NO_PROFILE = Profile("", pathlib.Path())
 
 
 class DivergedError(FailedError):
@@ -44,6 +46,7 @@ class Plan:
     validate: dev score (higher is better) of what has been learned so far; None: the last weights
       are kept.
     saved: called after each checkpoint.
+    profile: traces some of the steps.
   """
 
   label: str
@@ -52,6 +55,7 @@ class Plan:
   log: Log
   validate: Callable[[Learned], float] | None = None
   saved: Callable[[], None] = lambda: None
+  profile: Profile = NO_PROFILE
 
 
 class Trainer:
@@ -115,7 +119,8 @@ class Trainer:
     with Meter(plan, int(state.step), self.options.log_every) as meter:
       for step, batch in enumerate(batches, int(state.step) + 1):
         batch_there = sharding.to_devices(batch, self.placement)
-        state, metrics = self.step(state, self.backbone.params, learned, batch_there)
+        given = (state, self.backbone.params, learned, batch_there)
+        state, metrics = plan.profile.step(step, self.step, *given)
         meter.add(step, batch, metrics)
         last = step == plan.steps
         if plan.validate and (last or (every and step % every == 0)):
@@ -128,6 +133,7 @@ class Trainer:
           self.save(plan, state, best)
         if stopping:
           raise self.stopped(plan, step)
+    plan.profile.end(state)
     chosen = best.trainable if plan.validate else state.trainable
     return self.method.settle(learned, chosen, state.running)
 

@@ -107,6 +107,7 @@ def _reason_against(kernel: str, asked: Asked, here: bool) -> str:
   return trial.reason_against(KERNELS[kernel], kernel, asked) if here else ""
 
 
+@jax.named_scope("attention")
 def attend(
   q: jax.Array,
   k: jax.Array,

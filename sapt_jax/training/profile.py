@@ -1,0 +1,44 @@
+"""A trace of a few steps, for TensorBoard (its profile plugin) and Perfetto."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from sapt_jax import processes
+
+
+class Profile:
+  """Traces some steps of the first training that comes to them.
+
+  The parts of a step have names in it: mixture, lora, attention, mlp, logits, reflection. The first
+  steps compile, so choose later ones.
+
+  Args:
+    steps: "FIRST:LAST"; empty: none.
+    folder: where the trace goes: perfetto_trace.json.gz, and what TensorBoard reads.
+  """
+
+  def __init__(self, steps: str, folder: pathlib.Path):
+    self.first, self.last = map(int, steps.split(":")) if steps else (0, 0)
+    self.folder, self.tracing = folder, False
+
+  def step(self, number: int, f: Callable[..., tuple[Any, Any]], *given: Any) -> tuple[Any, Any]:
+    """What f gives, a step of this number, traced if it is one of those that were asked for."""
+    if number == self.first and processes.is_first():
+      jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
+      self.tracing = True
+    result = f(*given)
+    if number >= self.last:
+      self.end(result)
+    return result
+
+  def end(self, result: Any) -> None:
+    """Ends the trace, if there is one, when the result is there."""
+    if self.tracing:
+      jax.block_until_ready(result)
+      jax.profiler.stop_trace()
+      self.tracing, self.first = False, 0
