@@ -1,4 +1,4 @@
-"""Pictures of a run: mean mixtures of the tasks (the paper's Figure 3)."""
+"""Pictures of runs: mean mixtures of the tasks (the paper's Figure 3), scores, curves."""
 
 from __future__ import annotations
 
@@ -13,23 +13,53 @@ mpl.use("Agg")  # files only, no screen
 
 
 def mixture_heatmap(
-  file: pathlib.Path, mixtures: np.ndarray, tasks: Sequence[str], title: str
+  file: pathlib.Path, mixtures: Sequence[Sequence[float]], tasks: Sequence[str], title: str
 ) -> None:
-  """Draws rows of weights: mixtures (tasks, blocks), each row a task's mean mixture, nan where a
-  block did not exist yet.
+  """Draws rows of weights, each a task's mean mixture, over the blocks that existed then."""
+  table = np.full((len(tasks), len(tasks)), np.nan)
+  for row, mixture in enumerate(mixtures):
+    table[row, : len(mixture or ())] = mixture or ()
+  heatmap(file, table, tasks, (title, "block of task", "input of task"), 1.0, 0.005)
+
+
+def score_heatmap(
+  file: pathlib.Path, scores: Sequence[Sequence[float | None]], tasks: Sequence[str]
+) -> None:
+  """Draws the score matrix: a row after each task that was learned, a column for each task."""
+  table = np.full((len(tasks), len(tasks)), np.nan)
+  table[: len(scores)] = np.array(scores, float)
+  heatmap(file, table, tasks, ("scores", "task", "after task"), 100.0, -1.0)
+
+
+def heatmap(
+  file: pathlib.Path,
+  table: np.ndarray,
+  tasks: Sequence[str],
+  words: tuple[str, str, str],
+  most: float,
+  least: float,
+) -> None:
+  """Draws a square of numbers, nan where there is none.
+
+  Args:
+    words: the title, and what columns and rows are.
+    most: the largest number that can be.
+    least: smaller numbers are not written into their squares.
   """
+  title, across, down = words
   size = 1.6 + 0.45 * len(tasks)
   figure, axes = plt.subplots(figsize=(size + 1.6, size), layout="constrained")
-  image = axes.imshow(mixtures, vmin=0.0, vmax=1.0, cmap="viridis")
+  image = axes.imshow(table, vmin=0.0, vmax=most, cmap="viridis")
   names = [task if len(task) <= 20 else task[:19] + "…" for task in tasks]
   axes.set_xticks(range(len(tasks)), names, rotation=60, ha="right", fontsize=7)
   axes.set_yticks(range(len(tasks)), names, fontsize=7)
-  axes.set_xlabel("block of task")
-  axes.set_ylabel("input of task")
+  axes.set_xlabel(across)
+  axes.set_ylabel(down)
   axes.set_title(title, fontsize=9)
-  for row, column in zip(*np.nonzero(np.nan_to_num(mixtures) >= 0.005), strict=True):
-    weight = mixtures[row, column]
-    text, color = f"{weight:.2f}".lstrip("0"), "black" if weight > 0.6 else "white"
+  for row, column in np.argwhere(np.nan_to_num(table, nan=-np.inf) >= least):
+    value = table[row, column]
+    text = f"{value:.2f}".lstrip("0") if most == 1.0 else f"{value:.0f}"
+    color = "black" if value > 0.6 * most else "white"
     axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
   figure.colorbar(image, shrink=0.8)
   figure.savefig(file, dpi=130)

@@ -2,20 +2,21 @@
 
     python -m sapt_jax.report runs/mini-* --output runs/report
 
-Leaves comparison.csv (a row per run), pairs.csv (paired differences between methods, with their
-intervals), PNG plots and index.html. Prints the table of means, and that of the differences between
-the best method and each other, as Markdown.
+Leaves index.html, one page with everything in it: figures with their spread and paired differences,
+score matrices, mixtures in learning beside those in answering, losses, answers gained and lost,
+pseudo inputs, cost, and the options that differ. Each table is there as CSV and LaTeX too, each
+picture as PNG. Prints the table of means, and that of the differences between the best method and
+each other, as Markdown. A run that is still learning is reported as far as it is.
 """
 
 from __future__ import annotations
 
-import base64
 import csv
 import dataclasses
-import html
+import json
 import pathlib
-import re
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -25,10 +26,14 @@ from sapt_jax import cli
 from sapt_jax.errors import InputError
 from sapt_jax.paired import HEADING, pairs_of
 from sapt_jax.remote import readable
-from sapt_jax.text_files import read_object
+from sapt_jax.run_story import read_scores, story
 
 FIGURES = ("AP", "F.Ra", "BWT", "FWT")
-NEEDED = ("method", "backbone", "tasks", "scores", "metrics", "protocol", "seed", "wall_s")
+PAGE = "report_page.html"
+# What may differ between runs of one method, besides the seed.
+DIFFERING = "backbone protocol metric pet dtype precision steps learned".split()
+
+Rows = Sequence[Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,25 +41,9 @@ class ReportOptions:
   """Which runs, and where the report goes."""
 
   runs: Annotated[tuple[str, ...], tyro.conf.Positional]
-  """Folders of finished runs."""
+  """Folders of runs; one that is not finished is reported as far as it is."""
   output: str
   """Folder of the report."""
-
-
-def read_run(folder: pathlib.Path) -> dict[str, Any]:
-  """scores.json of a run, with the folder's name and the label its method goes by.
-
-  Raises:
-    InputError: the folder is not that of a finished run.
-  """
-  file = folder / "scores.json"
-  if not file.exists():
-    raise InputError(f"{file}: no such file; the run is not finished")
-  result = read_object(file)
-  missing = [key for key in NEEDED if key not in result]
-  if missing:
-    raise InputError(f"{file}: {', '.join(missing)} missing; not the scores of a run")
-  return result | {"run": folder.name, "label": result.get("label", result["method"])}
 
 
 def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -67,12 +56,23 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     alike = {"steps": [other for other in runs if other["label"] == run["label"]]}
     differing = [
       name
-      for name in ("backbone", "protocol", "metric", "pet", "dtype", "precision", "steps")
+      for name in (
+        "backbone",
+        "protocol",
+        "metric",
+        "pet",
+        "dtype",
+        "precision",
+        "steps",
+        "learned",
+      )
       if any(other.get(name) != run.get(name) for other in alike.get(name, runs))
     ]
     values = {
       name: f"{sum(run['steps'])} steps"
       if name == "steps" and name in run
+      else f"{run.get(name, len(run['tasks']))} tasks learned"
+      if name == "learned"
       else str(run.get(name, "?"))
       for name in differing
     }
@@ -144,54 +144,105 @@ def write_csv(file: pathlib.Path, runs: Sequence[dict[str, Any]]) -> None:
   write_rows(file, [heading, *rows])
 
 
-PAGE = """<!doctype html><meta charset="utf-8"><title>Comparison of runs</title>
-<style>body{{font:15px/1.5 sans-serif;margin:2em auto;max-width:60em}}
-td,th{{padding:.2em .8em;text-align:right}} td:first-child,th:first-child{{text-align:left}}
-tr:nth-child(even){{background:#f4f4f4}} img{{max-width:100%}}</style>
-<h1>Comparison of runs</h1><p>{stream}</p>{table}{pictures}
-"""
+def latex(rows: Rows) -> str:
+  """The rows as a LaTeX table; what is bold in Markdown is bold here."""
+  special = {character: f"\\{character}" for character in "&%$#_{}"}
+  special |= {"±": r"$\pm$", "~": r"\textasciitilde{}", "\\": r"\textbackslash{}"}
+
+  def cell(text: str) -> str:
+    plain = "".join(special.get(character, character) for character in text.strip("*"))
+    return rf"\textbf{{{plain}}}" if text.startswith("**") else plain
+
+  lines = [" & ".join(map(cell, row)) + r" \\" for row in rows]
+  columns = "l" + "r" * (len(rows[0]) - 1)
+  body = [r"\hline", lines[0], r"\hline", *lines[1:], r"\hline"]
+  return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *body, r"\end{tabular}", ""])
 
 
-def html_table(rows: Sequence[Sequence[str]]) -> str:
-  """The rows, the heading first, as an HTML table; what is bold in Markdown is bold here."""
-  text = table_row(rows[0], "th") + "".join(table_row(row, "td") for row in rows[1:])
-  return "<table>" + re.sub(r"[*]{2}(.+?)[*]{2}", r"<b>\1</b>", text) + "</table>"
+def write_table(folder: pathlib.Path, name: str, rows: Rows) -> None:
+  """A table as CSV and as LaTeX."""
+  write_rows(folder / f"{name}.csv", rows)
+  (folder / f"{name}.tex").write_text(latex(rows), encoding="utf-8")
 
 
-def table_row(cells: Sequence[str], tag: str) -> str:
-  """A row of an HTML table, its cells of this tag."""
-  return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+def differing_options(stories: Sequence[dict[str, Any]]) -> list[list[str]]:
+  """A row for each option that is not the same in all runs, a column for each run."""
+  rows = [["option", *(story["run"] for story in stories)]]
+  names = sorted({name for story in stories for name in story["options"]})
+  for name in names:
+    values = [story["options"].get(name, "-") for story in stories]
+    if len(set(values)) > 1:
+      rows.append([name, *values])
+  return rows
 
 
 def write_page(
   file: pathlib.Path,
-  runs: Sequence[dict[str, Any]],
-  tables: Sequence[Sequence[Sequence[str]]],
-  pictures: Sequence[pathlib.Path],
+  groups: dict[str, list[dict[str, Any]]],
+  stories: Sequence[dict[str, Any]],
+  tables: Sequence[Rows],
 ) -> None:
-  """index.html with everything in it, so that it can be sent on as one file."""
-  encoded = {picture.stem: base64.b64encode(picture.read_bytes()).decode() for picture in pictures}
-  images = "".join(
-    f'<p><img alt="{name}" src="data:image/png;base64,{content}">'
-    for name, content in encoded.items()
-  )
-  first = runs[0]
-  intro = (
-    f"Backbone {first['backbone']}, protocol {first['protocol']} where the table names no other; "
-    f"tasks in order: {', '.join(first['tasks'])}."
-  )
-  comparison = "".join(html_table(rows) for rows in tables)
-  file.write_text(
-    PAGE.format(stream=html.escape(intro), table=comparison, pictures=images), encoding="utf-8"
-  )
+  """index.html with everything in it, so that it can be sent on as one file; it asks for nothing
+  else.
+  """
+  runs = [run for group in groups.values() for run in group]
+  first, places = runs[0], {story["run"]: place for place, story in enumerate(stories)}
+  data = {
+    "intro": f"Backbone {first['backbone']}, protocol {first['protocol']} where the table names no "
+    f"other; tasks in order: {', '.join(first['tasks'])}.",
+    "table": tables[0],
+    "pairs": tables[1] if len(tables) > 1 else [],
+    "groups": {label: [places[run["run"]] for run in group] for label, group in groups.items()},
+    "runs": stories,
+    "options": differing_options(stories),
+  }
+  text = json.dumps(data).replace("<", "\\u003c")  # no text of a run can end the script
+  page = (pathlib.Path(__file__).with_name(PAGE)).read_text(encoding="utf-8")
+  file.write_text(page.replace("{data}", text), encoding="utf-8")
+
+
+def write_run(folder: pathlib.Path, story: dict[str, Any]) -> None:
+  """The tables and pictures of one run."""
+  from sapt_jax import plots
+
+  name, tasks = story["run"], story["tasks"]
+  shown = [["-" if x is None else f"{x:.1f}" for x in row] for row in story["scores"]]
+  after = [[task, *row] for task, row in zip(tasks, shown, strict=False)]
+  write_table(folder, f"scores_{name}", [["after", *tasks], *after])
+  plots.score_heatmap(folder / f"scores_{name}.png", story["scores"], tasks)
+  for when in ("learning", "answering"):
+    if any(story[when]):
+      plots.mixture_heatmap(folder / f"mixture_{when}_{name}.png", story[when], tasks, when)
+  if story["cost"]:
+    columns = list(dict.fromkeys(key for row in story["cost"] for key in row))
+    rows = [[str(row.get(key, "-")) for key in columns] for row in story["cost"]]
+    write_table(folder, f"cost_{name}", [columns, *rows])
+
+
+def names_of(folders: Sequence[pathlib.Path]) -> list[str]:
+  """What the runs are called: their folders' names, where two are alike with the one above.
+
+  Raises:
+    InputError: two are alike all the same.
+  """
+  count = Counter(folder.resolve().name for folder in folders)
+  names = [
+    folder.name if count[folder.name] == 1 else f"{folder.parent.name}-{folder.name}"
+    for folder in (folder.resolve() for folder in folders)
+  ]
+  if twice := [name for name, times in Counter(names).items() if times > 1]:
+    raise InputError(f"{twice[0]}: two of the runs are called so; name each once")
+  return names
 
 
 def main(arguments: Sequence[str]) -> None:
   """Parses, reads, compares, writes."""
   options = cli.parse(ReportOptions, arguments, "sapt_jax.report", cli.summary(__doc__))
-  runs = [read_run(readable(folder)) for folder in options.runs]
-  if not runs:
-    raise InputError("no run given: name the folders of finished runs")
+  folders = [readable(folder) for folder in options.runs]
+  if not folders:
+    raise InputError("no run given: name the folders of runs")
+  names = names_of(folders)
+  runs = [read_scores(x) | {"run": name} for x, name in zip(folders, names, strict=True)]
   for run in runs[1:]:
     if run["tasks"] != runs[0]["tasks"]:
       raise InputError(
@@ -209,11 +260,15 @@ def main(arguments: Sequence[str]) -> None:
   plots.final_scores(output / "final_scores.png", last, runs[0]["tasks"])
   write_csv(output / "comparison.csv", runs)
   pairs = pairs_of(groups)
-  write_rows(output / "pairs.csv", [HEADING, *(pair.cells() for pair in pairs)])
+  write_table(output, "pairs", [HEADING, *(pair.cells() for pair in pairs)])
   best = [HEADING, *(pair.cells() for pair in pairs if pair.first == next(iter(groups)))]
   tables = [table(groups), best] if pairs else [table(groups)]
-  pictures = [output / "average_so_far.png", output / "final_scores.png"]
-  write_page(output / "index.html", runs, tables, pictures)
+  write_table(output, "figures", tables[0])
+  stories = [story(folder, run) for folder, run in zip(folders, runs, strict=True)]
+  for one in stories:
+    write_run(output, one)
+  write_table(output, "options", differing_options(stories))
+  write_page(output / "index.html", groups, stories, tables)
   print("\n\n".join(map(markdown, tables)))
 
 

@@ -79,11 +79,8 @@ def publish(
   if method.block_per_task:
     training = [record["training_mixture"] for record in records]
     for when, mixtures in (("training", training), ("testing", records[-1]["testing_mixture"])):
-      table = np.full((len(names), len(names)), np.nan)
-      for row, mixture in enumerate(mixtures):
-        table[row, : len(mixture or ())] = mixture or ()
       file = path / f"mixture_{when}.png"
-      plots.mixture_heatmap(file, table, names, f"mean mixture in {when}")
+      plots.mixture_heatmap(file, mixtures, names, f"mean mixture in {when}")
   parts = [folder.lines_of("predictions", index, name) for index, name in enumerate(names)]
   write_lines(path / "predictions.jsonl", (row for part in parts for _, row in json_lines(part)))
   write_json(path / "scores.json", result)

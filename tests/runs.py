@@ -56,6 +56,11 @@ def killed_after_each_save(folder, copies):
     yield
 
 
+def killed_after(finished, number, tmp_path):
+  """A folder as the finished run would have left it if it had been killed after a save."""
+  return shutil.copytree(finished.parent / "killed" / str(number), tmp_path / "run")
+
+
 def scores(folder):
   return json.loads((folder / "scores.json").read_text())
 

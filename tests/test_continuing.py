@@ -13,12 +13,7 @@ from sapt_jax import train
 from sapt_jax.run_log import RunLog
 from sapt_jax.snapshots import sound_snapshots
 from sapt_jax.training import checkpoint, fit
-from tests.runs import assert_same_run, scores, snapshots
-
-
-def killed_after(finished, number, tmp_path):
-  """A folder as the finished run would have left it if it had been killed after a save."""
-  return shutil.copytree(finished.parent / "killed" / str(number), tmp_path / "run")
+from tests.runs import assert_same_run, killed_after, scores, snapshots
 
 
 # Of each task three checkpoints and a snapshot are saved.

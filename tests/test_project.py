@@ -20,6 +20,7 @@ HOUSE = """
   continual answering
   imported
   stored_run
+  run_story
   results single paired
   study scoring
   run_inputs

@@ -1,0 +1,198 @@
+"""What a run's folder says for the reader, finished or not: scores, mixtures, losses, answers that
+were gained and lost, pseudo inputs, cost, options.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sapt_jax import learner, results, saved_options
+from sapt_jax.errors import InputError
+from sapt_jax.run_identity import tasks_of
+from sapt_jax.snapshots import finished_snapshots, number_of
+from sapt_jax.text_files import json_lines, parse_json, read_object, read_text
+from sapt_jax.training import checkpoint
+
+NEEDED = ("method", "backbone", "tasks", "scores", "metrics", "protocol", "seed", "wall_s")
+MOST_POINTS = 200  # of a curve
+MOST_EXAMPLES = 4  # of each kind, of a task
+
+Row = dict[str, Any]
+
+
+def read_scores(folder: pathlib.Path) -> Row:
+  """scores.json of a run, with the label that its method goes by; of a run that is not finished
+  what it would say now, with all of its tasks and "learned", how many it has.
+
+  Raises:
+    InputError: the folder is not that of a run, or no task has been learned there.
+  """
+  file = folder / "scores.json"
+  result = read_object(file) if file.is_file() else scores_so_far(folder)
+  missing = [key for key in NEEDED if key not in result]
+  if missing:
+    raise InputError(f"{file}: {', '.join(missing)} missing; not the scores of a run")
+  return result | {"label": result.get("label", result["method"])}
+
+
+def scores_so_far(folder: pathlib.Path) -> Row:
+  """What scores.json would hold of the tasks that have been learned."""
+  file = folder / "config.json"
+  if not file.is_file():
+    raise InputError(f"{folder}: no scores.json and no config.json; not the folder of a run")
+  values = read_object(file)
+  records = records_of(folder)
+  if not records:
+    raise InputError(f"{folder}: has learned no task yet")
+  config = saved_options.config_from_json(values)
+  sizes = [records[-1][name] for name in ("capacity", "memory_inputs")]
+  method, _ = learner.abstract(config, learner.backbone_folder(config), *sizes)
+  names = [record["task"] for record in records]
+  tasks = tasks_of(values) or names
+  result = results.summary(config, method, names, records, None)
+  rows = [row + [None] * (len(tasks) - len(row)) for row in result["scores"]]
+  return result | {"tasks": tasks, "scores": rows, "learned": len(names)}
+
+
+def records_of(folder: pathlib.Path) -> list[Row]:
+  """The records of all tasks that have been learned; none: the folder has no snapshots (any more).
+
+  Raises:
+    InputError: one is damaged.
+  """
+  try:
+    return [checkpoint.read_record(place) for place in finished_snapshots(folder)]
+  except checkpoint.DamagedError as error:
+    raise InputError(str(error)) from None
+
+
+def story(folder: pathlib.Path, scores: Mapping[str, Any]) -> Row:
+  """All of it, as values that JSON can hold; what the folder does not have is empty.
+
+  Args:
+    scores: of read_scores.
+  """
+  records, log = records_of(folder), log_of(folder / "metrics.jsonl")
+  kept = ("run", "label", "seed", "tasks", "scores", "metrics", "learned")
+  return {key: scores[key] for key in kept if key in scores} | {
+    "learning": [
+      (record.get("training_mixture") or [])[: index + 1] for index, record in enumerate(records)
+    ],
+    "answering": [row or [] for row in records[-1].get("testing_mixture") or []] if records else [],
+    "losses": losses_of(log),
+    "answers": answers_of(folder, records),
+    "pseudo": pseudo_inputs_of(folder, log),
+    "cost": cost_of(log, records),
+    "options": options_of(folder),
+  }
+
+
+def log_of(file: pathlib.Path) -> list[Row]:
+  """The lines of metrics.jsonl; one that is being written is left out."""
+  rows = []
+  for number, line in enumerate(read_text(file).split("\n") if file.is_file() else [], 1):
+    try:
+      row = parse_json(line, f"{file}:{number}")
+    except InputError:
+      continue
+    if isinstance(row, dict) and "task" in row:
+      rows.append(row)
+  return rows
+
+
+def losses_of(log: Sequence[Row]) -> list[Row]:
+  """A curve for each task and phase: {"task", "phase", "points": [[step, loss], ...]}, and dev
+  scores as a phase.
+  """
+  curves: dict[tuple[str, str], list[list[float]]] = {}
+  for row in log:
+    for name, phase in (("loss", row.get("phase", "learn")), ("dev", "dev")):
+      if name in row and "step" in row:
+        curves.setdefault((row["task"], phase), []).append([row["step"], row[name]])
+  return [
+    {"task": task, "phase": phase, "points": points[:: max(1, len(points) // MOST_POINTS)]}
+    for (task, phase), points in curves.items()
+  ]
+
+
+def answers_of(folder: pathlib.Path, records: Sequence[Row]) -> list[Row]:
+  """Of each earlier task examples of answers that were wrong when it had been learned and are right
+  now, or worse by then: {"task", "gained": [...], "lost": [...]} and how many there are of each.
+  """
+  found: list[Row] = []
+  last = len(records) - 1
+  for index in range(last):
+    rows = [records[when].get("rows") or [] for when in (index, last)]
+    before, after = (of[index] if index < len(of) else None for of in rows)
+    if not before or not after or len(before) != len(after):
+      continue
+    task = records[index]["task"]
+    more = [now - then for then, now in zip(before, after, strict=True)]
+    changed = {
+      "gained": [place for place, difference in enumerate(more) if difference > 0],
+      "lost": [place for place, difference in enumerate(more) if difference < 0],
+    }
+    then, now = (predictions_of(folder, when, task) for when in (index, last))
+    row: Row = {"task": task, "rows": len(before)}
+    for kind, places in changed.items():
+      row[f"{kind}_count"] = len(places)
+      row[kind] = [
+        {"input": now[place]["input"], "references": now[place]["references"]}
+        | {"before": then[place]["prediction"], "after": now[place]["prediction"]}
+        for place in places[:MOST_EXAMPLES]
+        if place < min(len(then), len(now))
+      ]
+    found.append(row)
+  return found
+
+
+def predictions_of(folder: pathlib.Path, index: int, task: str) -> list[Row]:
+  """The answers to a task that were given after the index-th."""
+  files = [file for file in (folder / "predictions").glob("*_*.jsonl") if number_of(file) == index]
+  rows = [row for file in files for _, row in json_lines(file)]
+  return [row for row in rows if row["task"] == task]
+
+
+def pseudo_inputs_of(folder: pathlib.Path, log: Sequence[Row]) -> list[Row]:
+  """{"task", "figures": what was drawn, dropped and kept, "examples": [...]} of each task."""
+  figures = {row["task"]: row["pseudo_inputs"] for row in log if "pseudo_inputs" in row}
+  found: list[Row] = []
+  for file in sorted((folder / "pseudo_inputs").glob("*_*.jsonl"), key=number_of):
+    rows = [row for _, row in json_lines(file)]
+    task = file.stem.partition("_")[2]
+    examples = [str(row.get("input", row)) for row in rows[:MOST_EXAMPLES]]
+    found.append({"task": task, "figures": figures.get(task, {}), "examples": examples})
+  return found
+
+
+def cost_of(log: Sequence[Row], records: Sequence[Row]) -> list[Row]:
+  """A row for each task: steps, tokens a second (the median of its lines), and its cost line."""
+  rows = []
+  for record in records:
+    of_task = [row for row in log if row["task"] == record["task"]]
+    rates = sorted(row["tokens_per_s"] for row in of_task if "tokens_per_s" in row)
+    costs = [row for row in of_task if "compile_s" in row]
+    cost = (costs or [{}])[-1].items()
+    rate = rates[len(rates) // 2] if rates else None
+    what = {"task": record["task"], "steps": record.get("steps"), "tokens/s": rate}
+    rows.append(what | {key: value for key, value in cost if key not in ("index", "task")})
+  return rows
+
+
+def options_of(folder: pathlib.Path) -> dict[str, str]:
+  """The options of a run by their names, as text."""
+  file = folder / "config.json"
+  values = read_object(file) if file.is_file() else {}
+  flat: dict[str, str] = {}
+  left = [("", values)]
+  while left:
+    start, inner = left.pop()
+    for name, value in inner.items():
+      if isinstance(value, dict):
+        if name not in ("tasks", "pseudo_inputs", "blocks", "made"):  # hashes, and who made it
+          left.append((f"{start}{name}.", value))
+      else:
+        flat[start + name] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+  return dict(sorted(flat.items()))

@@ -1,0 +1,132 @@
+"""The page that a report is: what stands in it, and how it behaves in a real browser."""
+
+import json
+import re
+import shutil
+
+import pytest
+import tiny
+
+from sapt_jax import report
+from sapt_jax.run_story import read_scores, story
+from tests.browser import browser
+from tests.runs import killed_after, rows_of, scores
+
+
+def data_of(page):
+  """The values that the page draws."""
+  return json.loads(re.search(r'type="application/json">(.*)</script>\n<script>', page)[1])
+
+
+def changed_run(finished, place, label):
+  """A copy of a run under another name: its method, and answers of the first task, are others."""
+  run = shutil.copytree(finished, place)
+  values = scores(run)
+  values |= {"label": label, "metrics": values["metrics"] | {"AP": 99.0}}
+  (run / "scores.json").write_text(json.dumps(values))
+  options = json.loads((run / "config.json").read_text())
+  options["fit"]["learning_rate"] = 0.25
+  (run / "config.json").write_text(json.dumps(options))
+  return run
+
+
+@pytest.fixture(scope="module")
+def place(finished, tmp_path_factory):
+  """The folder of a report on two runs."""
+  folder = tmp_path_factory.mktemp("report")
+  other = changed_run(finished, folder / "other", "x</script><b>y & z_1")
+  report.main([str(finished), str(other), "--output", str(folder / "report")])
+  return folder / "report"
+
+
+def test_the_page_holds_what_the_runs_hold(place, finished):
+  data = data_of((place / "index.html").read_text())
+  run, other = data["runs"]
+  assert (run["run"], other["run"]) == ("run", "other")
+  assert run["scores"] == scores(finished)["scores"]
+  assert [len(row) for row in run["learning"]] == [1, 2]
+  assert [len(row) for row in run["answering"]] == [2, 2]
+  log = rows_of(finished / "metrics.jsonl")
+  first = run["losses"][0]
+  assert first["points"][-1] == [6, next(row["loss"] for row in log if row.get("step") == 6)]
+  assert {(curve["task"], curve["phase"]) for curve in run["losses"]} >= {
+    (task, phase) for task in run["tasks"] for phase in ("learn", "inputs")
+  }
+  assert [row["steps"] for row in run["cost"]] == scores(finished)["steps"]
+  assert run["cost"][0]["learn_s"] == next(row["learn_s"] for row in log if "learn_s" in row)
+  assert [row["task"] for row in run["pseudo"]] == run["tasks"]
+  assert run["pseudo"][0]["figures"]["drawn"] > 0
+  assert data["options"] == [
+    ["option", "run", "other"],
+    ["fit.learning_rate", run["options"]["fit.learning_rate"], "0.25"],
+  ]
+  assert data["groups"] == {"x</script><b>y & z_1": [1], run["label"]: [0]}
+
+
+def test_answers_that_became_right_or_wrong_are_counted_and_shown(finished, tmp_path):
+  run = shutil.copytree(finished, tmp_path / "run")
+  [of] = story(run, read_scores(run))["answers"]
+  records = [json.loads(file.read_text()) for file in sorted(run.glob("snapshots/*/record.json"))]
+  before, after = (record["rows"][0] for record in records)
+  more = [b - a for a, b in zip(before, after, strict=True)]
+  assert of["gained_count"] == sum(x > 0 for x in more)
+  assert of["lost_count"] == sum(x < 0 for x in more)
+  answers = rows_of(next(run.glob("predictions/01_*.jsonl")))
+  for kind in ("gained", "lost"):
+    for one in of[kind]:
+      assert one["after"] in [row["prediction"] for row in answers if row["input"] == one["input"]]
+      assert one["before"] != one["after"]
+
+
+def test_each_table_is_there_as_csv_and_latex_and_each_picture_as_png(place):
+  for name in ("figures", "pairs", "options", "scores_run", "cost_run"):
+    rows = (place / f"{name}.csv").read_text().splitlines()
+    text = (place / f"{name}.tex").read_text()
+    assert text.count(r" \\") == len(rows)
+  assert r"x</script><b>y \& z\_1 & 1 & 99.0" in (place / "figures.tex").read_text()
+  pictures = {path.name for path in place.glob("*.png")}
+  assert pictures >= {"average_so_far.png", "final_scores.png", "scores_run.png"}
+  assert pictures >= {"mixture_learning_other.png", "mixture_answering_other.png"}
+
+
+def test_a_run_that_is_still_learning_is_reported_as_far_as_it_is(
+  finished, tmp_path, monkeypatch, capsys
+):
+  half = killed_after(finished, 5, tmp_path)
+  report.main([str(half), str(finished), "--output", str(tmp_path / "report")])
+  table = capsys.readouterr().out
+  assert "1 tasks learned" in table
+  data = data_of((tmp_path / "report/index.html").read_text())
+  run = data["runs"][0]
+  assert (run["learned"], len(run["tasks"]), len(run["scores"])) == (1, 2, 1)
+  nothing = killed_after(finished, 1, tmp_path / "nothing")
+  given = [nothing, "--output", tmp_path / "no"]
+  code, complaint = tiny.run_program(report, given, monkeypatch, capsys)
+  assert (code, "has learned no task yet" in complaint) == (2, True)
+  given = [finished, finished, "--output", tmp_path / "no"]
+  code, complaint = tiny.run_program(report, given, monkeypatch, capsys)
+  assert (code, "two of the runs are called so" in complaint) == (2, True)
+
+
+def test_in_a_browser_it_is_drawn_sorts_and_tells_and_asks_for_nothing(place):
+  with browser() as page:
+    page.size(1200, 2000)
+    page.open(f"file://{place / 'index.html'}")
+    first = "document.querySelector('#figures tbody tr td').textContent"
+    assert page.see(first) == "x</script><b>y & z_1"
+    page.see("document.querySelectorAll('#figures th button')[2].click()")  # most AP first
+    assert page.see(first) == "x</script><b>y & z_1"
+    page.see("document.querySelectorAll('#figures th button')[2].click()")
+    assert page.see(first).startswith("sapt")
+    assert page.see("document.querySelectorAll('#scores rect').length") == 3
+    assert page.see("document.querySelectorAll('#mixtures svg').length") == 2
+    assert page.see("document.querySelectorAll('#curves polyline').length") == 2
+    assert page.see("document.querySelectorAll('#loss svg').length") >= 2
+    cell = "document.querySelector('#scores rect')"
+    page.see(f"{cell}.dispatchEvent(new PointerEvent('pointerenter'))")
+    assert "→" in page.see("document.getElementById('tip').textContent")
+    assert page.see("getComputedStyle(document.getElementById('tip')).display") == "block"
+    page.see("document.getElementById('run').value = 1, document.getElementById('run').onchange()")
+    assert page.see("document.querySelectorAll('#scores rect').length") == 3
+    assert page.complaints == []
+    assert page.asked == [f"file://{place / 'index.html'}"]
