@@ -14,6 +14,7 @@ scores.json            the score matrix and the four figures
 predictions.jsonl      every answer given
 mixture_*.png          the mean mixtures of the tasks
 profile/               a trace of some steps (--profile)
+tracking/TOOL.json     what a tool has been sent (--track); its own files are beside it
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any, TextIO
 
 import jax
 
-from sapt_jax import cli, processes
+from sapt_jax import cli, processes, tracking
 from sapt_jax.config import Config
 from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.lesson import Learned
@@ -72,6 +73,7 @@ class RunFolder:
     self.path, self.snapshots, self.keep, self.mirror = path, path / "snapshots", keep, mirror
     self.config, self.identity = config, identity
     self.run_log = RunLog(path / "metrics.jsonl")
+    self.tracking = tracking.Tracking(config.track, path, mirror.url if mirror else str(path))
     self.at = "at the start"  # in words, for errors
     self._lock: TextIO | None = None
 
@@ -105,6 +107,8 @@ class RunFolder:
     values = read_object(file) if self._begun() and self.keep != 0 else None
     if self.keep is not None:
       self._forget_after(self.keep)
+    if values is None or self.keep is not None:
+      tracking.forget(self.path)
     if values is not None and tasks_of(values) != list(self.identity.get("tasks", ())):
       for answers in self.path.glob("progress/*/*.jsonl"):  # given by a pool of another size
         answers.unlink()
@@ -118,6 +122,7 @@ class RunFolder:
     return (self.path / "config.json").exists() and any(map(checkpoint.is_finished, saved))
 
   def _enter(self) -> None:
+    tracking.check(self.config.track)
     for task in self.identity.get("tasks", ()):
       checkpoint.check_path(self.snapshot(0, task))
     recover(self.path)
@@ -169,6 +174,7 @@ class RunFolder:
       if isinstance(error, Exception) and not isinstance(error, InputError | Stopped | FailedError):
         raise FailedError(self._failure(error)) from error
     finally:
+      self.tracking.close(error is None)
       if self._lock is not None:
         if not isinstance(error, InputError):
           self._push_at_the_end()
@@ -264,6 +270,7 @@ class RunFolder:
     if processes.is_first():
       shutil.rmtree(self.path / "progress", ignore_errors=True)
       self._prune(index)
+      self.tracking.scored(record)
       self.push()
 
   def _prune(self, newest: int) -> None:
@@ -368,6 +375,7 @@ class RunFolder:
         if checkpoint.is_finished(place) and self._is_sound(place):
           steps[phase] = checkpoint.read_record(place)["step"]
       self.run_log.trim(done, steps)
+      self.tracking.begin(asked(self.config, {}), self.run_log.rows(), records)
 
     processes.first_does(drop)
 
@@ -386,3 +394,4 @@ class RunFolder:
     self.at = f"task {row['task']}" + (f", after step {row['step']}" if "step" in row else "")
     if processes.is_first():
       self.run_log.add(row)
+      self.tracking.add(row)

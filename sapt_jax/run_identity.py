@@ -19,7 +19,7 @@ from sapt_jax.text_files import parse_json
 # is half the one and half the other.
 NUMBERS = 2
 # Options that change no result.
-FREE = ("mesh.", "keep_snapshots", "profile")
+FREE = ("mesh.", "keep_snapshots", "profile", "track")
 # Options that say how a task is learned and scored; other ones may hold for tasks that come later.
 OF_A_TASK = ("fit.", "generator.", "evaluation.batch", "evaluation.every", "stream.", "single")
 # Hashes of what belongs to a task, by its name.

@@ -32,6 +32,11 @@ class RunLog:
       out.write(json.dumps(row) + "\n")
     self._close()
 
+  def rows(self) -> Iterator[dict[str, Any]]:
+    """All lines, which a call of `trim` has left as they must be."""
+    if self.file.exists():
+      yield from map(json.loads, self.file.read_text(encoding="utf-8").splitlines())
+
   def _close(self) -> None:
     """Seals the lines so far. Nothing waits for the disk here: this is done at every line."""
     draft = self.seal.with_suffix(".draft")

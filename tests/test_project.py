@@ -26,7 +26,7 @@ HOUSE = """
   run_inputs
   generator learner run_folder interop
   run_identity
-  run_options saved_options paper mini.default progress snapshots
+  run_options saved_options paper mini.default progress snapshots tracking
   methods
   evaluation
   training

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Literal
 
 from sapt_jax.checks import in_range, require
 from sapt_jax.config.hardware import Backbone, BackbonePlace, Distributed, Mesh
@@ -52,6 +53,9 @@ class Config:
   profile: str = ""
   """FIRST:LAST, steps of the first task that this start learns: a trace of them is written into the
   run's folder `profile`, which TensorBoard and Perfetto open; empty: none."""
+  track: Literal["", "tensorboard", "wandb", "mlflow", "trackio"] = ""
+  """A tool that shows what is logged and scored while the run runs; it has to be installed, with
+  pip install 'sapt-jax[TOOL]'. Empty: none."""
   single: str = ""
   """A finished per_task run on the same stream with the same seed and backbone, for FWT; "train":
   make one inside this run's folder first."""
