@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import statistics
 import time
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -64,6 +66,17 @@ def run(
       return Continual(config, inputs, folder, cost).run(single)
 
 
+def time_left(seconds: Sequence[float], tasks: int) -> str:
+  """What the rest of a stream of so many tasks will take, in words, from the seconds of those that
+  are learned; empty: none is left.
+  """
+  left = (tasks - len(seconds)) * statistics.median(seconds) / 60
+  if len(seconds) == tasks:
+    return ""
+  words = f"{left / 60:.1f} hours" if left >= 120 else f"{max(left, 1):.0f} min"
+  return f"{len(seconds)} of {tasks} tasks learned, about {words} left"
+
+
 class Continual:
   """One run: what stays the same from task to task, and the order of things within one."""
 
@@ -112,6 +125,8 @@ class Continual:
       learned, record = self.one_task(learned, index)
       records.append(record)
       processes.say(results.score_table(self.names, [record["scores"] for record in records]))
+      if left := time_left([record["wall_s"] for record in records], len(self.stream)):
+        processes.say(left)
     result = results.summary(self.config, self.method, self.names, records, single)
     publish = partial(results.publish, self.folder, self.method, self.names, records, result)
     processes.first_does(publish)

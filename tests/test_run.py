@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sapt_jax import export, predict, train
+from sapt_jax import continual, export, predict, train
 from sapt_jax.text_files import json_lines, write_lines
 from tests.runs import record_of, rows_of, scores, snapshots
 
@@ -99,6 +99,13 @@ def test_rows_are_read_as_they_were_written_whatever_is_in_them(tmp_path):
   write_lines(tmp_path / "rows.jsonl", rows)
   read = [row for _, row in json_lines(tmp_path / "rows.jsonl")]
   assert read == predict.read_questions(tmp_path / "rows.jsonl") == rows
+
+
+def test_the_time_left_is_that_of_a_usual_task_for_each_that_is_left():
+  assert continual.time_left([60, 600, 60], 8) == "3 of 8 tasks learned, about 5 min left"
+  assert continual.time_left([3600], 4) == "1 of 4 tasks learned, about 3.0 hours left"
+  assert continual.time_left([2], 3) == "1 of 3 tasks learned, about 1 min left"
+  assert continual.time_left([2, 3], 2) == ""
 
 
 def test_the_mixture_in_training_is_that_of_training(world, tmp_path):
