@@ -23,6 +23,7 @@ from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.methods.lesson import Learned, Lesson
 from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.provenance import provenance
+from sapt_jax.remat import resolved
 from sapt_jax.remote import mirror_of
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.run_identity import changes, tasks_in
@@ -91,6 +92,9 @@ class Continual:
       "memory_inputs": most_pseudo_inputs(config, inputs),
     }
     self.sizes = {name: max(size, folder.size(name)) for name, size in sizes.items()}
+    config = resolved(
+      config, inputs.backbone, len(self.stream), max(len(task.train) for task in self.stream)
+    )
     self.shapes = learner.shapes_of(config, self.stream, self.fits, self.codec.open_ended)
     self.built = built = learner.build(config, inputs.backbone, **self.sizes, shapes=self.shapes)
     self.method = built.method

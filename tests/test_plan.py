@@ -13,7 +13,7 @@ import jax
 import pytest
 import tiny
 
-from sapt_jax import config, sharding
+from sapt_jax import config, remat, sharding
 from sapt_jax.errors import InputError
 from sapt_jax.methods.lfpt5.method import WRITTEN, Lfpt5Options
 from sapt_jax.methods.sequential import SequentialOptions
@@ -191,6 +191,29 @@ def test_built_in_sizes_have_as_many_parameters_as_their_names_say():
     )
     counted[name] = sum(x.size for x in shapes) / 1e9
   assert counted == pytest.approx(billions, rel=0.01)
+
+
+def test_of_what_fits_the_device_the_least_is_recomputed(tmp_path, monkeypatch, capsys):
+  """A CPU does not tell its memory: here it has as much as it takes to tell the forms apart."""
+  (tmp_path / "config.json").write_text(json.dumps(SMALL | {"num_hidden_layers": 6}))
+  asked = small_config(backbone=config.Backbone(path=str(tmp_path), remat="auto"))
+
+  def chosen(memory):
+    monkeypatch.setattr(remat, "device_memory", lambda: memory)
+    return remat.resolved(asked, tmp_path, 2, 8).backbone.remat
+
+  assert chosen(None) == "dots"
+  assert chosen(2**40) == "none"
+  assert chosen(1) == "full"
+  peaks = {}
+  for name in remat.LEAST_FIRST:
+    form = dataclasses.replace(asked, backbone=dataclasses.replace(asked.backbone, remat=name))
+    raw = json.loads((tmp_path / "config.json").read_text())
+    step = Programs(form, sharding.make_mesh(), raw, 2, 8).step().compile()
+    peaks[name] = figures.memory_of(step)["peak"]
+  assert peaks["full"] < peaks["dots"] < peaks["none"]
+  assert chosen((peaks["dots"] + peaks["none"]) / 2 / remat.SHARE) == "dots"
+  assert "remat: dots" in capsys.readouterr().out
 
 
 def test_a_plan_on_simulated_devices_needs_no_weights(tmp_path, monkeypatch, capsys):

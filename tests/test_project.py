@@ -18,6 +18,10 @@ HOUSE = """
   __main__
   api train predict report export plan serve forget join import
   continual answering
+  remat
+  plan.programs plan.figures
+  plan.hardware plan.hlo
+  plan.instructions plan.sizes
   imported
   stored_run
   run_story

@@ -157,6 +157,7 @@ def build_model(
     least = 0 if field.name.endswith("_id") else 1
     if field.type == "int" and (type(value) is not int or value < least):
       raise InputError(f"{where}: {field.name} would be {value!r}, which is no size")
+  remat = "dots" if remat == "auto" else remat  # where nothing is learned, it does not matter
   c = dataclasses.replace(c, dtype=jnp.dtype(dtype), bits=bits, remat=remat, unroll=unroll)
   if isinstance(c, T5Config):
     c = dataclasses.replace(c, dropout=dropout)

@@ -8,6 +8,9 @@ from typing import Literal
 from sapt_jax.checks import at_least, require
 
 
+Remat = Literal["none", "full", "dots", "auto"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Backbone:
   """The frozen language model."""
@@ -24,9 +27,9 @@ class Backbone:
   bits: Literal[0, 8, 4] = 0
   """Of the weights in the layers: 8 or 4 quantises them while loading, with a scale for every 64
   (embeddings, head and norms stay in dtype); 0: as dtype says."""
-  remat: Literal["none", "full", "dots"] = "dots"
+  remat: Remat = "dots"
   """What a layer recomputes in its backward pass: nothing, everything, or all but the products with
-  its weights.
+  its weights; auto: the least that fits the device, as the compiler says when the run starts.
   """
   unroll: int = 1
   """Layers per iteration of the loop over layers."""
