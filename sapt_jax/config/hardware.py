@@ -7,7 +7,6 @@ from typing import Literal
 
 from sapt_jax.checks import at_least, require
 
-
 Remat = Literal["none", "full", "dots", "auto"]
 
 
