@@ -155,6 +155,30 @@ def check_logits(model, tmp_path, torch):
   np.testing.assert_allclose(logits, theirs.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+  ("kind", "change", "message"),
+  [
+    (tiny.T5, {"layer_norm_epsilon": 2**70 * 10**20}, "epsilon would be .*, which is no number"),
+    (tiny.T5, {"layer_norm_epsilon": None}, "epsilon would be None, which is no number"),
+    (tiny.T5, {"tie_word_embeddings": "yes"}, "tied_head would be 'yes', which is not true or"),
+    (tiny.LLAMA, {"rms_norm_eps": "small"}, "epsilon would be 'small', which is no number"),
+    (tiny.LLAMA, {"rope_theta": "big"}, "theta would be 'big', which is no number"),
+    (
+      tiny.LLAMA,
+      {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": None},
+      "rope type 'dynamic' needs max_position_embeddings",
+    ),
+  ],
+)
+def test_a_value_of_the_wrong_kind_is_named(kind, change, message, tmp_path):
+  place = tiny.model_folder(tmp_path / "model", kind)
+  raw = json.loads((place / "config.json").read_text())
+  raw.pop("rope_parameters", None)
+  (place / "config.json").write_text(json.dumps(raw | change))
+  with pytest.raises(InputError, match=message):
+    hf.load_backbone(str(place))
+
+
 def test_an_activation_that_is_not_known_is_named(tmp_path):
   place = tiny.model_folder(tmp_path / "llama", tiny.LLAMA)
   raw = json.loads((place / "config.json").read_text())

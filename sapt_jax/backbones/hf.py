@@ -152,11 +152,11 @@ def build_model(
     raise InputError(f"{where}: {error}") from None
   except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
     raise InputError(f"{where}: a value of the wrong kind ({error})") from None
-  for field in dataclasses.fields(c):
-    value = getattr(c, field.name)
-    least = 0 if field.name.endswith("_id") else 1
-    if field.type == "int" and (type(value) is not int or value < least):
-      raise InputError(f"{where}: {field.name} would be {value!r}, which is no size")
+  _check_values(c, where)
+  for rope in getattr(c, "ropes", ()):
+    _check_values(rope, where, least=0)
+    if rope.kind not in ("default", "linear") and not rope.length:
+      raise InputError(f"{where}: rope type {rope.kind!r} needs max_position_embeddings")
   remat = "dots" if remat == "auto" else remat  # where nothing is learned, it does not matter
   c = dataclasses.replace(c, dtype=jnp.dtype(dtype), bits=bits, remat=remat, unroll=unroll)
   if isinstance(c, T5Config):
@@ -169,6 +169,25 @@ def build_model(
     asked = c.of_attention(platform or jax.default_backend())
     attention, _ = choose(attention, asked, here=not platform)
   return architecture.model(dataclasses.replace(c, attention=attention))
+
+
+def _check_values(values: Any, where: str, least: int = 1) -> None:
+  """Whether the fields of what was made of a config.json hold what their types say; sizes are
+  `least` at least.
+
+  Raises:
+    InputError: one does not.
+  """
+  for field in dataclasses.fields(values):
+    value = getattr(values, field.name)
+    smallest = 0 if field.name.endswith("_id") else least
+    if field.type == "int" and (type(value) is not int or value < smallest):
+      raise InputError(f"{where}: {field.name} would be {value!r}, which is no size")
+    number = isinstance(value, int | float) and abs(value) <= float(np.finfo(np.float32).max)
+    if field.type == "float" and (isinstance(value, bool) or not number):
+      raise InputError(f"{where}: {field.name} would be {value!r}, which is no number")
+    if field.type == "bool" and type(value) is not bool:
+      raise InputError(f"{where}: {field.name} would be {value!r}, which is not true or false")
 
 
 def init_params(model: Model, rng: jax.Array) -> Any:
