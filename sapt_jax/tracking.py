@@ -4,7 +4,8 @@ tool is sent each of its figures once, however often the run is started.
 What the tool has been sent is kept in the run's folder, in tracking/TOOL.json. A run that goes on
 sends what is missing there and nothing else. So figures that were sent before a run was killed, and
 that it computes again, stay as they were sent; and a tool that is named later gets all that was
-logged before.
+logged before. What a tool itself had not yet written when the process was killed is missing there:
+a figure that is lacking can be looked up in metrics.jsonl, one that is there twice misleads.
 """
 
 from __future__ import annotations
