@@ -9,7 +9,7 @@ READY := $(VENV)/.ready-$(notdir $(PYTHON))
 # Memory in large pages: a step on a CPU is about a sixth faster (docs/performance.md); only glibc looks at this.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: train test lint format env lock clean
+.PHONY: train test lint format docs env lock clean
 
 train: $(READY)
 	$(BIN)/python -m sapt_jax.train
@@ -25,6 +25,11 @@ lint: $(READY)
 
 format: $(READY)
 	$(BIN)/ruff format .
+
+# The pages of docs/ as a site in build/site. The variable silences a notice of the theme about its successor.
+docs: $(READY)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 env: $(READY)
 
