@@ -10,15 +10,19 @@ and answer in one row, as a decoder-only backbone is trained, and `apart`, as an
 them; with the shapes that the options ask for (`--fit.shapes`), and with fixed ones.
     real     share of places that hold a token of a source or an answer
     shapes   of batches, over all tasks; each is a program to compile
+    alone    the share if each row were padded alone, to as many shapes chosen for rows: batches of
+             rows with unlike lengths cannot do better
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from sapt_jax import cli, learner, run_options
 from sapt_jax.data.batches import Batcher, Row
 from sapt_jax.data.prepared import PreparedTask
+from sapt_jax.data.shapes import choose_shapes
 from sapt_jax.data.sources import load_stream
 from sapt_jax.train import options
 
@@ -39,6 +43,15 @@ def padding(
   return real, places, shapes
 
 
+def alone(batcher: Batcher, rows: Sequence[Row], count: int) -> float:
+  """The share of real tokens if each row were padded alone, to at most so many shapes."""
+  needs = [batcher.need([row], batcher.left) for row in rows]
+  fitted = dataclasses.replace(batcher, shapes=choose_shapes(needs, count, batcher.left))
+  used = 1 if batcher.left else 2  # a joined row's answer has no places of its own
+  places = sum(sum(fitted.padded(*need, batcher.left)[:used]) for need in needs)
+  return sum(sum(need[:used]) for need in needs) / places
+
+
 def main(arguments: Sequence[str]) -> None:
   """Reads, batches, prints."""
   config = run_options.config_of(options(arguments))
@@ -48,13 +61,16 @@ def main(arguments: Sequence[str]) -> None:
   fits = [config.fit] * len(tasks)
   for left in (True, False):
     chosen = learner.shapes_of(config, prepared, fits, left)
+    every_row = [row for task in prepared for row in task.train.rows]
     for shapes in (chosen, ()) if chosen else ((),):
       plain = Batcher(left, 0, config.fit.batch_size, config.seed, shapes=shapes)
       batcher = learner.batcher_for(config.fit, plain)
       found = [padding(batcher, task.train.rows, PASSES) for task in prepared]
       real, places, used = zip(*found, strict=True)
       name = f"{'joined' if left else 'apart'}, {'chosen' if shapes else 'fixed'}"
-      print(f"{name:<15} real {sum(real) / sum(places):.3f}   shapes {len(set().union(*used))}")
+      bound = f"   alone {alone(plain, every_row, len(shapes)):.3f}" if shapes else ""
+      share = f"{sum(real) / sum(places):.3f}"
+      print(f"{name:<15} real {share}   shapes {len(set().union(*used))}{bound}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from sapt_jax.errors import FailedError, InputError, Stopped
 T = TypeVar("T")
 
 
+# What tyro draws around a complaint, in colour or in ASCII.
+FRAME = r"\x1b\[[0-9;]*m|[╭╮╰╯│─━]|-{3,}|(?<!\S)[|+](?!\S)"
 # What tyro writes over a complaint: the first of its words, or that it has parsed something.
 HEADINGS = r"(\w+( \w+)*) (?=\1)|Value error Error parsing \w+: "
 
@@ -56,7 +58,7 @@ def parse(
         default=tyro.MISSING_NONPROP if default is None else default,
       )
   except SystemExit:
-    words = re.sub(r"\x1b\[[0-9;]*m|[╭╮╰╯│─━]", " ", complaint.getvalue())
+    words = re.sub(FRAME, " ", complaint.getvalue())
     said = re.sub(r"For full helptext.*", "", " ".join(words.split())).strip()
     raise InputError(
       re.sub(rf"(?i)^(?:{HEADINGS})", "", said) + f" (see python -m {program} --help-all)"
@@ -139,11 +141,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   except BrokenPipeError:  # as when the output goes to `head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
-  except OSError as error:
-    if error.errno == errno.ENAMETOOLONG:  # which only names that were given can be
-      end(2, f"error: {str(error.filename)[:60]!r}...: is too long for the name of a file")
-    end(1, f"error: {reason_of(error)}{keep_traceback(temporary('error.log'))}")
   except Exception as error:  # noqa: BLE001 (whatever it is, a line says it)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:  # it was given so
+      end(2, f"error: {str(error.filename)[:60]!r}...: is too long for the name of a file")
     end(1, f"error: {reason_of(error)}{keep_traceback(temporary('error.log'))}")
 
 

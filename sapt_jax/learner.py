@@ -97,13 +97,15 @@ def shapes_of(
     fits: the options of each task.
     left: see Batcher.
   """
+  if not config.fit.shapes:
+    return ()
   batcher = Batcher(left, 0, 0, config.seed)
   needs = [
     need
     for task, fit in zip(tasks, fits, strict=True)
     for need in batcher_for(fit, batcher).needs(task.train.rows)
   ]
-  return choose_shapes(needs, config.fit.shapes, joined=left) if config.fit.shapes else ()
+  return choose_shapes(needs, config.fit.shapes, joined=left)
 
 
 def build(

@@ -56,16 +56,7 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     alike = {"steps": [other for other in runs if other["label"] == run["label"]]}
     differing = [
       name
-      for name in (
-        "backbone",
-        "protocol",
-        "metric",
-        "pet",
-        "dtype",
-        "precision",
-        "steps",
-        "learned",
-      )
+      for name in DIFFERING
       if any(other.get(name) != run.get(name) for other in alike.get(name, runs))
     ]
     values = {

@@ -13,7 +13,7 @@ from sapt_jax import saved_options
 from sapt_jax.config import Config
 from sapt_jax.errors import InputError
 from sapt_jax.remote import Mirror
-from sapt_jax.text_files import parse_json
+from sapt_jax.text_files import flat, parse_json
 
 # What the same options compute: raised when a new version computes something else, so that no run
 # is half the one and half the other.
@@ -31,16 +31,6 @@ PLACES = {
   "generator.folder": "pseudo_inputs",
   "stream.blocks": "blocks",
 }
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-  if not isinstance(value, dict):
-    return {prefix: value}
-  return {
-    key: leaf
-    for name, inner in value.items()
-    for key, leaf in _flat(inner, f"{prefix}.{name}" if prefix else name).items()
-  }
 
 
 def asked(
@@ -120,7 +110,7 @@ def check_begun(
       f"{where}: begun with an older version of the library, which computed other numbers; "
       "it can be asked and exported, but not gone on with: choose another --output"
     )
-  begun, now = (_flat(asked(one, {})) for one in (saved_options.config_from_json(values), config))
+  begun, now = (flat(asked(one, {})) for one in (saved_options.config_from_json(values), config))
   tasks, wanted = tasks_of(values), list(identity.get("tasks", ()))
   check_stream(where, tasks, wanted, finished + learning)
   free = tuple(place for place, known in PLACES.items() if known in values and known in identity)
@@ -140,7 +130,7 @@ def check_begun(
       + "or another --output"
     )
   known = {name: values[name] for name in identity if name in values}
-  then, now = _flat(known), _flat({name: identity[name] for name in known})
+  then, now = flat(known), flat({name: identity[name] for name in known})
   others = [key for key in sorted(then.keys() & now.keys()) if then[key] != now[key]]
   if others:
     raise InputError(
@@ -151,7 +141,7 @@ def check_begun(
 
 def changes(then: dict[str, Any], now: dict[str, Any], free: tuple[str, ...] = ()) -> list[str]:
   """What differs between two sets of options, nested or not, but for names that begin as `free`."""
-  then, now = _flat(then), _flat(now)
+  then, now = flat(then), flat(now)
   return [
     f"{key}: {then.get(key)} -> {now.get(key)}"
     for key in sorted(then.keys() | now.keys())

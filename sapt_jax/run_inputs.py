@@ -145,6 +145,8 @@ def fits_of(config: Config, tasks: Sequence[Task]) -> list[Fit]:
     if match is None:
       raise InputError(f"stream.fit {entry!r}: must be TASK:OPTION=VALUE, such as cb:steps=100")
     name, option, value = match.groups()
+    if option == "shapes":
+      raise InputError(f"stream.fit {entry!r}: shapes are those of the whole stream: --fit.shapes")
     [full] = choose([task.name for task in tasks], [name], "the stream", "stream.fit: task")
     index = [task.name for task in tasks].index(full)
     fits[index] = with_option(fits[index], option, value, entry)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import read_object, write_text
+from sapt_jax.text_files import json_lines, read_object, write_text
 
 
 def _sealed(content: bytes) -> dict[str, Any]:
@@ -35,7 +35,7 @@ class RunLog:
   def rows(self) -> Iterator[dict[str, Any]]:
     """All lines, which a call of `trim` has left as they must be."""
     if self.file.exists():
-      yield from map(json.loads, self.file.read_text(encoding="utf-8").splitlines())
+      yield from (row for _, row in json_lines(self.file))
 
   def _close(self) -> None:
     """Seals the lines so far. Nothing waits for the disk here: this is done at every line."""

@@ -12,10 +12,12 @@ from sapt_jax import learner, results, saved_options
 from sapt_jax.errors import InputError
 from sapt_jax.run_identity import tasks_of
 from sapt_jax.snapshots import finished_snapshots, number_of
-from sapt_jax.text_files import json_lines, parse_json, read_object, read_text
+from sapt_jax.text_files import flat, json_lines, parse_json, read_object, read_text
 from sapt_jax.training import checkpoint
 
 NEEDED = ("method", "backbone", "tasks", "scores", "metrics", "protocol", "seed", "wall_s")
+# What config.json holds of a run's tasks beside its options.
+HASHES = ("tasks", "pseudo_inputs", "blocks")
 MOST_POINTS = 200  # of a curve
 MOST_EXAMPLES = 4  # of each kind, of a task
 
@@ -185,14 +187,8 @@ def options_of(folder: pathlib.Path) -> dict[str, str]:
   """The options of a run by their names, as text."""
   file = folder / "config.json"
   values = read_object(file) if file.is_file() else {}
-  flat: dict[str, str] = {}
-  left = [("", values)]
-  while left:
-    start, inner = left.pop()
-    for name, value in inner.items():
-      if isinstance(value, dict):
-        if name not in ("tasks", "pseudo_inputs", "blocks", "made"):  # hashes, and who made it
-          left.append((f"{start}{name}.", value))
-      else:
-        flat[start + name] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-  return dict(sorted(flat.items()))
+  options = flat({name: value for name, value in values.items() if name not in HASHES})
+  return {
+    name: " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    for name, value in sorted(options.items())
+  }

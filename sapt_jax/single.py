@@ -94,7 +94,7 @@ def _what_scores_depend_on(config: Config) -> dict[str, Any]:
   )
   parts = {
     "pet": (pet, _names(pet) - {"new_block", "top_k"} - unused),
-    "fit": (fit, _names(fit) - {"accumulation", "checkpoint_every", "log_every"}),
+    "fit": (fit, _names(fit) - {"shapes", "accumulation", "checkpoint_every", "log_every"}),
     "data": (data, _names(data) - {"root"}),
     "backbone": (backbone, {"dtype", "bits", "precision", "dropout"}),
   }

@@ -105,6 +105,14 @@ def read_object(file: pathlib.Path, called: str = "") -> dict[str, Any]:
   return value
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """The values of nested objects by their names with dots."""
+  found: dict[str, Any] = {}
+  for name, value in values.items():
+    found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+  return found
+
+
 def json_lines(file: pathlib.Path, called: str = "") -> Iterator[tuple[str, Any]]:
   """The value of each line of a file of JSON lines, with its place, FILE:LINE; blank lines are
   passed over. (splitlines would also split at U+2028 and the like, which texts may hold.)

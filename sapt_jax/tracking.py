@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Protocol
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import read_object
+from sapt_jax.text_files import flat, read_object
 
 PROJECT = "sapt-jax"  # what a tool has the runs under, where no variable of its own names another
 SENT = "tracking"  # the folder in which a run keeps what its tools have been sent
@@ -211,7 +211,7 @@ class Mlflow:
     found = self.client.get_experiment_by_name(name)
     experiment = found.experiment_id if found else self.client.create_experiment(name)
     self.id = self.client.create_run(experiment, run_name=run.name).info.run_id
-    options = [Param(name, str(value)) for name, value in flat(run.options)]
+    options = [Param(name, str(value)) for name, value in flat(run.options).items()]
     for start in range(0, len(options), 100):  # more at once are refused
       self.client.log_batch(self.id, params=options[start : start + 100])
 
@@ -251,15 +251,6 @@ TRACKERS: dict[str, type[Tracker]] = {
   "mlflow": Mlflow,
   "trackio": Trackio,
 }
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-  """Nested options by their names with dots."""
-  for name, value in values.items():
-    if isinstance(value, dict):
-      yield from flat(value, f"{prefix}{name}.")
-    else:
-      yield prefix + name, value
 
 
 def check(tool: str) -> None:

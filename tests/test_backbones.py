@@ -176,14 +176,7 @@ def test_ids_sampled_with_the_cache_are_those_drawn_from_torchs_logits(pair):
   config, choose, key = pair.ours.config, sampler(20, 1.3, 1.5), jax.random.key(3)
   answer = jax.jit(partial(generate, pair.ours.model, max_new=MAX_NEW, choose=choose, rng=key))
   ours = np.asarray(answer(pair.ours.params, pair.source, pair.source_mask, None))
-  rows = len(pair.source)
-  drawn = Writing(
-    written=jnp.full((rows, MAX_NEW), config.pad_id, jnp.int32),
-    ended=jnp.zeros(rows, bool),
-    last=jnp.zeros(rows, jnp.int32),
-    cache=None,
-    count=jnp.zeros((), jnp.int32),
-  )
+  drawn = Writing.empty(len(pair.source), MAX_NEW, config.pad_id, cache=None)
   for count in range(MAX_NEW):
     there = np.broadcast_to(np.arange(MAX_NEW) <= count, drawn.written.shape)
     so_far = dataclasses.replace(pair, target=np.asarray(drawn.written), target_mask=there)

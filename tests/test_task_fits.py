@@ -31,6 +31,7 @@ def test_what_is_said_of_one_task_changes_that_one_alone():
   ("entry", "message"),
   [
     ("cb", "'cb': must be TASK:OPTION=VALUE"),
+    ("cb:shapes=3", "shapes are those of the whole stream: --fit.shapes"),
     ("wic:steps=3", "'wic' is not in the stream"),
     ("c:steps=3", "'c' is ambiguous"),
     ("cb:stepz=3", "fit has no stepz: steps, epochs"),

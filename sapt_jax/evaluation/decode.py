@@ -64,6 +64,17 @@ class Writing(flax.struct.PyTreeNode):
   cache: Any
   count: jax.Array
 
+  @classmethod
+  def empty(cls, rows: int, max_new: int, pads: int, cache: Any) -> Writing:
+    """Nothing is written yet in so many rows of so many places."""
+    return cls(
+      written=jnp.full((rows, max_new), pads, jnp.int32),
+      ended=jnp.zeros(rows, bool),
+      last=jnp.zeros(rows, jnp.int32),
+      cache=cache,
+      count=jnp.zeros((), jnp.int32),
+    )
+
   def with_next(
     self, logits: jax.Array, choose: Choose, key: jax.Array, ends: int, pads: int
   ) -> Writing:
@@ -94,13 +105,7 @@ def begin(
   logits, cache = model.apply(
     {"params": params}, source, source_mask, max_new, adapters, method="start"
   )
-  nothing = Writing(
-    written=jnp.full((rows, max_new), config.pad_id, jnp.int32),
-    ended=jnp.zeros(rows, bool),
-    last=jnp.zeros(rows, jnp.int32),
-    cache=cache,
-    count=jnp.zeros((), jnp.int32),
-  )
+  nothing = Writing.empty(rows, max_new, config.pad_id, cache)
   return nothing.with_next(logits, choose, key_of(rng), config.eos_id, config.pad_id)
 
 

@@ -119,8 +119,9 @@ class Trainer:
     with Meter(plan, int(state.step), self.options.log_every) as meter:
       for step, batch in enumerate(batches, int(state.step) + 1):
         batch_there = sharding.to_devices(batch, self.placement)
-        given = (state, self.backbone.params, learned, batch_there)
-        state, metrics = plan.profile.step(step, self.step, *given)
+        state, metrics = plan.profile.step(
+          step, self.step, state, self.backbone.params, learned, batch_there
+        )
         meter.add(step, batch, metrics)
         last = step == plan.steps
         if plan.validate and (last or (every and step % every == 0)):
