@@ -48,13 +48,14 @@ def test_cached_decoding_writes_what_the_whole_forward_pass_prefers(on, adapted)
     assert set(ids[length:].tolist()) <= {0}
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
 @EACH
-def test_what_is_written_in_steps_is_what_is_written_at_once(on):
+def test_what_is_written_in_steps_is_what_is_written_at_once(on, apart):
   (model, params), batch = backbone(on), uneven_batch(on)
   source, adapters = (batch.source, batch.source_mask), prompts()
   whole = np.array(jax.jit(partial(generate, model, max_new=7))(params, *source, adapters))
-  writing = jax.jit(partial(begin, model, max_new=7))(params, *source, adapters)
-  more = jax.jit(partial(go_on, model))
+  writing = jax.jit(partial(begin, model, max_new=7, apart=apart))(params, *source, adapters)
+  more = jax.jit(partial(go_on, model, apart=apart))
   for count in (1, 3, 6, 7):
     writing = more(params, writing, adapters, np.int32(count))
     there = int(writing.count)

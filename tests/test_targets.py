@@ -72,7 +72,7 @@ def test_a_block_at_every_map_is_the_model_with_other_weights(name):
   np.testing.assert_allclose(found, forward({"params": merged}, *inputs()), atol=2e-5)
   source, mask = inputs()[:2]
   answers = [
-    generate(model, given, source, mask, using, 6)
+    generate(model, given, source, mask, using, 6, apart=True)
     for given, using in ((params, adapters), (merged, None))
   ]
   np.testing.assert_array_equal(*map(np.asarray, answers))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import flax.linen as nn
@@ -156,6 +157,43 @@ def put_prompts_before(
   if adapters.prompts_mask is not None:
     return x, jnp.concatenate([adapters.prompts_mask, mask], axis=1)
   return x, jnp.pad(mask, ((0, 0), (adapters.prompts.shape[1], 0)), constant_values=True)
+
+
+def each_layer(stacked: Any, length: int) -> list[Any]:
+  """A tree of arrays that are stacked over `length` layers as a list with a tree per layer."""
+  return [jax.tree.map(itemgetter(number), stacked) for number in range(length)]
+
+
+class LayersApart(nn.Module):
+  """`step` of scan_layers for layers whose parameters are arrays of their own, not slices of
+  stacked ones: XLA cuts a slice out anew at every token, on a CPU as a copy, which takes longer
+  than to read it.
+
+  Attributes:
+    split: how many of the first inputs are split along the layers: lists with an entry per layer,
+      or arrays that are stacked.
+  """
+
+  layer: type[nn.Module]
+  config: Any
+  length: int
+  split: int
+
+  def setup(self) -> None:
+    self.each = [self.layer(self.config) for _ in range(self.length)]
+
+  def step(self, x: jax.Array, *inputs: Any) -> tuple[jax.Array, tuple[list[jax.Array], ...]]:
+    own, shared, news = inputs[: self.split], inputs[self.split :], []
+    for number, layer in enumerate(self.each):
+      there = jax.tree.map(itemgetter(number), own, is_leaf=lambda x: isinstance(x, list))
+      x, new = layer.step(x, *there, *shared)
+      news.append(new)
+    return x, tuple(map(list, zip(*news, strict=True)))
+
+  @staticmethod
+  def params_of(stacked: Any, length: int) -> dict[str, Any]:
+    """The parameters of this module, from those of scan_layers."""
+    return {f"each_{number}": one for number, one in enumerate(each_layer(stacked, length))}
 
 
 def scan_layers(

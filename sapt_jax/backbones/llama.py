@@ -10,6 +10,7 @@ that the answer follows the last source token directly.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,15 +29,20 @@ from sapt_jax.sharding import constrain
 
 
 class LlamaCache(flax.struct.PyTreeNode):
-  """Keys and values (layers, B, G, length, K), which places hold real tokens (B, length), the next
-  place, each row's next position (B,).
+  """Keys and values (layers, B, G, length, K), or lists with an entry per layer (Llama.apart);
+  which places hold real tokens (B, length), the next place, each row's next position (B,).
   """
 
-  k: jax.Array
-  v: jax.Array
+  k: Any
+  v: Any
   filled: jax.Array
   index: jax.Array
   position: jax.Array
+
+  def apart(self) -> LlamaCache:
+    """The same with lists where arrays are stacked over layers, for Llama.apart."""
+    each = partial(layers.each_layer, length=len(self.k))
+    return self.replace(k=each(self.k), v=each(self.v))
 
 
 KeysValues = tuple[jax.Array, jax.Array]
@@ -208,7 +214,10 @@ class Llama(nn.Module):
       "read": (split, split, shared, shared, shared),
       "step": (split, split, split, shared, shared, shared),
     }
-    self.layers = layers.scan_layers(LlamaLayer, c.layers, c.remat, c.unroll, methods)(c)
+    if c.apart:
+      self.layers = layers.LayersApart(LlamaLayer, c, c.layers, split=3)
+    else:
+      self.layers = layers.scan_layers(LlamaLayer, c.layers, c.remat, c.unroll, methods)(c)
     self.norm = RMSNorm(c.epsilon, c.dtype, c.norm_offset)
     if not c.tied_head:
       self.head = Linear((c.width, c.vocab_size), ("embed", "vocab"), c.dtype)
@@ -364,7 +373,17 @@ class Llama(nn.Module):
       cache.index,
       adapters,
     )
-    k = attention.write_cache(cache.k, new[0], cache.index)
-    v = attention.write_cache(cache.v, new[1], cache.index)
+    write = partial(attention.write_cache, index=cache.index)
+    k, v = jax.tree.map(write, cache.k, new[0]), jax.tree.map(write, cache.v, new[1])
     longer = LlamaCache(k, v, filled, cache.index + 1, cache.position + 1)
     return self.logits(self.norm(x[:, -1])), longer
+
+  def apart(self, params: Any, adapters: Adapters | None) -> tuple[Llama, Any, Adapters | None]:
+    """Model, parameters and adapters with layers as arrays of their own: for `extend` alone, and
+    with a cache that is apart.
+    """
+    c, depth = self.config, self.config.layers
+    params = {**params, "layers": layers.LayersApart.params_of(params["layers"], depth)}
+    if adapters is not None and adapters.lora is not None:
+      adapters = adapters.replace(lora=layers.each_layer(adapters.lora, depth))
+    return Llama(dataclasses.replace(c, apart=True), parent=None), params, adapters

@@ -36,6 +36,7 @@ class LlamaConfig:
     windowed: which layers have it; empty: all.
     fused: in Hugging Face's files q, k and v are one tensor, and gate and up are.
     attention: the implementation, as attention.choose says.
+    apart: the layers are arrays of their own (Llama.apart).
   """
 
   vocab_size: int
@@ -72,6 +73,7 @@ class LlamaConfig:
   remat: str = "dots"
   unroll: int = 1
   attention: str = "xla"
+  apart: bool = False
 
   is_decoder_only = True
 

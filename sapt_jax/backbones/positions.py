@@ -6,12 +6,14 @@ Letters: L queries, S keys, H heads.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from sapt_jax.backbones import attention
 
 
 def relative_buckets(
@@ -70,3 +72,23 @@ class PositionBias(nn.Module):
     buckets = relative_buckets(distance, self.bidirectional, self.buckets, self.max_distance)
     bias = jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None]
     return bias.astype(jnp.float32) if self.wide else bias
+
+
+class Places(NamedTuple):
+  """Where the tokens of a self-attention are.
+
+  Attributes:
+    bias: (1, H, L, S), the same for all layers; None: each has biases of its own.
+    queries, keys: (L,) and (S,) int32, positions, for layers with biases of their own.
+    seen: which keys each query sees.
+  """
+
+  bias: jax.Array | None
+  queries: jax.Array
+  keys: jax.Array
+  seen: attention.Seen
+
+
+def bias_at(places: Places, own: PositionBias | None) -> jax.Array | None:
+  """What is added to the scores of a layer with these biases of its own, or with none."""
+  return places.bias if own is None else own(places.queries, places.keys)

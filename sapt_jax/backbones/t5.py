@@ -7,8 +7,9 @@ head width, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from sapt_jax.backbones import attention, layers
 from sapt_jax.backbones.layers import ACTIVATIONS, Embedding, Linear, RMSNorm
-from sapt_jax.backbones.positions import PositionBias
+from sapt_jax.backbones.positions import Places, PositionBias, bias_at
 from sapt_jax.backbones.t5_config import T5Config
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.pet.lora import factors_at
@@ -26,33 +27,25 @@ from sapt_jax.sharding import constrain
 
 class T5Cache(flax.struct.PyTreeNode):
   """What decoding one more token needs: keys and values of the answer (layers, B, H, length, K) and
-  of the source (layers, B, H, K, S), the source's mask as a bias, the next position.
+  of the source (layers, B, H, K, S), or lists with an entry per layer (T5.apart), the source's mask
+  as a bias, the next position.
   """
 
-  self_k: jax.Array
-  self_v: jax.Array
-  cross_k: jax.Array
-  cross_v: jax.Array
+  self_k: Any
+  self_v: Any
+  cross_k: Any
+  cross_v: Any
   source_bias: jax.Array
   index: jax.Array
 
+  def apart(self) -> T5Cache:
+    """The same with a list where arrays are stacked over layers, for T5.apart."""
+    stacked = ("self_k", "self_v", "cross_k", "cross_v")
+    each = {name: layers.each_layer(getattr(self, name), len(self.self_k)) for name in stacked}
+    return self.replace(**each)
+
 
 KeysValues = tuple[jax.Array, jax.Array]
-
-
-class Places(NamedTuple):
-  """Where the tokens of a self-attention are.
-
-  Attributes:
-    bias: (1, H, L, S), the same for all layers; None: each has biases of its own.
-    queries, keys: (L,) and (S,) int32, positions, for layers with biases of their own.
-    seen: which keys each query sees.
-  """
-
-  bias: jax.Array | None
-  queries: jax.Array
-  keys: jax.Array
-  seen: attention.Seen
 
 
 def position_bias(config: T5Config, bidirectional: bool) -> PositionBias:
@@ -60,11 +53,6 @@ def position_bias(config: T5Config, bidirectional: bool) -> PositionBias:
   c = config
   stddev, wide = c.width**-0.5, c.attention == "xla"
   return PositionBias(c.heads, c.buckets, c.max_distance, bidirectional, c.dtype, stddev, wide)
-
-
-def bias_at(places: Places, own: PositionBias | None) -> jax.Array | None:
-  """What is added to the scores of a layer with these biases of its own, or with none."""
-  return places.bias if own is None else own(places.queries, places.keys)
 
 
 class Attention(nn.Module):
@@ -266,7 +254,10 @@ class T5(nn.Module):
       "cross_keys_values": (split, shared),
       "step": (split, split, split, shared, shared, shared, shared),
     }
-    self.decoder = scan(DecoderLayer, c.decoder_layers, methods=decoding)(c)
+    if c.apart:
+      self.decoder = layers.LayersApart(DecoderLayer, c, c.decoder_layers, split=3)
+    else:
+      self.decoder = scan(DecoderLayer, c.decoder_layers, methods=decoding)(c)
     self.encoder_norm, self.decoder_norm = RMSNorm(c.epsilon, c.dtype), RMSNorm(c.epsilon, c.dtype)
     if not c.tied_head:
       self.head = Linear((c.width, c.vocab_size), ("embed", "vocab"), c.dtype, stddev=c.width**-0.5)
@@ -364,7 +355,7 @@ class T5(nn.Module):
     """Feeds one token per row (B,) int32;
     returns logits (B, V) of the next one and the longer cache.
     """
-    positions = jnp.arange(cache.self_k.shape[3])
+    positions = jnp.arange(jax.tree.leaves(cache.self_k)[0].shape[-2])
     future = attention.mask_bias(positions <= cache.index)[None, None, None]
     seen = attention.Seen(bias=future)
     places = self.decoder_places(cache.index[None], positions, seen)
@@ -378,7 +369,19 @@ class T5(nn.Module):
       cache.index,
       adapters,
     )
-    self_k = attention.write_cache(cache.self_k, new[0], cache.index)
-    self_v = attention.write_cache(cache.self_v, new[1], cache.index)
+    write = partial(attention.write_cache, index=cache.index)
+    self_k = jax.tree.map(write, cache.self_k, new[0])
+    self_v = jax.tree.map(write, cache.self_v, new[1])
     logits = self.logits(self.decoder_norm(x))[:, 0]
     return logits, cache.replace(self_k=self_k, self_v=self_v, index=cache.index + 1)
+
+  def apart(self, params: Any, adapters: Adapters | None) -> tuple[T5, Any, Adapters | None]:
+    """Model, parameters and adapters with the decoder's layers as arrays of their own: for `extend`
+    alone, and with a cache that is apart.
+    """
+    c, depth = self.config, self.config.decoder_layers
+    params = {**params, "decoder": layers.LayersApart.params_of(params["decoder"], depth)}
+    if adapters is not None and adapters.lora is not None:
+      lora = layers.each_layer(adapters.lora["decoder"], depth)
+      adapters = adapters.replace(lora={"decoder": lora})
+    return T5(dataclasses.replace(c, apart=True), parent=None), params, adapters

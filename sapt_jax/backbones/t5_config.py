@@ -44,6 +44,7 @@ class T5Config:
   dropout: float = 0.0
   layer_bias: bool = False  # every layer has position biases of its own (umT5)
   attention: str = "xla"  # the implementation, as attention.choose says
+  apart: bool = False  # the decoder's layers are arrays of their own (T5.apart)
 
   is_decoder_only = False
   embedding_scale = 1.0

@@ -99,12 +99,14 @@ def begin(
   max_new: int,
   choose: Choose = greedy,
   rng: jax.Array | None = None,
+  apart: bool = False,
 ) -> Writing:
   """The first token of each row; see generate for the arguments."""
   config, rows = model.config, source.shape[0]
   logits, cache = model.apply(
     {"params": params}, source, source_mask, max_new, adapters, method="start"
   )
+  cache = cache.apart() if apart else cache
   nothing = Writing.empty(rows, max_new, config.pad_id, cache)
   return nothing.with_next(logits, choose, key_of(rng), config.eos_id, config.pad_id)
 
@@ -117,9 +119,14 @@ def go_on(
   until: int | jax.Array,
   choose: Choose = greedy,
   rng: jax.Array | None = None,
+  apart: bool = False,
 ) -> Writing:
-  """Writes on until so many tokens are there (at most N) or every row has ended."""
+  """Writes on until so many tokens are there (at most N) or every row has ended; `apart` as it
+  began.
+  """
   config, key = model.config, key_of(rng)
+  if apart:
+    model, params, adapters = model.apart(params, adapters)
 
   def unfinished(w: Writing) -> jax.Array:
     return (w.count < until) & ~jnp.all(w.ended)
@@ -129,6 +136,11 @@ def go_on(
     return w.replace(cache=cache).with_next(logits, choose, key, config.eos_id, config.pad_id)
 
   return jax.lax.while_loop(unfinished, body, writing)
+
+
+def on_cpu(mesh: jax.sharding.Mesh) -> bool:
+  """Whether these devices are CPUs."""
+  return mesh.devices.flat[0].platform == "cpu"
 
 
 def key_of(rng: jax.Array | None) -> jax.Array:
@@ -145,6 +157,7 @@ def generate(
   max_new: int,
   choose: Choose = greedy,
   rng: jax.Array | None = None,
+  apart: bool = False,
 ) -> jax.Array:
   """Up to max_new tokens for each row.
 
@@ -152,9 +165,11 @@ def generate(
     source, source_mask: (B, L) int32 and bool.
     choose: greedy, or a sampler.
     rng: the sampler's random key.
+    apart: copy the weights of each layer, and its cache, to a place of its own before the first
+      token, which pays on a CPU (layers.LayersApart). It changes no token.
 
   Returns:
     (B, max_new) int32; after a row's end token stands the pad id.
   """
-  writing = begin(model, params, source, source_mask, adapters, max_new, choose, rng)
-  return go_on(model, params, writing, adapters, max_new, choose, rng).written
+  writing = begin(model, params, source, source_mask, adapters, max_new, choose, rng, apart)
+  return go_on(model, params, writing, adapters, max_new, choose, rng, apart).written

@@ -15,7 +15,7 @@ import numpy as np
 from sapt_jax import processes, sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import Batch, Batcher, Row
-from sapt_jax.evaluation.decode import Choose, generate, greedy
+from sapt_jax.evaluation.decode import Choose, generate, greedy, on_cpu
 from sapt_jax.evaluation.kept_answers import KeptAnswers
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
@@ -32,6 +32,7 @@ class Answers:
 def answer_batch(
   model: Model,
   method: Method,
+  apart: bool,
   max_new: int,
   choose: Choose,
   params: Any,
@@ -43,7 +44,7 @@ def answer_batch(
   mixture = method.mixture(learned, method.features(model, params, batch), batch.task)
   adapters = method.adapters(learned, mixture)
   source = (batch.source, batch.source_mask)
-  return generate(model, params, *source, adapters, max_new, choose, rng), mixture
+  return generate(model, params, *source, adapters, max_new, choose, rng, apart), mixture
 
 
 class Answerer:
@@ -60,7 +61,7 @@ class Answerer:
     self.backbone, self.batcher = backbone, batcher
     self.placement = sharding.batch_sharded(mesh)
     self.answer_batch = jax.jit(
-      partial(answer_batch, backbone.model, method),
+      partial(answer_batch, backbone.model, method, on_cpu(mesh)),
       static_argnames=("max_new", "choose"),
       out_shardings=sharding.replicated(mesh),  # every process reads all answers
     )

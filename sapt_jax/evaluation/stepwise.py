@@ -16,7 +16,7 @@ import numpy as np
 from sapt_jax import sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import BUCKETS, Batch, Batcher, Row, bucket
-from sapt_jax.evaluation.decode import Writing, begin, go_on
+from sapt_jax.evaluation.decode import Writing, begin, go_on, on_cpu
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
 
@@ -36,17 +36,25 @@ class Written(NamedTuple):
 
 
 def begin_batch(
-  model: Model, method: Method, max_new: int, params: Any, learned: Learned, batch: Batch
+  model: Model,
+  method: Method,
+  apart: bool,
+  max_new: int,
+  params: Any,
+  learned: Learned,
+  batch: Batch,
 ) -> tuple[Writing, jax.Array]:
   """The first tokens, and the mixtures (B, T)."""
   mixture = method.mixture(learned, method.features(model, params, batch), batch.task)
   adapters = method.adapters(learned, mixture)
-  return begin(model, params, batch.source, batch.source_mask, adapters, max_new), mixture
+  source = (batch.source, batch.source_mask)
+  return begin(model, params, *source, adapters, max_new, apart=apart), mixture
 
 
 def continue_batch(
   model: Model,
   method: Method,
+  apart: bool,
   params: Any,
   learned: Learned,
   mixture: jax.Array,
@@ -54,7 +62,7 @@ def continue_batch(
   until: jax.Array,
 ) -> Writing:
   """More tokens, until there are so many."""
-  return go_on(model, params, writing, method.adapters(learned, mixture), until)
+  return go_on(model, params, writing, method.adapters(learned, mixture), until, apart=apart)
 
 
 class StepwiseAnswerer:
@@ -81,10 +89,9 @@ class StepwiseAnswerer:
     self.sizes = sizes_of(batcher.size, batcher.divisor)
     self.lengths = lengths_of(max_source)
     self.placement = sharding.batch_sharded(mesh)
-    self.begin = jax.jit(partial(begin_batch, backbone.model, method, max_new))
-    self.go_on = jax.jit(
-      partial(continue_batch, backbone.model, method), donate_argnames=("writing",)
-    )
+    how = (backbone.model, method, on_cpu(mesh))
+    self.begin = jax.jit(partial(begin_batch, *how, max_new))
+    self.go_on = jax.jit(partial(continue_batch, *how), donate_argnames=("writing",))
 
   def answer(self, learned: Learned, rows: Sequence[Row]) -> Iterator[Written]:
     """What is written of the answers to at most sizes[-1] rows, after every few tokens; the last
