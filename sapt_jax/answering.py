@@ -54,7 +54,11 @@ class Answering:
 
   def _options(self, batch_size: int, mesh: config.Mesh) -> tuple[config.Config, str | None]:
     """The run's options on this mesh, and what identifies its backbone's weights."""
-    values = read_object(self.run / "config.json", f"--run {self.run}: config.json of a run")
+    if not self.run.is_dir():
+      raise InputError(f"--run {self.run}: there is no such folder")
+    if not (file := self.run / "config.json").is_file():
+      raise InputError(f"--run {self.run}: not the folder of a run, it has no config.json")
+    values = read_object(file, f"--run {self.run}: config.json of a run")
     options = self.options_of(self.run, values)
     rows = batch_size or options.evaluation.batch_size
     per_step = mesh.data * mesh.fsdp  # nothing is trained: any size that the mesh can split

@@ -82,6 +82,9 @@ class Pool:
     """
     if isinstance(inputs, str):
       raise TypeError("inputs is one text; give a list of them")
+    for given in (*inputs, *([] if instruction is None else [instruction])):
+      if not isinstance(given, str):
+        raise TypeError(f"inputs and instruction must be text, not {given!r:.40}")
     pairs = [(instruction, text) for text in inputs]
     if not pairs:
       return []

@@ -20,7 +20,9 @@ from sapt_jax.config import Config
 from sapt_jax.cost import Cost
 from sapt_jax.data.inspection import Figures, figures_of, words_of
 from sapt_jax.data.prepared import PreparedTask
+from sapt_jax.errors import InputError
 from sapt_jax.methods.lesson import Learned, Lesson
+from sapt_jax.mini import T5_MINI
 from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.provenance import provenance
 from sapt_jax.remat import resolved
@@ -58,6 +60,8 @@ def run(
   if source:
     processes.first_does(lambda: fork(source, path, mirror is not None, config))
   begun = tasks_in(path, mirror)[:keep]
+  if keep and not begun and not (path / "config.json").exists():
+    raise InputError(f"--from-task {keep + 1}: {output} has no task yet; leave it out")
   inputs = processes.all_or_none(lambda: read_inputs(config, begun))
   with RunFolder(path, config, inputs.identity, keep, mirror) as folder:
     single = processes.all_or_none(
@@ -120,6 +124,11 @@ class Continual:
       if otherwise := changes(earlier, usual) if earlier else []:
         processes.say(f"learned otherwise than {records[-1]['task']}: {'; '.join(otherwise)}")
     self.folder.go_on(records)
+    if self.built.backbone.folder == T5_MINI and not self.config.data.benchmark.startswith("mini"):
+      processes.say(
+        "backbone t5-mini knows the little language of the mini tasks alone, and learns next to "
+        "nothing of other texts: name a model with --backbone.path"
+      )
     processes.say(f"attention: {self.attention_words}")
     if self.shapes:
       sizes = ", ".join(f"{source}+{answer}" for source, answer in self.shapes)

@@ -52,6 +52,8 @@ def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
     if not isinstance(question, dict):
       raise InputError(f'{place}: must be an object with "input", not {type(question).__name__}')
     for field, usual in (("input", None), ("definition", "")):
+      if field == "input" and field not in question:
+        raise InputError(f'{place}: has no "input"; it has {", ".join(question) or "nothing"}')
       if not isinstance(question.get(field, usual), str):
         raise InputError(f"{place}: field {field!r} must be text")
     questions.append(question)
@@ -68,6 +70,8 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError(f"--batch-size {options.batch_size}: must not be negative")
   output = pathlib.Path(options.output)
   check_output(output)
+  if output.resolve() == pathlib.Path(options.input).resolve():
+    raise InputError(f"--output {output}: is the file of the questions; name another")
   cli.keep_compiled_programs()
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
 

@@ -4,8 +4,9 @@
 
 Leaves index.html, one page with everything in it: figures with their spread and paired differences,
 score matrices, mixtures in learning beside those in answering, losses, answers gained and lost,
-pseudo inputs, cost, and the options that differ. Each table is there as CSV and LaTeX too, each
-picture as PNG. Prints the table of means, and that of the differences between the best method and
+pseudo inputs, cost, and the options that differ. Beside it stand the tables as CSV and LaTeX (all
+scores of all runs as comparison.csv), curves over the stream, matrices and mixtures as PNG, losses
+as CSV. Prints the table of means, and that of the differences between the best method and
 each other, as Markdown. A run that is still learning is reported as far as it is.
 """
 
@@ -204,6 +205,13 @@ def write_run(folder: pathlib.Path, story: dict[str, Any]) -> None:
   for when in ("learning", "answering"):
     if any(story[when]):
       plots.mixture_heatmap(folder / f"mixture_{when}_{name}.png", story[when], tasks, when)
+  losses = [
+    [curve["task"], curve["phase"], *point]
+    for curve in story["losses"]
+    for point in curve["points"]
+  ]
+  if losses:
+    write_rows(folder / f"losses_{name}.csv", [["task", "phase", "step", "loss"], *losses])
   if story["cost"]:
     columns = list(dict.fromkeys(key for row in story["cost"] for key in row))
     rows = [[str(row.get(key, "-")) for key in columns] for row in story["cost"]]
@@ -222,7 +230,7 @@ def names_of(folders: Sequence[pathlib.Path]) -> list[str]:
     for folder in (folder.resolve() for folder in folders)
   ]
   if twice := [name for name, times in Counter(names).items() if times > 1]:
-    raise InputError(f"{twice[0]}: two of the runs are called so; name each once")
+    raise InputError(f"{twice[0]} stands there twice; name each run once")
   return names
 
 
@@ -238,9 +246,11 @@ def main(arguments: Sequence[str]) -> None:
     if run["tasks"] != runs[0]["tasks"]:
       raise InputError(
         f"{run['run']} and {runs[0]['run']} are runs on different streams of tasks, which cannot "
-        "be compared"
+        "be compared; make a report of each"
       )
   output = cli.output_folder(options.output)
+  if (output / "config.json").exists():
+    raise InputError(f"--output {output}: is the folder of a run; name one for the report alone")
   from sapt_jax import plots  # here, so that --help and wrong input answer at once
 
   output.mkdir(parents=True, exist_ok=True)
@@ -251,14 +261,16 @@ def main(arguments: Sequence[str]) -> None:
   plots.final_scores(output / "final_scores.png", last, runs[0]["tasks"])
   write_csv(output / "comparison.csv", runs)
   pairs = pairs_of(groups)
-  write_table(output, "pairs", [HEADING, *(pair.cells() for pair in pairs)])
+  if pairs:
+    write_table(output, "pairs", [HEADING, *(pair.cells() for pair in pairs)])
   best = [HEADING, *(pair.cells() for pair in pairs if pair.first == next(iter(groups)))]
   tables = [table(groups), best] if pairs else [table(groups)]
   write_table(output, "figures", tables[0])
   stories = [story(folder, run) for folder, run in zip(folders, runs, strict=True)]
   for one in stories:
     write_run(output, one)
-  write_table(output, "options", differing_options(stories))
+  if len(differing := differing_options(stories)) > 1:
+    write_table(output, "options", differing)
   write_page(output / "index.html", groups, stories, tables)
   print("\n\n".join(map(markdown, tables)))
 

@@ -31,8 +31,13 @@ def read_scores(folder: pathlib.Path) -> Row:
   Raises:
     InputError: the folder is not that of a run, or no task has been learned there.
   """
-  file = folder / "scores.json"
+  if not folder.is_dir():
+    raise InputError(f"{folder}: there is no such folder")
+  file, asked = folder / "scores.json", folder / "config.json"
   result = read_object(file) if file.is_file() else scores_so_far(folder)
+  more = tasks_of(read_object(asked)) if file.is_file() and asked.is_file() else []
+  if len(more) > len(result.get("tasks", ())):  # a finished run that learns more tasks
+    result = scores_so_far(folder)
   missing = [key for key in NEEDED if key not in result]
   if missing:
     raise InputError(f"{file}: {', '.join(missing)} missing; not the scores of a run")

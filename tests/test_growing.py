@@ -135,6 +135,9 @@ def test_what_belongs_to_the_whole_run_stays(world, grown, monkeypatch, capsys):
     world, grown, ["--stream.tasks", *NAMES[:3], "--fit.steps", "8"], monkeypatch, capsys
   )
   assert "fit.steps: 6 -> 8" in line
+  other = ["--data.benchmark", "mini_related", "--data.root", ""]
+  line = refused(world, grown, other, monkeypatch, capsys)
+  assert "data.benchmark: superni -> mini_related" in line
 
 
 def test_changed_rows_of_an_earlier_task_are_refused(world, grown, data, monkeypatch, capsys):

@@ -10,7 +10,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from sapt_jax.backbones import hf
-from sapt_jax.mini import T5_MINI, instructions, language, make_backbone, pretraining, tasks
+from sapt_jax.mini import (
+  T5_MINI,
+  instructions,
+  language,
+  make_backbone,
+  pretraining,
+  related,
+  tasks,
+)
 
 SHIPPED = pytest.mark.skipif(
   not (T5_MINI / "model.safetensors").exists(), reason="t5-mini is not in this checkout"
@@ -107,6 +115,47 @@ def test_readers_find_the_asked_for_entry(stream):
 
 
 @pytest.fixture(scope="module")
+def relatives():
+  return {task.name: task for task in related.related_stream(0)}
+
+
+def test_a_card_is_composed_of_what_two_earlier_tasks_ask(relatives):
+  names = list(relatives)
+  for family, name_of, label_of in (
+    ("stay", "stay_guest", "stay_mood"),
+    ("memo", "memo_sender", "memo_mood"),
+  ):
+    card = f"{family}_card"
+    assert max(names.index(name_of), names.index(label_of)) < names.index(card)
+    for text, answer in rows(relatives[card]):
+      name, label = answer.split()
+      assert name in words(text)
+      assert label in related.LABELS.values()
+    for text, answer in rows(relatives[label_of]):
+      moods = {KIND_OF.get(word) for word in words(text)} & related.LABELS.keys()
+      assert [related.LABELS[mood] for mood in moods] == [answer], text
+
+
+def test_relatives_share_skills_and_labels_but_no_word_that_tells_a_mood(relatives):
+  told = [
+    {word for text, _ in rows(relatives[name]) for word in words(text)}
+    & {*language.KINDS["praise"], *language.KINDS["blame"]}
+    for name in ("stay_mood", "memo_mood")
+  ]
+  assert not told[0] & told[1]
+  answers = [{answer for _, answer in rows(relatives[name])} for name in ("stay_mood", "memo_mood")]
+  assert answers[0] == answers[1]
+
+
+def test_readers_of_the_market_find_the_asked_for_entry(relatives):
+  for task, turned in (("stall_goods", False), ("stall_owner", True)):
+    for text, answer in rows(relatives[task]):
+      listed, asked = text.removeprefix("market: ").split(" # ")
+      pairs = [pair.split(" + ") for pair in listed.split(" , ")]
+      assert dict(pair[::-1] if turned else pair for pair in pairs)[asked] == answer
+
+
+@pytest.fixture(scope="module")
 def sample():
   rng = np.random.default_rng(7)
   return [
@@ -116,9 +165,9 @@ def sample():
   ]
 
 
-def test_the_mixture_knows_no_definition_and_no_input_of_the_stream(stream, sample):
+def test_the_mixture_knows_no_definition_and_no_input_of_the_stream(stream, relatives, sample):
   text = "\n".join(pair.source + "\n" + pair.target for pair in sample)
-  for task in stream.values():
+  for task in [*stream.values(), *relatives.values()]:
     assert task.definition not in text
     assert not [line for line, _ in rows(task) if line in text]
 

@@ -79,6 +79,7 @@ def test_answers_that_became_right_or_wrong_are_counted_and_shown(finished, tmp_
 
 
 def test_each_table_is_there_as_csv_and_latex_and_each_picture_as_png(place):
+  assert (place / "losses_run.csv").read_text().startswith("task,phase,step,loss\n")
   for name in ("figures", "pairs", "options", "scores_run", "cost_run"):
     rows = (place / f"{name}.csv").read_text().splitlines()
     text = (place / f"{name}.tex").read_text()
@@ -105,7 +106,21 @@ def test_a_run_that_is_still_learning_is_reported_as_far_as_it_is(
   assert (code, "has learned no task yet" in complaint) == (2, True)
   given = [finished, finished, "--output", tmp_path / "no"]
   code, complaint = tiny.run_program(report, given, monkeypatch, capsys)
-  assert (code, "two of the runs are called so" in complaint) == (2, True)
+  assert (code, "stands there twice" in complaint) == (2, True)
+  code, complaint = tiny.run_program(report, [half, "--output", half], monkeypatch, capsys)
+  assert (code, "is the folder of a run" in complaint) == (2, True)
+
+
+def test_a_finished_run_that_learns_one_task_more_is_reported_with_it(
+  finished, tmp_path, monkeypatch
+):
+  run = shutil.copytree(finished, tmp_path / "run")
+  values = json.loads((run / "config.json").read_text())
+  values["tasks"]["one_more"] = next(iter(values["tasks"].values()))
+  (run / "config.json").write_text(json.dumps(values))
+  scores = read_scores(run)
+  assert (scores["learned"], scores["tasks"][-1]) == (2, "one_more")
+  assert [len(row) for row in scores["scores"]] == [3, 3]
 
 
 def test_in_a_browser_it_is_drawn_sorts_and_tells_and_asks_for_nothing(place):

@@ -236,10 +236,13 @@ def test_only_who_has_the_key_is_answered():
       assert request(server, path=path)[0] == 200
     for path in ("/metrics", "/v1/models", "/nowhere"):
       assert request(server, path=path)[0] == 401
+    assert "a key is needed" in request(server, {"prompt": "x"})[1].decode()
     for given in ("secret", "Bearer secre", "Bearer secret2", "Basic secret", "Bearer sécret"):
       status, said, headers = request(server, {"prompt": "x"}, Authorization=given)
       assert (status, headers["WWW-Authenticate"]) == (401, "Bearer")
-      assert json.loads(said)["error"]["code"] == "invalid_api_key"
+      error = json.loads(said)["error"]
+      assert error["code"] == "invalid_api_key"
+      assert "not this server's key" in error["message"]
     assert request(server, {"prompt": "x"}, Authorization="Bearer secret")[0] == 200
     assert server.parrot.batches == [["x"]]
 

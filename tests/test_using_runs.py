@@ -207,9 +207,12 @@ def test_predict_refuses_what_is_no_run_or_no_question(finished, tmp_path, monke
       capsys,
     )
 
-  assert "q.jsonl:2: field 'input'" in run("--run", finished)[1]
+  assert 'q.jsonl:2: has no "input"; it has inptu' in run("--run", finished)[1]
   (tmp_path / "q.jsonl").write_text('{"input": "a"}\n')
-  assert run("--run", tmp_path)[0] == 2
+  assert "not the folder of a run" in run("--run", tmp_path)[1]
+  assert "there is no such folder" in run("--run", tmp_path / "nowhere")[1]
+  complaint = run("--run", finished, "--output", tmp_path / "q.jsonl")[1]
+  assert "is the file of the questions" in complaint
   (tmp_path / "q.jsonl").write_text(
     '{"input": "a"}\n' + json.dumps({"input": "b", "definition": "long " * 200}) + "\n"
   )

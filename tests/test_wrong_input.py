@@ -14,6 +14,12 @@ from sapt_jax import train
 # must name. {} is the folder of both.
 WRONG = {
   "no data folder": ("--data.root {}/nowhere", None, ["data.root", "nowhere"]),
+  "a folder that nothing reads": (
+    "--data.benchmark mini",
+    None,
+    ["data.root", "--data.benchmark tasks"],
+  ),
+  "a task to begin at where none is": ("--from-task 2", None, ["--from-task 2", "no task yet"]),
   "no model folder": ("--backbone.path {}/nowhere", None, ["backbone.path", "nowhere"]),
   "unknown option": ("--fit.stepz 3", None, ["--fit.stepz"]),
   "wrong value": ("--fit.batch-size 0", None, ["fit.batch_size 0"]),

@@ -48,10 +48,11 @@ class Data:
   """Where examples come from and how they are cut."""
 
   benchmark: Literal[
-    "mini", "tasks", "superni", "long_sequence", "natural_instructions", "trace"
+    "mini", "mini_related", "tasks", "superni", "long_sequence", "natural_instructions", "trace"
   ] = "mini"
-  """mini is generated; tasks: tasks of your own (docs/your_own_tasks.md); the others are published
-  ones, and differ in their files, their prompt and their score.
+  """mini and mini_related are generated, the second with tasks that can help each other; tasks:
+  tasks of your own (docs/your_own_tasks.md); the others are published ones, and differ in their
+  files, their prompt and their score.
   """
   root: str = ""
   """Folder of the tasks: one folder or file for each; for superni and long_sequence the folder that
@@ -78,7 +79,7 @@ class Data:
 
   def __post_init__(self) -> None:
     require(
-      self.benchmark == "mini" or bool(self.root),
+      self.benchmark.startswith("mini") or bool(self.root),
       f"data.root is empty: benchmark {self.benchmark} needs a folder",
     )
     places = re.findall(r"\{\w*\}", self.frame)

@@ -19,6 +19,7 @@ SUPERNI_FRAME = ("Definition: {d}\n\nNow complete the following example -\nInput
 
 BENCHMARKS = {
   "mini": Benchmark("", SUPERNI_FRAME, "exact_match"),
+  "mini_related": Benchmark("", SUPERNI_FRAME, "exact_match"),
   "superni": Benchmark("SuperNI", SUPERNI_FRAME, "rouge_l"),
   "tasks": Benchmark("", SUPERNI_FRAME, "exact_match"),
   "natural_instructions": Benchmark("", SUPERNI_FRAME, "rouge_l"),

@@ -54,11 +54,11 @@ def is_cut(row: Row, example: Example, split: Split, codec: Codec) -> bool:
 def words_of(name: str, figures: Figures) -> str:
   """The figures in a line; what is not odd is left out."""
   odd = {
-    "duplicates": "training rows twice",
+    "duplicates": "training rows that stand there twice",
     "seen": "dev or test inputs that stand in train",
-    "empty": "rows with a blank input or answer",
+    "empty": "rows with a blank input or answer, used all the same",
     "cut": "rows cut to the most tokens",
   }
-  found: Sequence[str] = [f"{figures[key]} {words}" for key, words in odd.items() if figures[key]]
+  found: Sequence[str] = [f"{words}: {figures[key]}" for key, words in odd.items() if figures[key]]
   sizes = ", ".join(f"{figures[split]} {split}" for split in ("train", "dev", "test"))
-  return f"{name}: {sizes}" + (f"; {', '.join(found)}" if found else "")
+  return f"{name}: {sizes}" + "".join(f"; {one}" for one in found)

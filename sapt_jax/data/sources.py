@@ -1,4 +1,4 @@
-"""Where tasks come from: the generated mini stream, a published benchmark, or the user's own."""
+"""Where tasks come from: a generated stream, a published benchmark, or the user's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from sapt_jax.data.published import (
 )
 from sapt_jax.data.tasks import Task
 from sapt_jax.errors import InputError
+from sapt_jax.mini.related import related_stream
 from sapt_jax.mini.tasks import mini_stream
+
+GENERATED = {"mini": mini_stream, "mini_related": related_stream}
 
 
 class Source(NamedTuple):
@@ -38,9 +41,20 @@ def source_of(options: config.Data, seed: int) -> Source:
   Raises:
     InputError: there is no such folder.
   """
-  if options.benchmark == "mini":
-    generated = {task.name: task for task in mini_stream(seed)}
-    return Source("the mini stream", list(generated), lambda name, _: generated[name])
+  if options.benchmark in GENERATED:
+    generated = {task.name: task for task in GENERATED[options.benchmark](seed)}
+    if options.root:
+      raise InputError(
+        f"data.root {options.root!r}: benchmark {options.benchmark} is generated and reads no "
+        "folder; for tasks of your own give --data.benchmark tasks"
+      )
+    # A run that was begun with another benchmark has tasks that are not here.
+    none = Task("", "", (), (), ())
+    return Source(
+      f"the {options.benchmark} stream",
+      list(generated),
+      lambda name, _: generated.get(name, dataclasses.replace(none, name=name)),
+    )
   folder = pathlib.Path(options.root).expanduser() / BENCHMARKS[options.benchmark].folder
   if not folder.is_dir():
     raise InputError(f"data.root {options.root!r}: {folder} is not a folder")

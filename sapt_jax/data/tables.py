@@ -57,6 +57,13 @@ def _separated(file: pathlib.Path, delimiter: str) -> Iterator[PlacedRow]:
   reader = csv.reader(io.StringIO(read_text(file), newline=""), delimiter=delimiter, strict=True)
   heading: list[str] = []
   try:
+    first = read_text(file).lstrip().partition("\n")[0]
+    others = [other for other in ";\t|," if other != delimiter and other in first]
+    if delimiter not in first and others:
+      raise InputError(
+        f"{file}:1: its heading has {others[0]!r} between its names, not {delimiter!r}; save it "
+        "with commas as .csv, or with tabs as .tsv"
+      )
     for cells in reader:
       place = f"{file}:{reader.line_num}"
       if not cells:
@@ -64,7 +71,11 @@ def _separated(file: pathlib.Path, delimiter: str) -> Iterator[PlacedRow]:
       if not heading:
         heading = [cell.strip() for cell in cells]
         if "" in heading or len(set(heading)) < len(heading):
-          raise InputError(f"{place}: the heading needs a name of its own for each column")
+          twice = next(name for name in heading if not name or heading.count(name) > 1)
+          raise InputError(
+            f"{place}: the heading needs a name of its own for each column; it has {twice!r} "
+            + ("where one should be" if not twice else f"{heading.count(twice)} times")
+          )
         continue
       if len(cells) != len(heading):
         raise InputError(

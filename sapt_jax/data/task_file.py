@@ -122,7 +122,7 @@ class TaskFile:
     if text not in self.labels.values():
       raise InputError(
         f"{self.where}: labels has no {text!r}, which a row of the task has; it has "
-        f"{', '.join(self.labels)}"
+        + ", ".join(f"{number} for {name!r}" for number, name in self.labels.items())
       )
     return text
 

@@ -173,36 +173,36 @@ def _order_slip(rng: np.random.Generator) -> Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Writer:
+class Writer:
+  """A task: its instruction, and what draws a row of it."""
+
   definition: str
   row: Callable[[np.random.Generator], Row]
 
 
-WRITERS: dict[str, _Writer] = {
-  "film_mood": _Writer("Tell how the viewer felt after this evening at the cinema.", _film_mood),
-  "parcel_town": _Writer("Find where the postman has to deliver this parcel.", _parcel_town),
-  "headline_section": _Writer(
+WRITERS: dict[str, Writer] = {
+  "film_mood": Writer("Tell how the viewer felt after this evening at the cinema.", _film_mood),
+  "parcel_town": Writer("Find where the postman has to deliver this parcel.", _parcel_town),
+  "headline_section": Writer(
     "Choose the page of the newspaper on which this headline belongs.", _headline_section
   ),
-  "chest_content": _Writer("Say what one discovers when opening that chest.", _chest_content),
-  "queue_ends": _Writer("From this queue, name who stands at its two ends.", _queue_ends),
-  "meal_verdict": _Writer(
+  "chest_content": Writer("Say what one discovers when opening that chest.", _chest_content),
+  "queue_ends": Writer("From this queue, name who stands at its two ends.", _queue_ends),
+  "meal_verdict": Writer(
     "Judge from these notes if the guest will dine here another time.", _meal_verdict
   ),
-  "diary_guest": _Writer("Read the diary and tell who visited its author.", _diary_guest),
-  "letter_desk": _Writer(
-    "Decide which desk of our office should answer this letter.", _letter_desk
-  ),
-  "owner_list": _Writer(
+  "diary_guest": Writer("Read the diary and tell who visited its author.", _diary_guest),
+  "letter_desk": Writer("Decide which desk of our office should answer this letter.", _letter_desk),
+  "owner_list": Writer(
     "Look through the register to learn whose property is asked about.", _owner_list
   ),
-  "order_slip": _Writer(
+  "order_slip": Writer(
     "Turn the customer's wish into a short slip for the store room.", _order_slip
   ),
 }
 
 
-def _task(name: str, writer: _Writer, seed: np.random.SeedSequence) -> Task:
+def _task(name: str, writer: Writer, seed: np.random.SeedSequence) -> Task:
   """Draws rows until there are enough different inputs, then cuts them into the three splits."""
   rng = np.random.default_rng(seed)
   rows: dict[str, str] = {}
@@ -221,9 +221,14 @@ def mini_stream(seed: int) -> list[Task]:
   The inputs of a task are all different, so its splits are disjoint. Raises ValueError for a
   negative seed.
   """
+  return stream_of(WRITERS, seed)
+
+
+def stream_of(writers: dict[str, Writer], seed: int) -> list[Task]:
+  """The tasks of these writers, in their order; see mini_stream."""
   if seed < 0:
     raise ValueError(f"seed must not be negative, got {seed}")
-  seeds = np.random.SeedSequence(seed).spawn(len(WRITERS))
+  seeds = np.random.SeedSequence(seed).spawn(len(writers))
   return [
-    _task(name, writer, child) for (name, writer), child in zip(WRITERS.items(), seeds, strict=True)
+    _task(name, writer, child) for (name, writer), child in zip(writers.items(), seeds, strict=True)
   ]

@@ -88,7 +88,12 @@ def serve(options: ServeOptions, key: str, place: socket.socket) -> None:
   place.listen(WAITING)
   host, port = place.getsockname()[:2]
   shown = f"[{host}]" if ":" in host else host
-  print(f"{name}: {len(answering.tasks)} tasks at http://{shown}:{port}/ (compiling)", flush=True)
+  print(f"{name}: {len(answering.tasks)} tasks at http://{shown}:{port}/", flush=True)
+  print(
+    f"compiling {serving.ready.shapes} shapes of batches, which takes minutes the first time; a "
+    "smaller --batch-size needs fewer",
+    flush=True,
+  )
   serving.start()
   try:
     server.run(sockets=[place])  # until a signal, which it hands on when all is answered

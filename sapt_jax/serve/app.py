@@ -113,7 +113,9 @@ class Gate:
       if self.may_pass(scope):
         await self.app(scope, receive, note)
       else:
-        error = RefusedError("a key is needed: Authorization: Bearer KEY", status=401)
+        given = b"authorization" in dict(scope["headers"])
+        words = "is not this server's key" if given else "a key is needed"
+        error = RefusedError(f"{words} (Authorization: Bearer KEY)", status=401)
         error.code = "invalid_api_key"
         await refusal(error)(scope, receive, note)
     finally:
