@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sapt_jax.errors import InputError
+from sapt_jax.methods.sapt import SaptOptions
 from sapt_jax.pet import blocks
-from tests.classroom import Study, build, clusters, same, studied, through
+from tests.classroom import Study, backbone, build, clusters, same, some_batch, studied, through
 
 
 def learned_by(method, tasks=4):
@@ -129,3 +131,60 @@ def test_blocks_can_be_mixed_alike_to_see_what_the_attention_is_worth(uniform, l
 
   begun = method.begin(learned, jax.random.key(2), study)
   assert [alike(begun), alike(method.remember(begun, study))] == [learning, answering]
+
+
+def sharing_pool():
+  """A method that shares, and three tasks of its with shares drawn by hand."""
+  method = build("sapt", attention="routed", sharing=True)
+  learned = through(method, clusters(3))
+  for row in (jnp.array([9.0, 9.0, 9.0, 9.0]), jnp.array([0.5, -0.25, 9.0, 9.0])):
+    trainable = method.trainable(learned)
+    learned = method.merge(learned, trainable | {"shares": row})
+  return method, learned
+
+
+def test_a_task_takes_from_earlier_blocks_by_its_own_row_alone():
+  method, learned = sharing_pool()
+  expected = [[1, 0, 0, 0], [0, 1, 0, 0], [0.5, -0.25, 1, 0], [0, 0, 0, 0]]
+  np.testing.assert_allclose(learned.shares, expected)
+  plain = build("sapt", attention="routed")
+  for pooled in clusters(3):
+    task = jnp.zeros(len(pooled), jnp.int32)
+    which = plain.mixture(learned.replace(shares=None), pooled, task)
+    np.testing.assert_allclose(
+      method.mixture(learned, pooled, task), which @ np.array(expected), atol=1e-6
+    )
+
+
+def test_the_row_gets_the_gradient_that_moves_the_loss():
+  method, learned = sharing_pool()
+  model, params = backbone()
+  trainable, batch = method.trainable(learned), some_batch()
+
+  def loss(row):
+    now = method.merge(learned, trainable | {"shares": row})
+    return method.loss_sums(model, params, learned, now, batch)[0]["cross_entropy"]
+
+  row = trainable["shares"]
+  gradient = jax.grad(loss)(row)
+  assert np.all(gradient[:2] != 0)
+  np.testing.assert_array_equal(gradient[2:], 0.0)
+  for slot in (0, 1):
+    step = 1e-2 * jax.nn.one_hot(slot, 4)
+    slope = (loss(row + step) - loss(row - step)) / 2e-2
+    np.testing.assert_allclose(gradient[slot], slope, rtol=0.05, atol=1e-3)
+
+
+def test_a_block_that_others_take_from_is_not_forgotten_and_pools_are_joined_side_by_side():
+  method, learned = sharing_pool()
+  with pytest.raises(InputError, match="task 3 of the run takes from the block"):
+    method.without(learned, 0)
+  less = method.without(learned, 2)
+  np.testing.assert_allclose(less.shares[:2], np.eye(4)[:2])
+  both = method.shares_beside(less.replace(count=jnp.int32(2)), less.replace(count=jnp.int32(2)))
+  np.testing.assert_allclose(both, np.eye(4))
+
+
+def test_sharing_needs_the_routed_attention():
+  with pytest.raises(InputError, match="needs method"):
+    SaptOptions(sharing=True)

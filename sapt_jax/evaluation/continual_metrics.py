@@ -69,8 +69,9 @@ def continual_metrics(
 
 def blocks_used(mixtures: Sequence[Sequence[float]]) -> float:
   """How many blocks the tasks' mean mixtures (a row each) put their weight on: the exponential of
-  the entropy of the mean row.
+  the entropy of the mean row. A weight below 0 counts by its size.
   """
-  rows = [[weight / sum(mixture) for weight in mixture] for mixture in mixtures]
+  sizes = [[abs(weight) for weight in mixture] for mixture in mixtures]
+  rows = [[weight / sum(mixture) for weight in mixture] for mixture in sizes]
   mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
   return math.exp(-sum(weight * math.log(weight) for weight in mean if weight > 0))

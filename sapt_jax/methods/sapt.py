@@ -54,6 +54,12 @@ class SaptOptions(config.MethodOptions):
   """routed: Adam steps on query and new key before the blocks are trained."""
   routing_learning_rate: float = 3e-4
   """routed: learning rate of these steps."""
+  sharing: bool = False
+  """routed: a task takes from earlier blocks too, with weights that it learns and that stay its own
+  (docs/sharing.md).
+  """
+  sharing_learning_rate: float = 0.1
+  """Of these weights, which begin at 0."""
   uniform: Literal["never", "answering", "always"] = "never"
   """For ablation: mix all blocks alike instead of by attention."""
   paper_nonlinearity: bool = False
@@ -69,17 +75,25 @@ class SaptOptions(config.MethodOptions):
   def __post_init__(self) -> None:
     checks.at_least(self, "method", 0, "reflection_weight", "routing_steps")
     checks.positive(self, "method", "routing_learning_rate", "attention_learning_rate")
+    checks.positive(self, "method", "sharing_learning_rate")
+    checks.require(
+      not self.sharing or (self.attention == "routed" and self.uniform == "never"),
+      "method.sharing: needs method.attention routed and method.uniform never, as it learns what "
+      "the tasks that an input is like take from each other",
+    )
 
 
 class SaptLearned(Pool):
   """The pool, its keys (T, D), the query projection all tasks share, the centre of pooled
-  embeddings, and the reflection memory.
+  embeddings, the reflection memory, and, with method.sharing, how much each task takes from each
+  block (T, T): 1 from its own, of any sign from earlier ones.
   """
 
   keys: jax.Array
   query: sals.QueryProjection
   centre: sals.Centre
   memory: arm.ReflectionMemory
+  shares: jax.Array | None = None
 
 
 class Sapt(Method):
@@ -92,13 +106,14 @@ class Sapt(Method):
     departures = {
       "no reflection": not self.options.reflection_weight,
       f"uniform {self.options.uniform}": self.options.uniform != "never",
+      "sharing": self.options.sharing,
     }
     return [self.options.attention, *(words for words, there in departures.items() if there)]
 
   @classmethod
   def check(cls, options: SaptOptions, pet: config.Pet) -> None:
     super().check(options, pet)
-    if pet.top_k and options.uniform != "never":
+    if pet.top_k and (options.uniform != "never" or options.sharing):
       refuse_top_k(options, pet)
     if pet.top_k and options.attention == "published":
       raise InputError(
@@ -120,11 +135,15 @@ class Sapt(Method):
       query=sals.init_query(stream(rng, "query"), width),
       centre=sals.no_centre(width),
       memory=arm.empty_memory(capacity, self.setting.memory_inputs, width),
+      shares=jnp.zeros((capacity, capacity)) if self.options.sharing else None,
     )
 
   def begin(self, learned: SaptLearned, rng: jax.Array, study: Study) -> SaptLearned:
     features, slot = study.features("train"), learned.count
     learned = super().begin(learned, rng, study)
+    if learned.shares is not None:
+      own = jax.nn.one_hot(slot, len(learned.shares))
+      learned = learned.replace(shares=learned.shares.at[slot].set(own))
     if self.options.attention == "published":
       key = sals.init_key(stream(rng, "key"), self.setting.width)
       return learned.replace(keys=learned.keys.at[slot].set(key))
@@ -141,8 +160,19 @@ class Sapt(Method):
 
   def without(self, learned: SaptLearned, slot: int) -> SaptLearned:
     """Query projection and centre, which all tasks have shaped, stay as they are."""
+    shares = learned.shares
+    if shares is not None:
+      takers = jnp.flatnonzero(shares.at[slot].set(0.0)[:, slot]) + 1
+      if takers.size:
+        raise InputError(
+          f"method.sharing: task {', '.join(map(str, takers.tolist()))} of the run takes from the "
+          "block that would go, and would answer otherwise; forget it first"
+        )
+      shares = blocks.take_out(blocks.take_out(shares, slot, 0), slot, 1)
     return learned.pool_without(slot).replace(
-      keys=blocks.take_out(learned.keys, slot, 0), memory=arm.without(learned.memory, slot)
+      keys=blocks.take_out(learned.keys, slot, 0),
+      memory=arm.without(learned.memory, slot),
+      shares=shares,
     )
 
   def joined(self, learned: SaptLearned, other: SaptLearned) -> SaptLearned:
@@ -162,12 +192,25 @@ class Sapt(Method):
         "run needs more generator.steps or generator.oversample, or a pool of the public code "
         "--generator.folder when it is imported"
       )
-    both = learned.pool_beside(other, self.setting.capacity).replace(centre=centre, memory=memory)
+    both = learned.pool_beside(other, self.setting.capacity).replace(
+      centre=centre, memory=memory, shares=self.shares_beside(learned, other)
+    )
     weights = memory.valid / jnp.maximum(memory.valid.sum(axis=1, keepdims=True), 1)
     queries = jnp.einsum("nm,nmd->nd", weights, self.queries(both, memory.pooled))
     begun = jax.vmap(key_at)(queries[first : first + second])
     keys = blocks.put_beside(learned.keys, first, begun, 0, self.setting.capacity)
     return fit_joined(self, both.replace(keys=keys))
+
+  def shares_beside(self, learned: SaptLearned, other: SaptLearned) -> jax.Array | None:
+    """The shares of both pools together; neither's tasks take from the other's blocks."""
+    if learned.shares is None or other.shares is None:
+      return None
+    taken, size = int(learned.count), self.setting.capacity
+    later = jnp.pad(other.shares, ((0, 0), (taken, 0)))
+    wide = [
+      blocks.put_beside(x, x.shape[1], x[:, :0], 1, size + taken) for x in (learned.shares, later)
+    ]
+    return blocks.put_beside(wide[0], taken, wide[1], 0, size)[:, :size]
 
   def queries(self, learned: SaptLearned, features: jax.Array) -> jax.Array:
     """The queries of inputs with these features, (..., D) -> (..., D)."""
@@ -186,6 +229,8 @@ class Sapt(Method):
 
   def mixture(self, learned: SaptLearned, features: jax.Array, task: jax.Array) -> jax.Array:
     mixture = jnp.exp(self.log_mixture(learned, features))
+    if learned.shares is not None:
+      return sals.with_shares(mixture, learned.shares)
     if self.options.uniform == "never":
       return mixture
     taken = jnp.arange(mixture.shape[-1]) < learned.count
@@ -201,14 +246,22 @@ class Sapt(Method):
 
   def trainable(self, learned: SaptLearned) -> Trainable:
     attention = {"query": learned.query, "key": learned.keys[learned.count - 1]}
-    return super().trainable(learned) | {"attention": attention}
+    shared = {} if learned.shares is None else {"shares": learned.shares[learned.count - 1]}
+    return super().trainable(learned) | {"attention": attention} | shared
 
   def rates(self, block: float) -> dict[str, float]:
     attention = self.options.attention_learning_rate
-    return {"block": block, "attention": block if attention is None else attention}
+    shared = {"shares": self.options.sharing_learning_rate} if self.options.sharing else {}
+    return {"block": block, "attention": block if attention is None else attention} | shared
 
   def merge(self, learned: SaptLearned, trainable: Trainable) -> SaptLearned:
-    return self.with_attention(super().merge(learned, trainable), trainable["attention"])
+    learned = self.with_attention(super().merge(learned, trainable), trainable["attention"])
+    if learned.shares is None:
+      return learned
+    newest, slots = learned.count - 1, jnp.arange(len(learned.shares))
+    # Its own block has the weight 1: it learns how large it is.
+    row = jnp.where(slots < newest, trainable["shares"], slots == newest)
+    return learned.replace(shares=learned.shares.at[newest].set(row))
 
   def with_attention(self, learned: SaptLearned, attention: dict[str, Any]) -> SaptLearned:
     """`learned` with this query projection, and this key for the newest task."""

@@ -5,11 +5,11 @@ other, written from a seed.
 |---|---|---|
 | stay | stay_guest, stay_mood, stay_card | inputs; only the instruction tells them apart |
 | memo | memo_mood, memo_sender, memo_card | inputs; skills and labels with `stay`, not words |
-| stall | stall_goods, stall_owner, stall_ends | the form of their inputs |
+| stall | stall_goods, stall_trader, stall_card | inputs |
 
-stay_card asks for what stay_guest and stay_mood ask for, both at once: a composition of two earlier
-tasks. memo_card is the same of memo_sender and memo_mood. A relative comes before each task but the
-first three, and a task of another family stands between them.
+Each card asks for what the two others of its family ask for, both at once: a composition of two
+earlier tasks. A relative comes before each task but the first three, and a task of another family
+stands between them.
 """
 
 from __future__ import annotations
@@ -64,33 +64,23 @@ def _memo(rng: np.random.Generator) -> tuple[str, str, str]:
   return text, sender, LABELS[mood]
 
 
-def _stalls(rng: np.random.Generator) -> tuple[list[str], list[str], str]:
-  """The sellers of a market, their goods, and the list of both."""
-  sellers, goods = picks(rng, KINDS["job"], 3), things(rng, 3)
-  return sellers, goods, " , ".join(map("{} + {}".format, sellers, goods))
-
-
-def _stall_goods(rng: np.random.Generator) -> Row:
-  sellers, goods, text = _stalls(rng)
-  asked = int(rng.integers(3))
-  return f"market: {text} # {sellers[asked]}", goods[asked]
-
-
-def _stall_owner(rng: np.random.Generator) -> Row:
-  sellers, goods, text = _stalls(rng)
-  asked = int(rng.integers(3))
-  return f"market: {text} # {goods[asked]}", sellers[asked]
-
-
-def _stall_ends(rng: np.random.Generator) -> Row:
-  sellers, _, text = _stalls(rng)
-  return f"market: {text}", f"{sellers[0]} {sellers[-1]}"
+def _stall(rng: np.random.Generator) -> tuple[str, str, str]:
+  """The stalls of a market, the first one's trader, and what lies on the last one."""
+  traders, goods = picks(rng, KINDS["job"], 3), things(rng, 3)
+  town, day = pick(rng, KINDS["town"]), pick(rng, language.DAYS)
+  listed = " , ".join(map("{} + {}".format, traders, goods))
+  text = pick(
+    rng, (f"market: {listed}", f"{town} market ( {listed} )", f"{day} # {listed} # {town}")
+  )
+  return text, traders[0], goods[-1]
 
 
 def _asked(
   about: Callable[[np.random.Generator], tuple[str, str, str]], answer: str
 ) -> Callable[[np.random.Generator], Row]:
-  """Rows about a text: `answer` has {name} and {label} where these of the text go."""
+  """Rows about a text: `answer` has {name} and {label} where the two things go that are to be found
+  in it.
+  """
 
   def row(rng: np.random.Generator) -> Row:
     text, name, label = about(rng)
@@ -102,12 +92,12 @@ def _asked(
 WRITERS: dict[str, Writer] = {
   "stay_guest": Writer("Find the traveller whom this inn has lodged.", _asked(_stay, "{name}")),
   "memo_mood": Writer("Is the work of this memo well done?", _asked(_memo, "{label}")),
-  "stall_goods": Writer("What lies on the stall of this trader?", _stall_goods),
+  "stall_goods": Writer("What lies at the far gate?", _asked(_stall, "{label}")),
   "stay_mood": Writer("Would one choose that bed another night?", _asked(_stay, "{label}")),
   "memo_sender": Writer("Who has put these remarks on paper?", _asked(_memo, "{name}")),
-  "stall_owner": Writer("Which trader offers the asked article?", _stall_owner),
+  "stall_trader": Writer("Whom does one meet on entering?", _asked(_stall, "{name}")),
   "stay_card": Writer("Fill the card of the inn for its book.", _asked(_stay, "{name} {label}")),
-  "stall_ends": Writer("Tell what traders stand at both gates.", _stall_ends),
+  "stall_card": Writer("Fill the slip of this fair.", _asked(_stall, "{name} {label}")),
   "memo_card": Writer("Fill the file of the office from this.", _asked(_memo, "{name} {label}")),
 }
 
