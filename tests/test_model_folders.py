@@ -251,3 +251,9 @@ def test_gguf_is_refused_with_the_way_to_a_folder_that_loads(folder, tmp_path):
   place, _ = folder
   (place / "model.gguf").write_bytes(b"GGUF")
   hf.load_backbone(str(place))  # it has safetensors too
+
+
+def test_a_large_whole_number_is_one_for_the_device_too():
+  model = hf.build_model(tiny.T5 | {"layer_norm_epsilon": 2**70})
+  assert isinstance(model.config.epsilon, float)
+  jax.eval_shape(lambda: hf.init_params(model, jax.random.key(0)))

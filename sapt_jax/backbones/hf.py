@@ -152,9 +152,10 @@ def build_model(
     raise InputError(f"{where}: {error}") from None
   except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
     raise InputError(f"{where}: a value of the wrong kind ({error})") from None
-  _check_values(c, where)
-  for rope in getattr(c, "ropes", ()):
-    _check_values(rope, where, least=0)
+  c = _checked(c, where)
+  if ropes := tuple(_checked(rope, where, least=0) for rope in getattr(c, "ropes", ())):
+    c = dataclasses.replace(c, ropes=ropes)
+  for rope in ropes:
     if rope.kind not in ("default", "linear") and not rope.length:
       raise InputError(f"{where}: rope type {rope.kind!r} needs max_position_embeddings")
   remat = "dots" if remat == "auto" else remat  # where nothing is learned, it does not matter
@@ -171,13 +172,14 @@ def build_model(
   return architecture.model(dataclasses.replace(c, attention=attention))
 
 
-def _check_values(values: Any, where: str, least: int = 1) -> None:
-  """Whether the fields of what was made of a config.json hold what their types say; sizes are
-  `least` at least.
+def _checked(values: Any, where: str, least: int = 1) -> Any:
+  """What was made of a config.json, if its fields hold what their types say, sizes `least` at
+  least; a whole number where any may stand is a float from here on.
 
   Raises:
     InputError: one does not.
   """
+  floats = {}
   for field in dataclasses.fields(values):
     value = getattr(values, field.name)
     smallest = 0 if field.name.endswith("_id") else least
@@ -186,8 +188,11 @@ def _check_values(values: Any, where: str, least: int = 1) -> None:
     number = isinstance(value, int | float) and abs(value) <= float(np.finfo(np.float32).max)
     if field.type == "float" and (isinstance(value, bool) or not number):
       raise InputError(f"{where}: {field.name} would be {value!r}, which is no number")
+    if field.type == "float":
+      floats[field.name] = float(value)
     if field.type == "bool" and type(value) is not bool:
       raise InputError(f"{where}: {field.name} would be {value!r}, which is not true or false")
+  return dataclasses.replace(values, **floats)
 
 
 def init_params(model: Model, rng: jax.Array) -> Any:

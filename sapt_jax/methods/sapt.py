@@ -42,7 +42,7 @@ class SaptOptions(config.MethodOptions):
   attention: Literal["published", "routed"] = "published"
   """published trains query and keys with the blocks alone; routed centres the pooled embeddings and
   first fits query and new key on pooled embeddings, which short budgets need
-  (docs/short_budgets.md).
+  (docs/sharing.md).
   """
   attention_learning_rate: float | None = None
   """Of the query projection and the new key; none: fit.learning_rate."""
