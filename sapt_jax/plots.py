@@ -44,7 +44,7 @@ def heatmap(
   Args:
     words: the title, and what columns and rows are.
     most: the largest number that can be.
-    least: smaller numbers are not written into their squares.
+    least: numbers of a smaller size are not written into their squares.
   """
   title, across, down = words
   size = 1.6 + 0.45 * len(tasks)
@@ -56,9 +56,9 @@ def heatmap(
   axes.set_xlabel(across)
   axes.set_ylabel(down)
   axes.set_title(title, fontsize=9)
-  for row, column in np.argwhere(np.nan_to_num(table, nan=-np.inf) >= least):
+  for row, column in np.argwhere(np.where(np.isnan(table), -np.inf, np.abs(table)) >= least):
     value = table[row, column]
-    text = f"{value:.2f}".lstrip("0") if most == 1.0 else f"{value:.0f}"
+    text = f"{value:.2f}".replace("0.", ".", 1) if most == 1.0 else f"{value:.0f}"
     color = "black" if value > 0.6 * most else "white"
     axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
   figure.colorbar(image, shrink=0.8)

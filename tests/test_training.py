@@ -1,5 +1,6 @@
 """One update, on one device and on many, and the weights that a task's learning ends with."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from sapt_jax.methods.sapt import SaptOptions
 from sapt_jax.pet import blocks
 from sapt_jax.training import fit
 from sapt_jax.training.fit import Plan, Trainer
-from sapt_jax.training.state import make_optimizer
+from sapt_jax.training.state import make_optimizer, make_schedule
+from sapt_jax.training.step import train_step
 from tests.classroom import (
   Study,
   backbone,
@@ -26,6 +28,8 @@ from tests.classroom import (
   program,
   same,
   sapt,
+  some_batch,
+  state_of,
   uneven_batch,
 )
 
@@ -185,3 +189,38 @@ def test_every_parameter_has_a_place_on_the_mesh():
         leaf.ndim - (leaf.shape[0] == 2) == 2 and 32 in leaf.shape
       )  # stacked kernels and tables of model width
       assert (not matrix) or not leaf.sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+  ("options", "expected"),
+  [
+    ({"warmup": 0.5}, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]),
+    ({"decay": "linear"}, [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+    ({"warmup": 0.25, "decay": "linear"}, [0.5, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+    ({"decay": "cosine"}, [0.5 + 0.5 * math.cos(math.pi * step / 8) for step in range(8)]),
+  ],
+)
+def test_rates_rise_and_fall_over_the_steps_of_a_task(options, expected):
+  schedule = make_schedule(config.Fit(steps=8, **options))
+  found = [float(schedule(jnp.int32(step), jnp.int32(8))) for step in range(8)]
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_step_changes_by_its_part_of_the_rate_and_constant_rates_need_no_total():
+  method, learned = sapt()
+  model, params = backbone()
+  trainable = method.trainable(learned)
+  moved = {}
+  for decay, total in (("none", None), ("linear", jnp.int32(4))):
+    options = config.Fit(steps=4, learning_rate=1e-2, decay=decay)
+    optimizer = make_optimizer(method, options)
+    state = state_of(method, learned, optimizer).replace(step=jnp.int32(3), total=total)
+    step = partial(train_step, model, method, optimizer, 1, schedule=make_schedule(options))
+    after = step(state, params, learned, some_batch())[0]
+    assert after.total is total
+    moved[decay] = jax.tree.map(jnp.subtract, after.trainable, trainable)
+  jax.tree.map(
+    lambda whole, part: np.testing.assert_allclose(part, whole / 4, rtol=1e-3, atol=1e-6),
+    moved["none"],
+    moved["linear"],
+  )

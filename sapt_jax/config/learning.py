@@ -167,9 +167,13 @@ class Fit:
   the whole batch.
   """
   learning_rate: float = 3e-4
-  """Of the blocks: constant, AdamW without weight decay. A method's other parts have their own
-  rates, which are options of that method.
+  """Of the blocks, AdamW without weight decay. A method's other parts have their own rates, which
+  are options of that method.
   """
+  warmup: float = 0.0
+  """Share of a task's steps in which all rates rise from 0; 0: they are there from the first."""
+  decay: Literal["none", "linear", "cosine"] = "none"
+  """How all rates fall to 0 in the steps behind the warm-up; none: they stay."""
   max_gradient_norm: float = 0.0
   """Gradients that are longer, over all that is trained, are cut to this length; 0: none is."""
   validate_every: int = 0
@@ -197,6 +201,7 @@ class Fit:
     )
     at_least(self, "fit", 1, "batch_size", "length_window", "accumulation", "log_every")
     positive(self, "fit", "learning_rate")
+    require(0 <= self.warmup < 1, f"fit.warmup {self.warmup}: must be in [0, 1)")
     require(
       self.steps > 0 or self.epochs > 0,
       "fit.steps and fit.epochs are both 0: nothing would be learned",

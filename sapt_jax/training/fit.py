@@ -23,7 +23,7 @@ from sapt_jax.methods.base import Method, Trainable
 from sapt_jax.methods.lesson import Learned
 from sapt_jax.training import checkpoint
 from sapt_jax.training.profile import Profile
-from sapt_jax.training.state import TrainState, make_optimizer
+from sapt_jax.training.state import TrainState, make_optimizer, make_schedule
 from sapt_jax.training.step import train_step
 
 Log = Callable[[dict[str, Any]], None]
@@ -73,7 +73,7 @@ class Trainer:
   ):
     self.backbone, self.method, self.options, self.batcher = backbone, method, options, batcher
     self.placement, self.everywhere = sharding.batch_sharded(mesh), sharding.replicated(mesh)
-    self.optimizer = make_optimizer(method, options)
+    self.optimizer, self.schedule = make_optimizer(method, options), make_schedule(options)
     step = partial(
       train_step,
       backbone.model,
@@ -81,6 +81,7 @@ class Trainer:
       self.optimizer,
       options.accumulation,
       seed=batcher.seed,
+      schedule=self.schedule,
     )
     # Every device keeps the whole state, as it is given it: left alone, XLA spreads parts of it
     # like the gradients that they come from, and the second step would be compiled anew for them.
@@ -98,6 +99,7 @@ class Trainer:
       trainable,
       self.optimizer.init(trainable),
       self.method.running(learned, steps),
+      None if self.schedule is None else jnp.asarray(steps, jnp.int32),
     )
 
   def fit(self, learned: Learned, rows: Sequence[Row], plan: Plan) -> Learned:

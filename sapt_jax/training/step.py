@@ -16,7 +16,7 @@ from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
 from sapt_jax.methods.base import Method, StepView, Terms, Trainable
 from sapt_jax.methods.lesson import Learned
-from sapt_jax.training.state import TrainState
+from sapt_jax.training.state import Schedule, TrainState
 
 Metrics = dict[str, jax.Array]
 
@@ -111,6 +111,7 @@ def train_step(
   learned: Learned,
   batch: Batch,
   seed: int = 0,
+  schedule: Schedule | None = None,
 ) -> tuple[TrainState, Metrics]:
   """One update of the trainable part.
 
@@ -125,6 +126,9 @@ def train_step(
     model, method, accumulation, params, learned, state, batch, seed
   )
   updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
+  if schedule is not None and state.total is not None:
+    factor = schedule(state.step, state.total)
+    updates = jax.tree.map(lambda update: factor * update, updates)
   trainable = optax.apply_updates(state.trainable, updates)
   running = method.observe(state.running, method.merge(learned, trainable), state.step)
-  return TrainState(state.step + 1, trainable, optimizer_state, running), metrics
+  return TrainState(state.step + 1, trainable, optimizer_state, running, state.total), metrics
