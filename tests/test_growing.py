@@ -109,13 +109,18 @@ def test_what_is_new_is_learned_alone_and_without_the_files_of_earlier_tasks(
 
 def test_the_pool_becomes_larger_when_it_must(world, tmp_path):
   folder = tmp_path / "run"
+  options = ["--output", str(folder), "--method.attention", "routed", "--method.sharing"]
   for count in (1, 3):
-    train.main([*world, "--output", str(folder), "--stream.tasks", *NAMES[:count]])
+    train.main([*world, *options, "--stream.tasks", *NAMES[:count]])
   sizes = [record_of(place)["capacity"] for place in snapshots(folder)]
   assert sizes == [1, 4, 4]
   first, last = saved(snapshots(folder)[0]), saved(snapshots(folder)[-1])
   np.testing.assert_array_equal(last["keys"][:1], first["keys"])
   np.testing.assert_array_equal(last["memory.pooled"][0, :2], first["memory.pooled"][0])
+  shares = np.asarray(last["shares"])
+  np.testing.assert_array_equal(np.diag(shares), [1, 1, 1, 0])
+  assert np.all(np.tril(shares, -1)[:3, :2] != 0, where=np.tri(3, 2, -1, bool))
+  np.testing.assert_array_equal(np.triu(shares, 1), 0)
 
 
 def test_a_changed_beginning_is_refused(world, grown, monkeypatch, capsys):
