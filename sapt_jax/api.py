@@ -51,8 +51,8 @@ class Answer:
   """What a pool says to one input.
 
   Attributes:
-    mixture: task -> the weight of its block, from 0 to 1; "block 1" and so on of a method without
-      a block per task.
+    mixture: task -> the weight of its block, from 0 to 1 (of any size with method.sharing); "block
+      1" and so on of a method without a block per task.
   """
 
   text: str

@@ -97,6 +97,8 @@ def export(answering: Any, options: ExportOptions) -> str:
     return f"the block of {answering.tasks[task]} in {output}"
   alone = np.eye(built.setting.capacity, dtype=np.float32)
   mixture = np.asarray(learned.memory.target if shared else alone)[task]
+  if getattr(learned, "shares", None) is not None:
+    mixture = mixture @ np.asarray(learned.shares)
   if options.what == "merged":
     merged.export_merged(output, learned.blocks, mixture, pet, built.backbone)
     return f"the backbone with what {answering.tasks[task]} takes of all blocks in {output}"

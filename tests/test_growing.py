@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny
+from safetensors.numpy import load_file
 
-from sapt_jax import continual, forget, train
+from sapt_jax import continual, export, forget, train
+from sapt_jax.answering import Answering
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
@@ -121,6 +123,16 @@ def test_the_pool_becomes_larger_when_it_must(world, tmp_path):
   np.testing.assert_array_equal(np.diag(shares), [1, 1, 1, 0])
   assert np.all(np.tril(shares, -1)[:3, :2] != 0, where=np.tri(3, 2, -1, bool))
   np.testing.assert_array_equal(np.triu(shares, 1), 0)
+  place = tmp_path / "adapter"
+  export.main(
+    ["--run", str(folder), "--what", "mixture", "--task", NAMES[2], "--output", str(place)]
+  )
+  found = load_file(place / "adapter_model.safetensors")
+  weights = last["memory.target"][2] @ shares
+  pool = Answering(folder).learned.blocks["lora"]["decoder"]["cross"]["v"]["b"][1]
+  expected = np.concatenate([weights[task] * np.asarray(pool[task]) for task in range(3)]).T
+  name = "base_model.model.decoder.block.1.layer.1.EncDecAttention.v.lora_B.weight"
+  np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-8)
 
 
 def test_a_changed_beginning_is_refused(world, grown, monkeypatch, capsys):

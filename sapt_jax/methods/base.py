@@ -165,7 +165,7 @@ class Method:
     if not self.starts_from_others() or not int(learned.count):
       return self.new_block(rng)
     pet, weights = self.setting.pet, self.earlier_weights(learned, study)
-    return blocks.STARTS[pet.new_block](learned.blocks, weights / jnp.sum(weights), pet)
+    return blocks.STARTS[pet.new_block](learned.blocks, weights / jnp.sum(jnp.abs(weights)), pet)
 
   def earlier_weights(self, learned: Learned, study: Study) -> jax.Array:
     """How much the new task's inputs take from each block so far, (T,) float32: here, the mean of
