@@ -3,6 +3,7 @@
     python benchmarks/decode_cost.py --tasks 1,15 --json
     python benchmarks/decode_cost.py --tasks 1,15 --llama     a LLaMA with --layers layers of the
                                                               same sizes
+    python benchmarks/decode_cost.py --tasks 1,15 --stacked   layers stay slices of stacked arrays
 
 One batch is answered by the answerer's own compiled program (sapt_jax.evaluation.evaluate.Answerer:
 pooled embeddings, mixture, encoder, cached decoder) on a random T5 in float32. No token ends an
@@ -32,12 +33,12 @@ from sapt_jax.evaluation.evaluate import Answerer
 
 
 def measure(
-  s: sizes.Sizes, new: int, llama: bool, warmup: int, repeat: int, tasks: int
+  s: sizes.Sizes, new: int, llama: bool, stacked: bool, warmup: int, repeat: int, tasks: int
 ) -> sizes.Row:
   """The row of one pool size."""
   jax.config.update("jax_enable_compilation_cache", False)
   p = prepare(s, tasks, memory=1, llama=llama)
-  answerer = Answerer(p.backbone, p.method, p.batcher, p.mesh)
+  answerer = Answerer(p.backbone, p.method, p.batcher, p.mesh, apart=False if stacked else None)
   given = {"params": p.backbone.params, "learned": p.learned, "batch": p.batch}
   given["rng"] = jax.random.key(0)
   began = time.perf_counter()
@@ -62,9 +63,16 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument(
     "--llama", action="store_true", help="a LLaMA of these sizes in place of the T5"
   )
+  parser.add_argument(
+    "--stacked",
+    action="store_true",
+    help="do not copy the weights of each layer to their own place",
+  )
   options = parser.parse_args(arguments)
   s = sizes.sizes_of(options)
-  one = partial(measure, s, options.new, options.llama, options.warmup, options.repeat)
+  one = partial(
+    measure, s, options.new, options.llama, options.stacked, options.warmup, options.repeat
+  )
   sizes.report(__file__, arguments, options, one)
 
 

@@ -48,7 +48,11 @@ def answer_batch(
 
 
 class Answerer:
-  """Compiled answering for one backbone and one method."""
+  """Compiled answering for one backbone and one method.
+
+  Args:
+    apart: see generate; None: on a CPU.
+  """
 
   def __init__(
     self,
@@ -57,11 +61,12 @@ class Answerer:
     batcher: Batcher,
     mesh: jax.sharding.Mesh,
     choose: Choose = greedy,
+    apart: bool | None = None,
   ):
     self.backbone, self.batcher = backbone, batcher
     self.placement = sharding.batch_sharded(mesh)
     self.answer_batch = jax.jit(
-      partial(answer_batch, backbone.model, method, on_cpu(mesh)),
+      partial(answer_batch, backbone.model, method, on_cpu(mesh) if apart is None else apart),
       static_argnames=("max_new", "choose"),
       out_shardings=sharding.replicated(mesh),  # every process reads all answers
     )
