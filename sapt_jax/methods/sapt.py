@@ -58,7 +58,7 @@ class SaptOptions(config.MethodOptions):
   """routed: a task takes from earlier blocks too, with weights that it learns and that stay its own
   (docs/sharing.md).
   """
-  sharing_learning_rate: float = 0.1
+  sharing_learning_rate: float = 0.05
   """Of these weights, which begin at 0."""
   uniform: Literal["never", "answering", "always"] = "never"
   """For ablation: mix all blocks alike instead of by attention."""
