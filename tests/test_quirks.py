@@ -137,7 +137,14 @@ def test_an_answer_alone_is_the_answer_in_a_batch(raw):
   case, batch = make_case(raw), make_batch(make_case(raw))
   answer = jax.jit(
     partial(
-      answer_batch, case.model, case.method(quirks=False), 5, greedy, case.params, case.learned
+      answer_batch,
+      case.model,
+      case.method(quirks=False),
+      False,
+      5,
+      greedy,
+      case.params,
+      case.learned,
     )
   )
   (ids, mixture), (ids_alone, mixture_alone) = (

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sapt_jax import config
 from sapt_jax.errors import InputError
-from sapt_jax.methods.sapt import SaptOptions
+from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.pet import blocks
 from tests.classroom import Study, backbone, build, clusters, same, some_batch, studied, through
 
@@ -187,4 +188,4 @@ def test_a_block_that_others_take_from_is_not_forgotten_and_pools_are_joined_sid
 
 def test_sharing_needs_the_routed_attention():
   with pytest.raises(InputError, match="needs method"):
-    SaptOptions(sharing=True)
+    Sapt.check(SaptOptions(sharing=True), config.Pet())

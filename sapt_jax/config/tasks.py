@@ -50,9 +50,8 @@ class Data:
   benchmark: Literal[
     "mini", "mini_related", "tasks", "superni", "long_sequence", "natural_instructions", "trace"
   ] = "mini"
-  """mini and mini_related are generated, the second with tasks that can help each other; tasks:
-  tasks of your own (docs/your_own_tasks.md); the others are published ones, and differ in their
-  files, their prompt and their score.
+  """mini and mini_related are generated; tasks: tasks of your own (docs/your_own_tasks.md); the
+  others are published, and differ in files, prompt and score.
   """
   root: str = ""
   """Folder of the tasks: one folder or file for each; for superni and long_sequence the folder that

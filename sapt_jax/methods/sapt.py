@@ -76,11 +76,6 @@ class SaptOptions(config.MethodOptions):
     checks.at_least(self, "method", 0, "reflection_weight", "routing_steps")
     checks.positive(self, "method", "routing_learning_rate", "attention_learning_rate")
     checks.positive(self, "method", "sharing_learning_rate")
-    checks.require(
-      not self.sharing or (self.attention == "routed" and self.uniform == "never"),
-      "method.sharing: needs method.attention routed and method.uniform never, as it learns what "
-      "the tasks that an input is like take from each other",
-    )
 
 
 class SaptLearned(Pool):
@@ -113,6 +108,11 @@ class Sapt(Method):
   @classmethod
   def check(cls, options: SaptOptions, pet: config.Pet) -> None:
     super().check(options, pet)
+    checks.require(
+      not options.sharing or (options.attention == "routed" and options.uniform == "never"),
+      "method.sharing: needs method.attention routed and method.uniform never, as it learns what "
+      "the tasks that an input is like take from each other",
+    )
     if pet.top_k and (options.uniform != "never" or options.sharing):
       refuse_top_k(options, pet)
     if pet.top_k and options.attention == "published":
