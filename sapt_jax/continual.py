@@ -124,7 +124,7 @@ class Continual:
       if otherwise := changes(earlier, usual) if earlier else []:
         processes.say(f"learned otherwise than {records[-1]['task']}: {'; '.join(otherwise)}")
     self.folder.go_on(records)
-    if self.built.backbone.folder == T5_MINI and not self.config.data.benchmark.startswith("mini"):
+    if self.built.backbone.folder == T5_MINI and not self.config.data.is_generated:
       processes.say(
         "backbone t5-mini knows the little language of the mini tasks alone, and learns next to "
         "nothing of other texts: name a model with --backbone.path"

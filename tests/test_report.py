@@ -111,9 +111,7 @@ def test_a_run_that_is_still_learning_is_reported_as_far_as_it_is(
   assert (code, "is the folder of a run" in complaint) == (2, True)
 
 
-def test_a_finished_run_that_learns_one_task_more_is_reported_with_it(
-  finished, tmp_path, monkeypatch
-):
+def test_a_finished_run_that_learns_one_task_more_is_reported_with_it(finished, tmp_path):
   run = shutil.copytree(finished, tmp_path / "run")
   values = json.loads((run / "config.json").read_text())
   values["tasks"]["one_more"] = next(iter(values["tasks"].values()))

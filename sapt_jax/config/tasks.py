@@ -78,7 +78,7 @@ class Data:
 
   def __post_init__(self) -> None:
     require(
-      self.benchmark.startswith("mini") or bool(self.root),
+      self.is_generated or bool(self.root),
       f"data.root is empty: benchmark {self.benchmark} needs a folder",
     )
     places = re.findall(r"\{\w*\}", self.frame)
@@ -93,6 +93,11 @@ class Data:
     at_least(self, "data", 2, "max_target_length")
     at_least(self, "data", 0, "max_train", "max_test")
     at_most(self, "data", 2**20, "max_source_length", "max_target_length")
+
+  @property
+  def is_generated(self) -> bool:
+    """Whether the tasks are made by the library, in the language of t5-mini."""
+    return self.benchmark in ("mini", "mini_related")
 
 
 @dataclasses.dataclass(frozen=True)

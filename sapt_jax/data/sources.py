@@ -41,20 +41,20 @@ def source_of(options: config.Data, seed: int) -> Source:
   Raises:
     InputError: there is no such folder.
   """
-  if options.benchmark in GENERATED:
-    generated = {task.name: task for task in GENERATED[options.benchmark](seed)}
+  if options.is_generated:
     if options.root:
       raise InputError(
         f"data.root {options.root!r}: benchmark {options.benchmark} is generated and reads no "
         "folder; for tasks of your own give --data.benchmark tasks"
       )
-    # A run that was begun with another benchmark has tasks that are not here.
-    none = Task("", "", (), (), ())
-    return Source(
-      f"the {options.benchmark} stream",
-      list(generated),
-      lambda name, _: generated.get(name, dataclasses.replace(none, name=name)),
-    )
+    generated = {task.name: task for task in GENERATED[options.benchmark](seed)}
+
+    def made(name: str, learned: bool) -> Task:
+      del learned
+      # A run that was begun with another benchmark has tasks that are not here.
+      return generated.get(name) or Task(name, "", (), (), ())
+
+    return Source(f"the {options.benchmark} stream", list(generated), made)
   folder = pathlib.Path(options.root).expanduser() / BENCHMARKS[options.benchmark].folder
   if not folder.is_dir():
     raise InputError(f"data.root {options.root!r}: {folder} is not a folder")

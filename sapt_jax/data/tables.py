@@ -53,17 +53,18 @@ def _json(file: pathlib.Path) -> Iterator[PlacedRow]:
 def _separated(file: pathlib.Path, delimiter: str) -> Iterator[PlacedRow]:
   """Rows under a heading; cells may be quoted, and then hold the delimiter and line ends."""
   csv.field_size_limit(2**31 - 1)
+  text = read_text(file)
+  first = text.lstrip().partition("\n")[0]
+  others = [other for other in ";\t|," if other in first]
+  if delimiter not in first and others:
+    raise InputError(
+      f"{file}:1: its heading has {others[0]!r} between its names, not {delimiter!r}; save it "
+      "with commas as .csv, or with tabs as .tsv"
+    )
   # newline="": line ends inside of quotes stay what they are.
-  reader = csv.reader(io.StringIO(read_text(file), newline=""), delimiter=delimiter, strict=True)
+  reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
   heading: list[str] = []
   try:
-    first = read_text(file).lstrip().partition("\n")[0]
-    others = [other for other in ";\t|," if other != delimiter and other in first]
-    if delimiter not in first and others:
-      raise InputError(
-        f"{file}:1: its heading has {others[0]!r} between its names, not {delimiter!r}; save it "
-        "with commas as .csv, or with tabs as .tsv"
-      )
     for cells in reader:
       place = f"{file}:{reader.line_num}"
       if not cells:
