@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from sapt_jax.pet.blocks import put_beside, take_out
+from sapt_jax.pet.blocks import put_beside, squares_beside, take_out
 
 
 class ReflectionMemory(flax.struct.PyTreeNode):
@@ -72,12 +72,10 @@ def beside(
     put_beside(x, x.shape[1], x[:, :0], 1, inputs)
     for x in (memory.pooled, other.pooled, memory.valid, other.valid)
   ]
-  later = jnp.pad(other.target, ((0, 0), (taken, 0)))
-  targets = [put_beside(x, x.shape[1], x[:, :0], 1, size + taken) for x in (memory.target, later)]
   return ReflectionMemory(
     put_beside(wide[0], taken, wide[1], 0, size),
     put_beside(wide[2], taken, wide[3], 0, size),
-    put_beside(targets[0], taken, targets[1], 0, size)[:, :size],
+    squares_beside(memory.target, taken, other.target, size),
   )
 
 

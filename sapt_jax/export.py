@@ -63,7 +63,7 @@ def find_task(tasks: list[str], name: str) -> int:
 
 def export(answering: Any, options: ExportOptions) -> str:
   """Writes what is asked for; returns a line that says what was written."""
-  import numpy as np
+  import jax
 
   from sapt_jax.interop import merged, peft, public
   from sapt_jax.pet import blocks
@@ -95,10 +95,7 @@ def export(answering: Any, options: ExportOptions) -> str:
       f"the block of {answering.tasks[task]}",
     )
     return f"the block of {answering.tasks[task]} in {output}"
-  alone = np.eye(built.setting.capacity, dtype=np.float32)
-  mixture = np.asarray(learned.memory.target if shared else alone)[task]
-  if getattr(learned, "shares", None) is not None:
-    mixture = mixture @ np.asarray(learned.shares)
+  mixture = learned.taken(task) if shared else jax.nn.one_hot(task, built.setting.capacity)
   if options.what == "merged":
     merged.export_merged(output, learned.blocks, mixture, pet, built.backbone)
     return f"the backbone with what {answering.tasks[task]} takes of all blocks in {output}"

@@ -89,8 +89,8 @@ def scores(queries: jax.Array, keys: jax.Array, count: jax.Array) -> jax.Array:
 
 @exact
 def with_shares(mixture: jax.Array, shares: jax.Array) -> jax.Array:
-  """The weights of blocks where the attention says which tasks an input is like, (B, T), and a task
-  takes from blocks by its row of shares (T, T): (B, T), of any sign and size.
+  """The weights of blocks where the attention says which tasks an input is like, (..., T), and a
+  task takes from blocks by its row of shares (T, T): (..., T), of any sign and size.
   """
   return mixture @ shares
 

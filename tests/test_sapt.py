@@ -182,8 +182,10 @@ def test_a_block_that_others_take_from_is_not_forgotten_and_pools_are_joined_sid
     method.without(learned, 0)
   less = method.without(learned, 2)
   np.testing.assert_allclose(less.shares[:2], np.eye(4)[:2])
-  both = method.shares_beside(less.replace(count=jnp.int32(2)), less.replace(count=jnp.int32(2)))
-  np.testing.assert_allclose(both, np.eye(4))
+  both = blocks.squares_beside(learned.shares, 3, less.shares, 5)
+  expected = np.eye(5)
+  expected[2, :2] = [0.5, -0.25]
+  np.testing.assert_allclose(both, expected)
 
 
 def test_sharing_needs_the_routed_attention():

@@ -90,6 +90,13 @@ class SaptLearned(Pool):
   memory: arm.ReflectionMemory
   shares: jax.Array | None = None
 
+  def taken(self, task: int) -> jax.Array:
+    """What a task took of each block when it had been learned, (T,) float32: the mean over its
+    held-out inputs.
+    """
+    target = self.memory.target[task]
+    return target if self.shares is None else sals.with_shares(target, self.shares)
+
 
 class Sapt(Method):
   """Shared attention and reflection over a pool of LoRA blocks or soft prompts."""
@@ -192,25 +199,17 @@ class Sapt(Method):
         "run needs more generator.steps or generator.oversample, or a pool of the public code "
         "--generator.folder when it is imported"
       )
+    shares = learned.shares
+    if shares is not None and other.shares is not None:
+      shares = blocks.squares_beside(shares, first, other.shares, self.setting.capacity)
     both = learned.pool_beside(other, self.setting.capacity).replace(
-      centre=centre, memory=memory, shares=self.shares_beside(learned, other)
+      centre=centre, memory=memory, shares=shares
     )
     weights = memory.valid / jnp.maximum(memory.valid.sum(axis=1, keepdims=True), 1)
     queries = jnp.einsum("nm,nmd->nd", weights, self.queries(both, memory.pooled))
     begun = jax.vmap(key_at)(queries[first : first + second])
     keys = blocks.put_beside(learned.keys, first, begun, 0, self.setting.capacity)
     return fit_joined(self, both.replace(keys=keys))
-
-  def shares_beside(self, learned: SaptLearned, other: SaptLearned) -> jax.Array | None:
-    """The shares of both pools together; neither's tasks take from the other's blocks."""
-    if learned.shares is None or other.shares is None:
-      return None
-    taken, size = int(learned.count), self.setting.capacity
-    later = jnp.pad(other.shares, ((0, 0), (taken, 0)))
-    wide = [
-      blocks.put_beside(x, x.shape[1], x[:, :0], 1, size + taken) for x in (learned.shares, later)
-    ]
-    return blocks.put_beside(wide[0], taken, wide[1], 0, size)[:, :size]
 
   def queries(self, learned: SaptLearned, features: jax.Array) -> jax.Array:
     """The queries of inputs with these features, (..., D) -> (..., D)."""

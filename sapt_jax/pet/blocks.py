@@ -113,6 +113,14 @@ def put_beside(x: jax.Array, taken: int, y: jax.Array, axis: int, size: int) -> 
   return _widened(jax.lax.slice_in_dim(both, 0, min(size, both.shape[axis]), axis=axis), size, axis)
 
 
+def squares_beside(x: jax.Array, taken: int, y: jax.Array, size: int) -> jax.Array:
+  """The first `taken` rows and columns of a square x, behind them those of y, on the diagonal of a
+  square of `size`, which is zero elsewhere.
+  """
+  wide = [_widened(x, size + taken, 1), _widened(jnp.pad(y, ((0, 0), (taken, 0))), size + taken, 1)]
+  return put_beside(wide[0], taken, wide[1], 0, size)[:, :size]
+
+
 def _widened(x: jax.Array, size: int, axis: int) -> jax.Array:
   padding = [(0, 0)] * x.ndim
   padding[axis] = (0, size - x.shape[axis])
