@@ -31,10 +31,15 @@ WORDS = {
 }
 
 
+def _mood(rng: np.random.Generator, family: str) -> tuple[list[str], list[str], str]:
+  """Two people, two words of the family that tell a mood, and its label."""
+  mood, people = pick(rng, tuple(LABELS)), picks(rng, KINDS["person"], 2)
+  return people, picks(rng, WORDS[family][mood], 2), LABELS[mood]
+
+
 def _stay(rng: np.random.Generator) -> tuple[str, str, str]:
   """A note about a night at an inn, who stayed, and the label of the mood."""
-  mood, (guest, host) = pick(rng, tuple(LABELS)), picks(rng, KINDS["person"], 2)
-  first, second = picks(rng, WORDS["stay"][mood], 2)
+  (guest, host), (first, second), label = _mood(rng, "stay")
   town, day = pick(rng, KINDS["town"]), pick(rng, language.DAYS)
   item, meal = pick(rng, KINDS["furniture"]), pick(rng, KINDS["food"])
   text = pick(
@@ -45,13 +50,12 @@ def _stay(rng: np.random.Generator) -> tuple[str, str, str]:
       f"{second} {meal} and a {first} {item}, so {guest} told {host} in {town}",
     ),
   )
-  return text, guest, LABELS[mood]
+  return text, guest, label
 
 
 def _memo(rng: np.random.Generator) -> tuple[str, str, str]:
   """A memo about work that was done, who wrote it, and the label of the mood."""
-  mood, (sender, reader) = pick(rng, tuple(LABELS)), picks(rng, KINDS["person"], 2)
-  first, second = picks(rng, WORDS["memo"][mood], 2)
+  (sender, reader), (first, second), label = _mood(rng, "memo")
   job, tool, place = pick(rng, KINDS["job"]), pick(rng, KINDS["tool"]), pick(rng, KINDS["place"])
   text = pick(
     rng,
@@ -61,7 +65,7 @@ def _memo(rng: np.random.Generator) -> tuple[str, str, str]:
       f"Memo | {reader} asked, {sender} tells: {second} {job}, {first} {tool}, {place}",
     ),
   )
-  return text, sender, LABELS[mood]
+  return text, sender, label
 
 
 def _stall(rng: np.random.Generator) -> tuple[str, str, str]:
