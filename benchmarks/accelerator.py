@@ -64,6 +64,7 @@ def started(part: str, options: argparse.Namespace, seconds: float) -> str:
   """Runs a part in a process of its own; returns what went wrong, if anything did."""
   command = [sys.executable, __file__, "--output", str(options.output), "--part", part]
   command += ["--goldens", str(options.goldens)] if options.goldens else []
+  command += ["--tiny"] if options.tiny else []
   environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", "TF_CPP_MIN_LOG_LEVEL": "2"}
   try:
     done = subprocess.run(
@@ -94,14 +95,18 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument("--limit", type=positive, default=480, help="seconds in all (default 480)")
   parser.add_argument("--goldens", type=Path, help="folder of *.npz, see parity.py")
   parser.add_argument("--part", choices=PARTS, help="one part alone, in this process")
+  parser.add_argument("--tiny", action="store_true", help="tiny sizes, as on a CPU")
   options = parser.parse_args(arguments)
   options.output.mkdir(parents=True, exist_ok=True)
   if options.part:
-    PARTS[options.part](Figures(options.output, options.part), options.goldens)
+    PARTS[options.part](Figures(options.output, options.part, options.tiny), options.goldens)
     return
   if options.goldens and not list(options.goldens.glob("*.npz")):
     raise InputError(f"--goldens {options.goldens}: holds no *.npz")
-  ends, times = time.monotonic() + options.limit, 1 if find_platform() != "cpu" else REHEARSAL
+  ends = time.monotonic() + options.limit
+  # Asked once: a part that asks JAX has taken the device's memory from the processes it starts.
+  options.tiny = options.tiny or find_platform() == "cpu"
+  times = REHEARSAL if options.tiny else 1
   for phase in options.phases:
     for part, seconds in PHASES[phase].items():
       figures, began = Figures(options.output, part), time.monotonic()

@@ -33,9 +33,13 @@ MODELS = {
   "t5-xxl": sizes.Sizes(32, 512, 64, 4096, 10240, 64, 24, 64),
   "llama": sizes.Sizes(8, 960, 64, 4096, 11008, 128, 32, 32, 32000),
 }
-ACCUMULATION = {"t5-xxl": 2}
+ACCUMULATION = {"t5-xxl": 4}
+REMAT = {"t5-large": "none", "t5-xxl": "none", "llama": "dots"}  # what 80 GB hold
 TOP_K = 16  # blocks that an input uses of a pool of hundreds
 NEW = 50  # tokens of an answer
+# XLA joins products that have an operand in common, and to that end copies their other operands
+# beside each other. Whether that pays is for the device to say.
+UNJOINED = {"xla_gpu_dot_merger_threshold_mb": 0}
 ANSWERED = {"t5-large": 128, "llama": 32}  # rows
 
 
@@ -45,6 +49,7 @@ class Figures:
 
   folder: Path
   part: str
+  tiny: bool = False  # the rehearsal on a CPU
 
   @property
   def file(self) -> Path:
@@ -78,13 +83,6 @@ def find_platform() -> str:
   return done.stdout.split()[-1]
 
 
-def is_tiny() -> bool:
-  """Whether this is the rehearsal."""
-  import jax
-
-  return jax.default_backend() == "cpu"
-
-
 def waited(f: Callable[..., Any], *given: Any, **named: Any) -> Any:
   """What a function of arrays gives, when it is there."""
   import jax
@@ -108,7 +106,7 @@ def facts(figures: Figures, _: Path | None) -> None:
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       versions[name] = importlib.metadata.version(name)
   figures.add("versions", " ".join(f"{name} {version}" for name, version in versions.items()))
-  size, length = (256, 2**18) if is_tiny() else (8192, 2**30)
+  size, length = (256, 2**18) if figures.tiny else (8192, 2**30)
   a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
   product = jax.jit(jnp.matmul)
   seconds = median_s(lambda: product(a, b).block_until_ready())
@@ -136,11 +134,11 @@ def goldens(figures: Figures, folder: Path | None) -> None:
 
 def attention(figures: Figures, _: Path | None) -> None:
   """Each kernel against plain XLA."""
-  add_kernels(figures.add, is_tiny(), median_s)
+  add_kernels(figures.add, figures.tiny, median_s)
 
 
 def prepared(
-  name: str, tasks: int, memory: int = 20, **changed: int
+  name: str, tasks: int, tiny: bool, memory: int = 20, remat: str = "full", **changed: int
 ) -> tuple[sizes.Sizes, Prepared]:
   """A random bfloat16 backbone of these sizes, made on the device, and a pool of so many blocks.
 
@@ -149,10 +147,10 @@ def prepared(
   """
   from step_cost import prepare
 
-  s = dataclasses.replace(TINY if is_tiny() else MODELS[name], **changed)
+  s = dataclasses.replace(TINY if tiny else MODELS[name], **changed)
   top_k = TOP_K if tasks > TOP_K else 0
   llama = name == "llama"
-  return s, prepare(s, tasks, memory, top_k=top_k, remat="full", llama=llama, dtype="bfloat16")
+  return s, prepare(s, tasks, memory, top_k=top_k, remat=remat, llama=llama, dtype="bfloat16")
 
 
 def add_peak(figures: Figures) -> None:
@@ -173,8 +171,8 @@ def steps(figures: Figures, _: Path | None) -> None:
   from sapt_jax.plan.figures import memory_of
   from sapt_jax.plan.hlo import Module
 
-  name, tasks = figures.part.split()
-  s, p = prepared(name, int(tasks))
+  name, tasks, *remat = figures.part.split()
+  s, p = prepared(name, int(tasks), figures.tiny, remat=remat[0] if remat else REMAT[name])
   if name == "llama":  # it learns from rows that hold source and answer together
     import numpy as np
 
@@ -182,18 +180,25 @@ def steps(figures: Figures, _: Path | None) -> None:
     rows = [Row(source.tolist(), target.tolist(), int(tasks) - 1) for source, target in pairs]
     p = dataclasses.replace(p, batch=p.batcher.collate(rows, joined=True))
   figures.add("attention", p.backbone.config.attention)
-  fit = config.Fit(batch_size=s.batch, accumulation=1 if is_tiny() else ACCUMULATION.get(name, 1))
+  fit = config.Fit(batch_size=s.batch, accumulation=1 if figures.tiny else ACCUMULATION.get(name, 1))
   call, compile_s, program = step_cost.step_of(p, fit)
   figures.add("compiled in", compile_s, "s")
   figures.add("planned", memory_of(program)["peak"] / 2**30, "GiB")
   seconds = median_s(call)
   figures.add("step", 1e3 * seconds, "ms")
-  rate = 1e-12 * Module(program.as_text() or "", 1, 1).work().flops / seconds
-  figures.add("products", rate, "TFLOP/s, recomputed ones too")
   model = 1e-3 * (s.llama_step_gflops() if name == "llama" else s.step_gflops()) / seconds
   figures.add("model", model, "TFLOP/s")
   figures.add("share", model / figures.rate("product"), "of the product rate")
   add_peak(figures)
+  add_longest_kernels(figures, call)
+  rate = 1e-12 * Module(program.as_text() or "", 1, 1).work().flops / seconds
+  figures.add("products", rate, "TFLOP/s, recomputed ones too")
+  call, *_ = step_cost.step_of(p, fit, UNJOINED)
+  figures.add("step, products not joined", 1e3 * median_s(call), "ms")
+
+
+def add_longest_kernels(figures: Figures, call: Callable[[], object]) -> None:
+  """Adds the shares of the device's time."""
   for kernel, share in longest_kernels(call):
     figures.add(f"kernel {kernel}", share, "of the device's time")
 
@@ -228,7 +233,7 @@ def peer(figures: Figures, folder: Path | None) -> None:
   """torch_peer.py in one of its forms."""
   del folder
   form, *compiled = figures.part.split()[1:]
-  tiny = is_tiny()
+  tiny = figures.tiny
   s = TINY if tiny else MODELS["t5-large"]
   arguments = [f"--{field.name.replace('_', '-')}={value}" for field, value in fields_of(s)]
   arguments += ["--dtype", "bfloat16", "--attention", form, "--json"]
@@ -264,8 +269,8 @@ def answers(figures: Figures, _: Path | None) -> None:
   from sapt_jax.evaluation.evaluate import Answerer
 
   name = figures.part.split()[1]
-  rows, length = (TINY.batch, TINY.src) if is_tiny() else (ANSWERED[name], 512)
-  s, p = prepared(name, 15, memory=1, batch=rows, src=length)
+  rows, length = (TINY.batch, TINY.src) if figures.tiny else (ANSWERED[name], 512)
+  s, p = prepared(name, 15, figures.tiny, memory=1, batch=rows, src=length)
   make = partial(Answerer, p.backbone, p.method, p.batcher, p.mesh)
   answerer = make()
   given = {"params": p.backbone.params, "learned": p.learned, "batch": p.batch}
@@ -283,11 +288,17 @@ def answers(figures: Figures, _: Path | None) -> None:
   floor = 1e-9 * read / figures.rate("copy")
   figures.add("floor of a token", floor, "ms, to read weights and cache")
   add_peak(figures)
-  # What an accelerator does not do by itself: it may pay there as it does on a CPU.
+  add_longest_kernels(figures, partial(waited, answer, **given))
+  # What a run does on a CPU alone, the second: it may pay here as it does there.
   apart = make(apart=True)
-  answer = apart.answer_batch.lower(max_new=NEW, choose=apart.choose, **given).compile()
-  seconds = median_s(partial(waited, answer, **given), 1, 4)
-  figures.add("layers apart: tokens", s.batch * NEW / seconds, "tokens/s")
+  for form, by, options in (
+    ("products not joined", answerer, UNJOINED),
+    ("layers apart", apart, None),
+    ("layers apart, products not joined", apart, UNJOINED),
+  ):
+    lowered = by.answer_batch.lower(max_new=NEW, choose=by.choose, **given)
+    seconds = median_s(partial(waited, lowered.compile(options), **given), 1, 4)
+    figures.add(f"tokens, {form}", s.batch * NEW / seconds, "tokens/s")
 
 
 def read_of_a_token(params: Any, s: sizes.Sizes, llama: bool) -> float:
@@ -308,7 +319,7 @@ def mini(figures: Figures, _: Path | None) -> None:
   """The stream that comes with the library."""
   run = figures.folder / "mini"
   command = [sys.executable, "-m", "sapt_jax.train", "--output", str(run)]
-  if is_tiny():
+  if figures.tiny:
     command += "--fit.steps 4 --generator.steps 4 --stream.tasks film_mood parcel_town".split()
     command += "--data.max-train 32 --data.max-test 8".split()
   done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -70,7 +70,8 @@ class Peer:
     # Its generate() knows no end token outside the vocabulary; min_new_tokens holds this one back.
     given: dict[str, Any] = s.t5() | {"dropout_rate": 0.0, "attn_implementation": attention}
     config = transformers.T5Config(**given)
-    self.model: Any = transformers.T5ForConditionalGeneration(config)
+    with torch.device(device):
+      self.model: Any = transformers.T5ForConditionalGeneration(config)
     head = torch.randn(s.vocab, s.d_model) / math.sqrt(s.d_model)
     self.model.lm_head.weight = torch.nn.Parameter(head)  # transformers 5 ties it
     self.model.requires_grad_(False)
