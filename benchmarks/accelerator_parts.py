@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gzip
 import importlib.metadata
 import json
 import math
 import statistics
 import subprocess
 import sys
-import tempfile
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import sizes
 from accelerator_attention import add_kernels
+from accelerator_profile import add_kernels_of
 
 if TYPE_CHECKING:
   from step_cost import Prepared
 
 NAMED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "torch", "tokamax")
-KERNELS_SHOWN = 6
+IN_A_ROW = 20
 TINY = sizes.Sizes(2, 32, 16, 64, 128, 16, 2, 4, 512)
 # Rows, lengths and shapes, as published: T5 v1.1 and LLaMA-2.
 MODELS = {
@@ -33,13 +31,13 @@ MODELS = {
   "t5-xxl": sizes.Sizes(32, 512, 64, 4096, 10240, 64, 24, 64),
   "llama": sizes.Sizes(8, 960, 64, 4096, 11008, 128, 32, 32, 32000),
 }
-ACCUMULATION = {"t5-xxl": 4}
-REMAT = {"t5-large": "none", "t5-xxl": "none", "llama": "dots"}  # what 80 GB hold
+ACCUMULATION = {"t5-xxl": 2}
+FORMS = ("none", "full", "unrolled")  # of the step, besides the usual one
 TOP_K = 16  # blocks that an input uses of a pool of hundreds
 NEW = 50  # tokens of an answer
 # XLA joins products that have an operand in common, and to that end copies their other operands
 # beside each other. Whether that pays is for the device to say.
-UNJOINED = {"xla_gpu_dot_merger_threshold_mb": 0}
+UNJOINED: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": 0}
 ANSWERED = {"t5-large": 128, "llama": 32}  # rows
 
 
@@ -109,12 +107,23 @@ def facts(figures: Figures, _: Path | None) -> None:
   size, length = (256, 2**18) if figures.tiny else (8192, 2**30)
   a, b = (jax.random.normal(jax.random.key(i), (size, size), jnp.bfloat16) for i in range(2))
   product = jax.jit(jnp.matmul)
-  seconds = median_s(lambda: product(a, b).block_until_ready())
+  seconds = median_s(lambda: in_a_row(lambda: product(a, b))) / IN_A_ROW
   figures.add("product", 2e-12 * size**3 / seconds, "TFLOP/s")
   x = jnp.zeros(length, jnp.bfloat16)
   copy = jax.jit(lambda x: x + 1)
-  seconds = median_s(lambda: copy(x).block_until_ready())
+  seconds = median_s(lambda: in_a_row(lambda: copy(x))) / IN_A_ROW
   figures.add("copy", 2e-12 * x.nbytes / seconds, "TB/s read and written")
+
+
+def in_a_row(call: Callable[[], Any]) -> None:
+  """IN_A_ROW calls without a wait between them, so that the device never waits for the host; a
+  card that rests is also slow at first.
+  """
+  import jax
+
+  for _ in range(IN_A_ROW - 1):
+    call()
+  jax.block_until_ready(call())  # a device runs them in order
 
 
 def goldens(figures: Figures, folder: Path | None) -> None:
@@ -138,19 +147,24 @@ def attention(figures: Figures, _: Path | None) -> None:
 
 
 def prepared(
-  name: str, tasks: int, tiny: bool, memory: int = 20, remat: str = "full", **changed: int
+  name: str, tasks: int, tiny: bool, memory: int = 20, form: str = "", **changed: int
 ) -> tuple[sizes.Sizes, Prepared]:
   """A random bfloat16 backbone of these sizes, made on the device, and a pool of so many blocks.
 
   Args:
+    form: of FORMS; none of them: layers in a loop, their products kept.
     changed: sizes other than the published ones.
   """
   from step_cost import prepare
 
   s = dataclasses.replace(TINY if tiny else MODELS[name], **changed)
   top_k = TOP_K if tasks > TOP_K else 0
-  llama = name == "llama"
-  return s, prepare(s, tasks, memory, top_k=top_k, remat=remat, llama=llama, dtype="bfloat16")
+  remat = form if form in ("none", "full") else "dots"
+  unroll = s.layers if form == "unrolled" else 1
+  llama, dtype = name == "llama", "bfloat16"
+  return s, prepare(
+    s, tasks, memory, top_k=top_k, remat=remat, llama=llama, dtype=dtype, unroll=unroll
+  )
 
 
 def add_peak(figures: Figures) -> None:
@@ -171,8 +185,8 @@ def steps(figures: Figures, _: Path | None) -> None:
   from sapt_jax.plan.figures import memory_of
   from sapt_jax.plan.hlo import Module
 
-  name, tasks, *remat = figures.part.split()
-  s, p = prepared(name, int(tasks), figures.tiny, remat=remat[0] if remat else REMAT[name])
+  name, tasks, *forms = figures.part.split()
+  s, p = prepared(name, int(tasks), figures.tiny, form="".join(forms))
   if name == "llama":  # it learns from rows that hold source and answer together
     import numpy as np
 
@@ -180,7 +194,9 @@ def steps(figures: Figures, _: Path | None) -> None:
     rows = [Row(source.tolist(), target.tolist(), int(tasks) - 1) for source, target in pairs]
     p = dataclasses.replace(p, batch=p.batcher.collate(rows, joined=True))
   figures.add("attention", p.backbone.config.attention)
-  fit = config.Fit(batch_size=s.batch, accumulation=1 if figures.tiny else ACCUMULATION.get(name, 1))
+  fit = config.Fit(
+    batch_size=s.batch, accumulation=1 if figures.tiny else ACCUMULATION.get(name, 1)
+  )
   call, compile_s, program = step_cost.step_of(p, fit)
   figures.add("compiled in", compile_s, "s")
   figures.add("planned", memory_of(program)["peak"] / 2**30, "GiB")
@@ -190,43 +206,9 @@ def steps(figures: Figures, _: Path | None) -> None:
   figures.add("model", model, "TFLOP/s")
   figures.add("share", model / figures.rate("product"), "of the product rate")
   add_peak(figures)
-  add_longest_kernels(figures, call)
+  add_kernels_of(figures, call, 3)
   rate = 1e-12 * Module(program.as_text() or "", 1, 1).work().flops / seconds
   figures.add("products", rate, "TFLOP/s, recomputed ones too")
-  call, *_ = step_cost.step_of(p, fit, UNJOINED)
-  figures.add("step, products not joined", 1e3 * median_s(call), "ms")
-
-
-def add_longest_kernels(figures: Figures, call: Callable[[], object]) -> None:
-  """Adds the shares of the device's time."""
-  for kernel, share in longest_kernels(call):
-    figures.add(f"kernel {kernel}", share, "of the device's time")
-
-
-def longest_kernels(call: Callable[[], object]) -> list[tuple[str, float]]:
-  """The kernels that take most of the device's time in three calls, and their shares of it; none:
-  the profile has no device.
-  """
-  import jax
-
-  with tempfile.TemporaryDirectory() as place:
-    with jax.profiler.trace(place, create_perfetto_trace=True):
-      for _ in range(3):
-        call()
-    [file] = Path(place).rglob("perfetto_trace.json.gz")
-    with gzip.open(file, "rt", encoding="utf-8") as opened:
-      events = json.load(opened)["traceEvents"]
-  devices = {
-    event["pid"]
-    for event in events
-    if event.get("name") == "process_name" and "/device:" in event["args"]["name"]
-  }
-  time_of: Counter[str] = Counter()
-  for event in events:
-    if event.get("ph") == "X" and event["pid"] in devices:
-      time_of[event["name"]] += event["dur"]
-  total = sum(time_of.values())
-  return [(name[:60], taken / total) for name, taken in time_of.most_common(KERNELS_SHOWN)]
 
 
 def peer(figures: Figures, folder: Path | None) -> None:
@@ -244,7 +226,7 @@ def peer(figures: Figures, folder: Path | None) -> None:
     rows = TINY.batch if tiny else ANSWERED["t5-large"]
     calls["answers, tasks 15"] = ["--tasks", "15", "--decode", f"--batch={rows}", f"--new={NEW}"]
   for name, more in calls.items():
-    command = [sys.executable, program, *arguments, *more, "--repeat", "3", "--warmup", "2"]
+    command = [sys.executable, program, *arguments, *more, "--repeat", "4", "--warmup", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
       figures.add(f"{name}: failed", " ".join(done.stderr.split())[-200:])
@@ -288,7 +270,7 @@ def answers(figures: Figures, _: Path | None) -> None:
   floor = 1e-9 * read / figures.rate("copy")
   figures.add("floor of a token", floor, "ms, to read weights and cache")
   add_peak(figures)
-  add_longest_kernels(figures, partial(waited, answer, **given))
+  add_kernels_of(figures, partial(waited, answer, **given), 1)
   # What a run does on a CPU alone, the second: it may pay here as it does there.
   apart = make(apart=True)
   for form, by, options in (
@@ -340,6 +322,7 @@ PARTS: dict[str, Callable[[Figures, Path | None], None]] = {
   "goldens": goldens,
   "attention": attention,
   **dict.fromkeys(("t5-large 1", "t5-large 15", "t5-large 256", "t5-xxl 15", "llama 15"), steps),
+  **dict.fromkeys((f"t5-large 15 {form}" for form in FORMS), steps),
   **dict.fromkeys(("peer eager", "peer sdpa", "peer sdpa compiled"), peer),
   **dict.fromkeys(("answers t5-large", "answers llama"), answers),
   "mini": mini,

@@ -66,11 +66,11 @@ class Prepared:
 
 
 def random_backbone(
-  raw: dict, mesh: jax.sharding.Mesh, remat: str, dtype: str = "float32"
+  raw: dict, mesh: jax.sharding.Mesh, remat: str, dtype: str = "float32", unroll: int = 1
 ) -> hf.Backbone:
   """A model with random weights, placed as a loaded one is; no token ends its answers."""
   platform = mesh.devices.flat[0].platform
-  model = hf.build_model(raw, dtype, remat, attention="auto", platform=platform)
+  model = hf.build_model(raw, dtype, remat, unroll, attention="auto", platform=platform)
   model = type(model)(dataclasses.replace(model.config, eos_id=model.config.vocab_size))
   init = partial(hf.init_params, model, jax.random.key(0))
   places = jax.tree.map(lambda x: x.sharding, sharding.abstract_params(init, mesh))
@@ -129,24 +129,28 @@ def prepare(
   remat: str = config.Backbone().remat,
   llama: bool = False,
   dtype: str = "float32",
+  unroll: int = 1,
 ) -> Prepared:
   """Everything that a step or an answer needs.
 
   Args:
     memory: pseudo inputs remembered of each earlier task.
     reflection: False leaves ARM out of the step.
-    top_k, remat, dtype: as config.Pet and config.Backbone have them.
+    top_k, remat, dtype, unroll: as config.Pet and config.Backbone have them.
     llama: a LLaMA of these sizes in place of the T5.
   """
   mesh = sharding.make_mesh()
-  backbone = random_backbone(s.llama() if llama else s.t5(), mesh, remat, dtype)
-  jax.set_mesh(mesh)
+  backbone = random_backbone(s.llama() if llama else s.t5(), mesh, remat, dtype, unroll)
   # As continual.Continual has it for a stream of so many tasks.
   capacity = 1 << (tasks - 1).bit_length()
   pet, table = config.Pet(rank=s.rank, top_k=top_k), backbone.params["embedding"]["table"]
   setting = Setting(pet, backbone.model.config.lora_sites(), table, capacity, memory)
   method = (Sapt if reflection else SaptWithoutReflection)(SaptOptions(), setting)
-  learned = jax.device_put(filled(method, tasks), sharding.replicated(mesh))
+  # On the host: hundreds of small programs, each of which an accelerator's compiler takes long for.
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    learned = filled(method, tasks)
+  jax.set_mesh(mesh)
+  learned = jax.device_put(learned, sharding.replicated(mesh))
   batch = jax.device_put(random_batch(s, tasks - 1), sharding.batch_sharded(mesh))
   batcher = Batcher(llama, backbone.config.pad_id, s.batch)
   return Prepared(mesh, backbone, method, learned, batcher, batch)

@@ -1,4 +1,4 @@
-"""--backbone.remat auto: what recomputes least of what fits the device."""
+"""--backbone.remat auto: what is fastest of what fits the device."""
 
 from __future__ import annotations
 
@@ -14,22 +14,17 @@ from sapt_jax.config.hardware import Remat
 from sapt_jax.plan.figures import memory_of
 from sapt_jax.plan.programs import Programs
 
-# By what they recompute, least first; the last needs least memory.
-LEAST_FIRST: tuple[Remat, ...] = ("none", "dots", "full")
 # The share of a device's memory that a step may take: the rest is for answering's programs, and for
 # what the allocator cannot join.
 SHARE = 0.9
 
 
-def device_memory() -> int | None:
-  """Bytes that JAX may take of a device; None: the device does not tell, as a CPU."""
-  return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-
-
 def resolved(config: Config, folder: pathlib.Path, blocks: int, examples: int) -> Config:
-  """The configuration with remat chosen, if it is "auto": the first whose training step fits, by
-  the program that the compiler makes of it at the greatest lengths. A CPU takes "dots", which is
-  fastest there.
+  """The configuration with remat chosen, if it is "auto": "dots" if the training step fits so, by
+  the program that the compiler makes of it at the greatest lengths, else "full".
+
+  To recompute nothing is slower than "dots", on CPUs and on a GPU (docs/accelerators.md): what is
+  kept of a layer is copied to its place among all layers, and back.
 
   Args:
     folder: of the backbone.
@@ -41,23 +36,20 @@ def resolved(config: Config, folder: pathlib.Path, blocks: int, examples: int) -
   def with_remat(remat: Remat) -> Config:
     return dataclasses.replace(config, backbone=dataclasses.replace(config.backbone, remat=remat))
 
-  def choose() -> Remat:
-    limit = device_memory()
+  def fits() -> bool:
+    limit = sharding.device_memory()
     if limit is None:
-      return "dots"
+      return True
     raw, mesh = hf.read_config(folder), sharding.make_mesh(**dataclasses.asdict(config.mesh))
-    for remat in LEAST_FIRST[:-1]:
-      try:
-        step = Programs(with_remat(remat), mesh, raw, blocks, examples).step().compile()
-      except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-          raise
-        continue
-      if memory_of(step)["peak"] <= SHARE * limit:
-        return remat
-    return LEAST_FIRST[-1]
+    try:
+      step = Programs(with_remat("dots"), mesh, raw, blocks, examples).step().compile()
+    except jax.errors.JaxRuntimeError as error:
+      if "RESOURCE_EXHAUSTED" not in str(error):
+        raise
+      return False
+    return bool(memory_of(step)["peak"] <= SHARE * limit)
 
-  here = LEAST_FIRST.index(choose())  # all processes compile: a program of theirs needs all
-  remat = LEAST_FIRST[processes.first_says(lambda: here)]
+  here = fits()  # all processes compile: a program of theirs needs all
+  remat: Remat = "dots" if processes.first_says(lambda: here) else "full"
   processes.say(f"remat: {remat}")
   return with_remat(remat)

@@ -33,6 +33,11 @@ RULES: tuple[tuple[str, Any], ...] = (
 )
 
 
+def device_memory() -> int | None:
+  """Bytes that JAX may take of a device; None: the device does not tell, as a CPU."""
+  return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def make_mesh(
   data: int = 1, fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None
 ) -> Mesh:

@@ -8,7 +8,8 @@ import accelerator
 import accelerator_parts
 import jax
 import pytest
-from accelerator_parts import TINY, Figures, longest_kernels
+from accelerator_parts import TINY, Figures
+from accelerator_profile import add_kernels_of
 
 from sapt_jax.errors import InputError
 
@@ -71,7 +72,7 @@ def test_a_part_measures_what_it_says(part, tmp_path, monkeypatch):
     assert found["floor of a token"] == pytest.approx(1e-9 * 2 * (weights + cache) / 0.5, rel=0.05)
 
 
-def test_the_longest_kernels_are_those_of_the_device(monkeypatch):
+def test_kernels_are_those_of_the_device(tmp_path, monkeypatch):
   """A profile of a CPU has no device: this one is made up."""
 
   class Trace:
@@ -80,7 +81,7 @@ def test_the_longest_kernels_are_those_of_the_device(monkeypatch):
       events = [
         {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "/device:GPU:0"}},
         {"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "/host:CPU"}},
-        *({"ph": "X", "name": name, "pid": 1, "dur": 30} for name in ("gemm", "gemm", "exp")),
+        *({"ph": "X", "name": name, "pid": 1, "dur": 3000} for name in ("gemm_1", "gemm_1", "exp")),
         {"ph": "X", "name": "host", "pid": 2, "dur": 999},
       ]
       with gzip.open(f"{folder}/perfetto_trace.json.gz", "wt") as out:
@@ -94,8 +95,11 @@ def test_the_longest_kernels_are_those_of_the_device(monkeypatch):
 
   monkeypatch.setattr(jax.profiler, "trace", Trace)
   calls = []
-  assert longest_kernels(lambda: calls.append(1)) == [
-    ("gemm", pytest.approx(2 / 3)),
-    ("exp", pytest.approx(1 / 3)),
-  ]
-  assert len(calls) == 3
+  add_kernels_of(Figures(tmp_path, "llama 15"), lambda: calls.append(1), 2)
+  assert len(calls) == 2
+  found = {figure: value for (_, figure), value in rows(tmp_path).items()}
+  assert (found["kernels"], found["all kernels"]) == (1.5, pytest.approx(4.5))  # of a call
+  assert found["kernels: products"] == found["kernel gemm_1"] == pytest.approx(2 / 3)
+  assert found["kernels: fused loops, sums and others"] == pytest.approx(1 / 3)
+  kept = json.loads((tmp_path / "llama_15.kernels.json").read_text())
+  assert [(row["name"], row["number"]) for row in kept] == [("gemm_1", 1.0), ("exp", 0.5)]

@@ -1,13 +1,15 @@
 """Answers: decoding with a cache, sampling, and what padding and neighbours must not change."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sapt_jax.evaluation.decode import begin, generate, go_on, sampler
+from sapt_jax import sharding
+from sapt_jax.evaluation.decode import begin, generate, go_on, pays_apart, sampler
 from sapt_jax.evaluation.stepwise import lengths_of, rows_to_take, sizes_of
 from sapt_jax.pet.adapters import Adapters
 from tests.classroom import (
@@ -122,3 +124,23 @@ def test_the_first_block_of_a_lora_pool_adds_nothing():
   learned = method.begin(method.start(jax.random.key(0)), jax.random.key(1), studied(NOWHERE))
   adapters = method.adapters(learned, method.mixture(learned, NOWHERE, FIRST))
   assert np.array_equal(logits(None), logits(adapters))
+
+
+@pytest.mark.parametrize(
+  ("platform", "devices", "memory", "pays"),
+  [
+    ("cpu", 8, None, True),
+    ("gpu", 1, 4 * 1000, True),
+    ("gpu", 1, 4 * 1000 - 1, False),
+    ("gpu", 1, None, False),
+    ("gpu", 2, 4 * 1000, False),
+    ("tpu", 1, 4 * 1000, False),
+  ],
+)
+def test_layers_stand_apart_where_it_pays_and_fits(platform, devices, memory, pays, monkeypatch):
+  """Of 1,000 bytes of weights."""
+  monkeypatch.setattr(sharding, "device_memory", lambda: memory)
+  mesh = SimpleNamespace(
+    devices=np.array([SimpleNamespace(platform=platform)] * devices), size=devices
+  )
+  assert pays_apart(mesh, {"a": jnp.zeros(200), "b": jnp.zeros(100, jnp.bfloat16)}) == pays

@@ -166,8 +166,8 @@ def each_layer(stacked: Any, length: int) -> list[Any]:
 
 class LayersApart(nn.Module):
   """`step` of scan_layers for layers whose parameters are arrays of their own, not slices of
-  stacked ones: XLA cuts a slice out anew at every token, on a CPU as a copy, which takes longer
-  than to read it.
+  stacked ones: XLA copies a layer's slice at every token, on CPUs and where a GPU's products are
+  made by Triton, which takes longer than to read it.
 
   Attributes:
     split: how many of the first inputs are split along the layers: lists with an entry per layer,

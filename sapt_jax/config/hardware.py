@@ -28,7 +28,7 @@ class Backbone:
   (embeddings, head and norms stay in dtype); 0: as dtype says."""
   remat: Remat = "dots"
   """What a layer recomputes in its backward pass: nothing, everything, or all but the products with
-  its weights; auto: the least that fits the device, as the compiler says when the run starts.
+  its weights; auto: all but the products if that fits the device, else everything.
   """
   unroll: int = 1
   """Layers per iteration of the loop over layers."""

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from sapt_jax import sharding
 from sapt_jax.backbones.hf import Model
 from sapt_jax.pet.adapters import Adapters
 
@@ -138,9 +139,24 @@ def go_on(
   return jax.lax.while_loop(unfinished, body, writing)
 
 
-def on_cpu(mesh: jax.sharding.Mesh) -> bool:
-  """Whether these devices are CPUs."""
-  return mesh.devices.flat[0].platform == "cpu"
+# The share of a GPU's memory that weights may take if they are to be there twice while answers are
+# written.
+TWICE = 0.25
+
+
+def pays_apart(mesh: jax.sharding.Mesh, params: Any) -> bool:
+  """Whether `apart` of generate pays where answers are written: on CPUs, and on one GPU that holds
+  the weights twice and has half of its memory left. Over several devices the copies would undo how
+  the weights are spread; on a TPU nobody has measured it.
+  """
+  platform = mesh.devices.flat[0].platform
+  if platform == "cpu":
+    return True
+  memory = sharding.device_memory()
+  if platform != "gpu" or mesh.size > 1 or memory is None:
+    return False
+  weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
+  return weights <= TWICE * memory
 
 
 def key_of(rng: jax.Array | None) -> jax.Array:
@@ -166,7 +182,7 @@ def generate(
     choose: greedy, or a sampler.
     rng: the sampler's random key.
     apart: copy the weights of each layer, and its cache, to a place of its own before the first
-      token, which pays on a CPU (layers.LayersApart). It changes no token.
+      token (layers.LayersApart, pays_apart). It changes no token.
 
   Returns:
     (B, max_new) int32; after a row's end token stands the pad id.

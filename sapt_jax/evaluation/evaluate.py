@@ -15,7 +15,7 @@ import numpy as np
 from sapt_jax import processes, sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import Batch, Batcher, Row
-from sapt_jax.evaluation.decode import Choose, generate, greedy, on_cpu
+from sapt_jax.evaluation.decode import Choose, generate, greedy, pays_apart
 from sapt_jax.evaluation.kept_answers import KeptAnswers
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
@@ -51,7 +51,7 @@ class Answerer:
   """Compiled answering for one backbone and one method.
 
   Args:
-    apart: see generate; None: on a CPU.
+    apart: see generate; None: where it pays.
   """
 
   def __init__(
@@ -65,8 +65,9 @@ class Answerer:
   ):
     self.backbone, self.batcher = backbone, batcher
     self.placement = sharding.batch_sharded(mesh)
+    apart = pays_apart(mesh, backbone.params) if apart is None else apart
     self.answer_batch = jax.jit(
-      partial(answer_batch, backbone.model, method, on_cpu(mesh) if apart is None else apart),
+      partial(answer_batch, backbone.model, method, apart),
       static_argnames=("max_new", "choose"),
       out_shardings=sharding.replicated(mesh),  # every process reads all answers
     )

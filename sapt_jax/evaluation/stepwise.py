@@ -16,7 +16,7 @@ import numpy as np
 from sapt_jax import sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import BUCKETS, Batch, Batcher, Row, bucket
-from sapt_jax.evaluation.decode import Writing, begin, go_on, on_cpu
+from sapt_jax.evaluation.decode import Writing, begin, go_on, pays_apart
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
 
@@ -89,7 +89,7 @@ class StepwiseAnswerer:
     self.sizes = sizes_of(batcher.size, batcher.divisor)
     self.lengths = lengths_of(max_source)
     self.placement = sharding.batch_sharded(mesh)
-    how = (backbone.model, method, on_cpu(mesh))
+    how = (backbone.model, method, pays_apart(mesh, backbone.params))
     self.begin = jax.jit(partial(begin_batch, *how, max_new))
     self.go_on = jax.jit(partial(continue_batch, *how), donate_argnames=("writing",))
 
