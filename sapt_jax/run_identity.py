@@ -107,7 +107,8 @@ def check_begun(
   """
   if values.get("numbers", 1) != NUMBERS:
     raise InputError(
-      f"{where}: begun with an older version of the library, which computed other numbers; "
+      f"{where}: by its config.json begun with an older version of the library, which computed "
+      "other numbers; "
       "it can be asked and exported, but not gone on with: choose another --output"
     )
   begun, now = (flat(asked(one, {})) for one in (saved_options.config_from_json(values), config))
@@ -135,8 +136,8 @@ def check_begun(
   others = [key for key in sorted(then.keys() & now.keys()) if then[key] != now[key]]
   if others:
     raise InputError(
-      f"{where}: changed since the run was begun: {', '.join(others)}; put it back as it "
-      "was, or choose another --output"
+      f"{where}: by its config.json, changed since the run was begun: {', '.join(others)}; put it "
+      "back as it was, or choose another --output"
     )
 
 
@@ -161,7 +162,7 @@ def check_stream(where: pathlib.Path, tasks: list[str], wanted: list[str], learn
   if tasks and wanted[: len(tasks)] != tasks and not less:
     missing = [name for name in tasks if name not in wanted]
     raise InputError(
-      f"{where}: the stream of this run begins with {' '.join(tasks)}, not with "
+      f"{where}: by its config.json the stream of this run begins with {' '.join(tasks)}, not with "
       f"{' '.join(wanted[: len(tasks)])}; new tasks go behind them: name "
       + (f"{' '.join(missing)} too" if missing else "them in this order")
       + " in --stream.tasks, or choose another --output"

@@ -15,6 +15,7 @@ import tiny
 from sapt_jax import sharding
 from sapt_jax.backbones import attention
 from sapt_jax.backbones.attention import splash, tokamax
+from sapt_jax.backbones.layers import REMAT_POLICIES
 from sapt_jax.errors import InputError
 from sapt_jax.pet.adapters import Adapters
 from tests.kernels_here import library_stand_in, put_here
@@ -138,6 +139,23 @@ def test_halves_lose_no_more_than_in_plain_xla(as_here):
 
   assert (error("xla") > 1e-3).all()
   assert (error("tokamax") < 1.5 * error("xla")).all()
+
+
+@pytest.mark.parametrize(("remat", "kept"), [("none", True), ("dots", True), ("full", False)])
+@pytest.mark.parametrize("by", ["tokamax", "splash"])
+def test_what_its_backward_pass_reads_is_kept_where_products_are(by, remat, kept, as_here):
+  width = splash.LANES if by == "splash" else K
+  q, k, v, _ = inputs("causal", H, width)
+  seen = seen_of("causal", by)[1]
+
+  def form(q, k, v):
+    return attention.KERNELS[by].attend(attention.Call(q, k, v, None, seen, 1.0, 0.0, 0.0))
+
+  form = form if remat == "none" else jax.checkpoint(form, policy=REMAT_POLICIES[remat])
+  _, back = jax.vjp(form, q, k, v)
+  length = splash.LANES if by == "splash" else q.shape[2]  # to which splash fills rows up
+  statistics = (B, H, length)
+  assert (statistics in [x.shape for x in jax.tree.leaves(back)]) == kept
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -18,10 +18,15 @@ from sapt_jax.pet import lora
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.sharding import constrain
 
+KEPT = "attention"  # the name of what a kernel's backward pass reads of its forward pass
 # What a rematerialised layer keeps for its backward pass; "none" keeps everything.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
   "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # A kernel's attention is dearer to compute again than to keep.
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(KEPT),
+  ),
 }
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from sapt_jax.backbones.attention import asked as asks
 from sapt_jax.backbones.attention.asked import Asked, Call, refuse
 from sapt_jax.backbones.attention.over_mesh import over_mesh
+from sapt_jax.backbones.layers import KEPT
 
 LANES = 128  # of a TPU's vectors: lengths of blocks and widths of heads are multiples of it
 BLOCK = 512  # at most; blocks of queries and of keys
@@ -103,5 +104,6 @@ def _kernel(heads: int, lengths: tuple[int, int], causal: bool, window: int, cap
     mask=library.MultiHeadMask([mask] * heads),
     block_sizes=blocks,
     attn_logits_soft_cap=cap or None,
+    residual_checkpoint_name=KEPT,
     interpret=INTERPRET,
   )

@@ -15,11 +15,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from sapt_jax.backbones.attention import asked as asks
 from sapt_jax.backbones.attention import backward
 from sapt_jax.backbones.attention.asked import Asked, Call, refuse
 from sapt_jax.backbones.attention.over_mesh import Axes, over_mesh
+from sapt_jax.backbones.layers import KEPT
 from sapt_jax.errors import InputError
 
 KERNEL = "triton"  # tests put "xla" here, the same function where there is no GPU
@@ -85,7 +87,7 @@ def _core(form: Form) -> Callable[..., jax.Array]:
         "give xla"
       )
     arrays = jax.tree.map(lambda x: x.value, primals, is_leaf=lambda x: hasattr(x, "perturbed"))
-    y, *statistics = _forward(form, *arrays)
+    y, *statistics = (checkpoint_name(x, KEPT) for x in _forward(form, *arrays))
     return y, (arrays, y, statistics)
 
   function.defvjp(saved, functools.partial(_backward, form), symbolic_zeros=True)
