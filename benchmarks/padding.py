@@ -1,5 +1,4 @@
-r"""How much of what a backbone computes in training is padding, and how many shapes it is compiled
-for.
+r"""How much of what a backbone computes is padding, and how many shapes it is compiled for.
 
     python benchmarks/padding.py --data.benchmark superni --data.root CL_BENCHMARK_FOLDER \
       --backbone.path MODEL_FOLDER --fit.batch-size 8
@@ -12,12 +11,19 @@ them; with the shapes that the options ask for (`--fit.shapes`), and with fixed 
     shapes   of batches, over all tasks; each is a program to compile
     alone    the share if each row were padded alone, to as many shapes chosen for rows: batches of
              rows with unlike lengths cannot do better
+Then what the batches that answer the test rows (`--evaluation.batch-size`) write, if answers are as
+long as the references, all tasks together and each by itself:
+    written  mean tokens of an answer, its end among them
+    waited   mean tokens of the longest answer of its batch, for which all rows of it wait. If a
+             batch took a new row as soon as one has ended, that would fall towards `written`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+
+import numpy as np
 
 from sapt_jax import cli, learner, run_options
 from sapt_jax.data.batches import Batcher, Row
@@ -52,6 +58,15 @@ def alone(batcher: Batcher, rows: Sequence[Row], count: int) -> float:
   return sum(sum(need[:used]) for need in needs) / places
 
 
+def answered(batcher: Batcher, rows: Sequence[Row]) -> np.ndarray:
+  """Of each row (n, 2): the tokens of its answer, and of the longest one in its batch."""
+  lengths = np.array([len(row.target) for row in rows])
+  found = np.stack([lengths, lengths], axis=1)
+  for numbers, _ in batcher.answering(rows):
+    found[numbers, 1] = lengths[numbers].max()
+  return found
+
+
 def main(arguments: Sequence[str]) -> None:
   """Reads, batches, prints."""
   config = run_options.config_of(options(arguments))
@@ -71,6 +86,11 @@ def main(arguments: Sequence[str]) -> None:
       bound = f"   alone {alone(plain, every_row, len(shapes)):.3f}" if shapes else ""
       share = f"{sum(real) / sum(places):.3f}"
       print(f"{name:<15} real {share}   shapes {len(set().union(*used))}{bound}")
+  asking = Batcher(True, 0, config.evaluation.batch_size)
+  waits = {task.name: answered(asking, task.test.rows) for task in prepared}
+  for name, lengths in {"answers": np.concatenate(list(waits.values())), **waits}.items():
+    written, waited = lengths.mean(axis=0)
+    print(f"{name:<15} written {written:.1f}   waited {waited:.1f}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,17 @@ T = TypeVar("T")
 # What tyro draws around a complaint, in colour or in ASCII.
 FRAME = r"\x1b\[[0-9;]*m|[╭╮╰╯│─━]|-{3,}|(?<!\S)[|+](?!\S)"
 # What tyro writes over a complaint: the first of its words, or that it has parsed something.
-HEADINGS = r"(\w+( \w+)*) (?=\1)|Value error Error parsing \w+: "
+HEADINGS = r"(\w+( \w+)*) (?=\1)|Value error Error parsing (\w+: )?|Missing argument (?=Missing)"
+# What of a complaint says too little, and what is said in its place.
+CLEARER = {
+  r" Argument helptext: .*": "",
+  r": invalid literal for int\(\) with base 10: (.*)": r" \1: is not a whole number",
+  r": could not convert string to float: (.*)": r" \1: is not a number",
+  r"^Missing value for argument '(.*?)'\. .*": r"\1: needs a value",
+  r"^invalid choice (.*?) for argument '(.*?)'\. Expected one of \((.*)\)\.?": (
+    r"\2 \1: is none of \3"
+  ),
+}
 
 
 def parse(
@@ -41,11 +51,13 @@ def parse(
   """Options of a program. --help prints those most used and exits, --help-all prints all.
 
   Raises:
-    InputError: an unknown option or a value that does not fit; the message is tyro's, folded into
-      one line.
+    InputError: an unknown option or a value that does not fit; the message is tyro's, in one line.
   """
   if asked := {"-h", "--help", "--help-all"}.intersection(arguments):
-    print(option_help.help_of(kind, default, program, description, "--help-all" in asked), end="")
+    print(
+      option_help.help_of(kind, default, called(program), description, "--help-all" in asked),
+      end="",
+    )
     raise SystemExit(0)
   complaint = io.StringIO()
   try:
@@ -53,16 +65,37 @@ def parse(
       return tyro.cli(
         kind,
         args=list(arguments),
-        prog=f"python -m {program}",
+        prog=called(program),
         description=description,
         default=tyro.MISSING_NONPROP if default is None else default,
       )
   except SystemExit:
-    words = re.sub(FRAME, " ", complaint.getvalue())
-    said = re.sub(r"For full helptext.*", "", " ".join(words.split())).strip()
-    raise InputError(
-      re.sub(rf"(?i)^(?:{HEADINGS})", "", said) + f" (see python -m {program} --help-all)"
-    ) from None
+    said = told(complaint.getvalue())
+    raise InputError(f"{said} (see {called(program)} --help-all)") from None
+
+
+def told(complaint: str) -> str:
+  """A complaint of tyro's in one line."""
+  words = re.sub(FRAME, " ", complaint)
+  said = re.sub(r"For full helptext.*", "", " ".join(words.split())).strip()
+  said = re.sub(rf"(?i)^(?:{HEADINGS})", "", said)
+  if unknown := re.search(r"Unrecognized options: (.*)", said):
+    given, *meant = re.split(r" (?:Perhaps you meant:|Arguments similar to \S+:) ", unknown[1])
+    named = re.split(r",? ", given)
+    # A word behind an unknown option is its value.
+    names = [word for word in named if word.startswith("-")] or named
+    hint = f"; did you mean {' or '.join(text.split()[0] for text in meant)}?" if meant else ""
+    return f"{', '.join(names)}: no such option{hint}"
+  if missing := re.search(r"Missing from [^:]*: (.*)", said):
+    return f"{', '.join(re.findall(r'--[^ ]+(?= [A-Z{])', missing[1]))}: must be given"
+  for pattern, clearer in CLEARER.items():
+    said = re.sub(pattern, clearer, said)
+  return said
+
+
+def called(program: str) -> str:
+  """What a program was called by: sapt-jax NAME, or python -m with its module."""
+  return sys.argv[0] if sys.argv[0].startswith("sapt-jax ") else f"python -m {program}"
 
 
 def summary(docstring: str | None) -> str:

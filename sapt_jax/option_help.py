@@ -45,14 +45,15 @@ def help_of(kind: type, default: Any, program: str, about: str, whole: bool) -> 
 
   Args:
     default: an object of the class, whose values are the defaults; None: its own.
+    program: what it was called by.
     about: what the program does.
     whole: all options, whatever is most used.
   """
   most_used: tuple[str, ...] = () if whole else getattr(kind, "MOST_USED", ())
-  parser = argparse.ArgumentParser(f"python -m {program}", add_help=False)
+  parser = argparse.ArgumentParser(program, add_help=False)
   options = list(options_of(kind, default))
   given = "".join(f" {option.value} ..." for option in options if option.positional)
-  parser.description, parser.usage = about, f"python -m {program}{given} [OPTIONS]"
+  parser.description, parser.usage = about, f"{program}{given} [OPTIONS]"
   parser.formatter_class = lambda prog: argparse.HelpFormatter(
     prog, max_help_position=34, width=min(100, shutil.get_terminal_size().columns)
   )

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from sapt_jax import export, join, option_help, train
+from sapt_jax import export, join, option_help, predict, train
+from sapt_jax.errors import InputError
 from sapt_jax.plan import __main__ as plan_program
 
 
@@ -55,3 +56,30 @@ def test_help_is_two_screens_and_says_where_the_rest_is(capsys, monkeypatch):
 def test_each_program_says_what_must_be_given(program, capsys, monkeypatch):
   text = printed(program, ["-h"], capsys, monkeypatch)
   assert ("(must be given)" in " ".join(text.split())) == (program is not plan_program)
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    ("--fit.stepz 3", "--fit.stepz: no such option; did you mean --fit.steps?"),
+    (
+      "--fit.stepz 3 --fit.rat=3 --fit.batchsize 4",
+      "--fit.stepz, --fit.rat=3, --fit.batchsize: no such option; did you mean --fit.batch-size or "
+      "--fit.steps?",
+    ),
+    ("fitsteps", "fitsteps: no such option"),
+    ("--fit.steps 1.5", "--fit.steps '1.5': is not a whole number"),
+    ("--fit.learning-rate much", "--fit.learning-rate 'much': is not a number"),
+    ("--fit.steps", "--fit.steps: needs a value"),
+    ("--fit.decay lin", "--fit.decay 'lin': is none of 'none', 'linear', 'cosine'"),
+  ],
+)
+def test_what_does_not_fit_is_named_in_few_words(options, said):
+  with pytest.raises(InputError) as error:
+    train.options(options.split())
+  assert str(error.value) == f"{said} (see python -m sapt_jax.train --help-all)"
+
+
+def test_what_must_be_given_is_named():
+  with pytest.raises(InputError, match=r"^--input, --output: must be given \(see"):
+    predict.main(["--run", "x"])

@@ -25,7 +25,11 @@ WRONG = {
   "wrong value": ("--fit.batch-size 0", None, ["fit.batch_size 0"]),
   "wrong choice": ("--method.name magic", None, ["magic", "sequential"]),
   # tyro writes a heading over each; it is not part of the line.
-  "wrong place": ("--pet.targets q_proj", None, ["error: invalid choice 'q_proj'", "'gate'"]),
+  "wrong place": (
+    "--pet.targets q_proj",
+    None,
+    ["error: --pet.targets 'q_proj': is none of", "'gate'"],
+  ),
   "wrong share": ("--pet.dropout 1.5", None, ["error: pet.dropout 1.5: must be in [0, 1)"]),
   "unknown task": ("--stream.tasks task009", None, ["task009", "task001_colour"]),
   "empty task file": ("", ("train.json", ""), ["train.json"]),
