@@ -35,9 +35,6 @@ ACCUMULATION = {"t5-xxl": 2}
 FORMS = ("none", "full", "unrolled")  # of the step, besides the usual one
 TOP_K = 16  # blocks that an input uses of a pool of hundreds
 NEW = 50  # tokens of an answer
-# XLA joins products that have an operand in common, and to that end copies their other operands
-# beside each other. Whether that pays is for the device to say.
-UNJOINED: dict[str, Any] = {"xla_gpu_dot_merger_threshold_mb": 0}
 ANSWERED = {"t5-large": 128, "llama": 32}  # rows
 
 
@@ -271,16 +268,10 @@ def answers(figures: Figures, _: Path | None) -> None:
   figures.add("floor of a token", floor, "ms, to read weights and cache")
   add_peak(figures)
   add_kernels_of(figures, partial(waited, answer, **given), 1)
-  # What a run does on a CPU alone, the second: it may pay here as it does there.
-  apart = make(apart=True)
-  for form, by, options in (
-    ("products not joined", answerer, UNJOINED),
-    ("layers apart", apart, None),
-    ("layers apart, products not joined", apart, UNJOINED),
-  ):
-    lowered = by.answer_batch.lower(max_new=NEW, choose=by.choose, **given)
-    seconds = median_s(partial(waited, lowered.compile(options), **given), 1, 4)
-    figures.add(f"tokens, {form}", s.batch * NEW / seconds, "tokens/s")
+  stacked = make(apart=False)
+  answer = stacked.answer_batch.lower(max_new=NEW, choose=stacked.choose, **given).compile()
+  seconds = median_s(partial(waited, answer, **given), 1, 4)
+  figures.add("layers stacked: tokens", s.batch * NEW / seconds, "tokens/s")
 
 
 def read_of_a_token(params: Any, s: sizes.Sizes, llama: bool) -> float:

@@ -166,19 +166,14 @@ def random_batch(s: sizes.Sizes, task: int) -> Batch:
   return Batch(source, there[0], target, there[1], jnp.full(s.batch, task, jnp.int32))
 
 
-def step_of(
-  p: Prepared, fit: config.Fit, options: jax.stages.CompilerOptions | None = None
-) -> tuple[Callable[[], None], float, jax.stages.Compiled]:
+def step_of(p: Prepared, fit: config.Fit) -> tuple[Callable[[], None], float, jax.stages.Compiled]:
   """A call that takes the next training step and waits for it, the seconds that compiling it took,
   and the program.
-
-  Args:
-    options: of the compiler.
   """
   trainer = Trainer(p.backbone, p.method, fit, p.batcher, p.mesh)
   state = trainer.start(p.learned, steps=1)
   began = time.perf_counter()
-  step = trainer.step.lower(state, p.backbone.params, p.learned, p.batch).compile(options)
+  step = trainer.step.lower(state, p.backbone.params, p.learned, p.batch).compile()
   compile_s = time.perf_counter() - began
 
   def call() -> None:
