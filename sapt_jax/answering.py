@@ -14,7 +14,7 @@ from sapt_jax import config, learner, saved_options
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Row
 from sapt_jax.errors import InputError
-from sapt_jax.snapshots import finished_snapshots, sound_snapshots
+from sapt_jax.snapshots import finished_snapshots, sound_snapshots, unbroken
 from sapt_jax.text_files import read_object
 from sapt_jax.training import checkpoint
 
@@ -101,8 +101,7 @@ class Answering:
       raise InputError(
         f"{self.run}: another run is there now (its {', '.join(differing) or 'weights'} differ)"
       )
-    if not (snapshots := finished_snapshots(self.run)):
-      raise InputError(f"{self.run}: no finished snapshot")
+    snapshots = unbroken(self.run, finished_snapshots(self.run))
     try:
       new.sizes = sizes_of(checkpoint.read_record(snapshots[-1]))
     except checkpoint.DamagedError as error:

@@ -4,6 +4,7 @@ with an exit code of its own (docs/cluster.md).
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import errno
@@ -16,6 +17,7 @@ import re
 import shutil
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -159,7 +161,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   for stream in (sys.stdout, sys.stderr):  # a terminal may not know all letters
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="backslashreplace")
-  sys.excepthook = print_stray
+  sys.excepthook, sys.unraisablehook = print_stray, interrupt_again
   try:
     main(sys.argv[1:])
     sys.stdout.flush()
@@ -170,7 +172,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   except FailedError as error:
     end(1, f"error: {error}")
   except KeyboardInterrupt:
-    end(130, "stopped: Ctrl-C; nothing was saved")
+    end(130, "stopped: Ctrl-C; what was saved before is there")
   except BrokenPipeError:  # as when the output goes to `head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
@@ -188,6 +190,16 @@ def print_stray(
   """
   if str(error) != "Event loop is closed":
     sys.__excepthook__(kind, error, trace)
+
+
+def interrupt_again(what: sys.UnraisableHookArgs) -> None:
+  """Has Ctrl-C end the program also where Python drops it: in a callback of a library's, such as
+  XLA's when memory is collected.
+  """
+  if what.exc_type is KeyboardInterrupt:
+    threading.Timer(0.01, _thread.interrupt_main).start()  # when this, too, has ended
+  else:
+    sys.__unraisablehook__(what)
 
 
 def end(code: int, message: str) -> NoReturn:

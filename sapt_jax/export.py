@@ -24,6 +24,7 @@ from sapt_jax import cli
 from sapt_jax.config import BackbonePlace
 from sapt_jax.errors import InputError
 from sapt_jax.remote import readable
+from sapt_jax.run_lock import check_not_own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def export(answering: Any, options: ExportOptions) -> str:
 def main(arguments: Sequence[str]) -> None:
   """Parses, restores, writes."""
   options = cli.parse(ExportOptions, arguments, "sapt_jax.export", cli.summary(__doc__))
-  cli.output_folder(options.output)
+  check_not_own("--output", cli.output_folder(options.output))
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
 
   print(export(Answering(readable(options.run), backbone=options.backbone.path), options))

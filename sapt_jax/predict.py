@@ -22,6 +22,7 @@ from sapt_jax import cli
 from sapt_jax.config import BackbonePlace, Mesh
 from sapt_jax.errors import InputError
 from sapt_jax.remote import readable
+from sapt_jax.run_lock import check_not_own
 from sapt_jax.text_files import json_lines, write_lines
 
 
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError(f"--batch-size {options.batch_size}: must not be negative")
   output = pathlib.Path(options.output)
   check_output(output)
+  check_not_own("--output", output)
   if output.resolve() == pathlib.Path(options.input).resolve():
     raise InputError(f"--output {output}: is the file of the questions; name another")
   cli.keep_compiled_programs()
@@ -99,7 +101,7 @@ def check_output(file: pathlib.Path) -> None:
   if file.is_dir():
     raise InputError(f"--output {file}: is a folder; name a file")
   place = file if file.exists() else file.absolute().parent
-  if not place.exists():
+  if place != file and not place.is_dir():
     raise InputError(f"--output {file}: there is no folder {place}; make it first")
   if not os.access(place, os.W_OK):
     raise InputError(f"--output {file}: cannot be written; choose another")
@@ -110,7 +112,14 @@ def write_answers(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
   device line by line.
   """
   if not file.exists() or file.is_file():
-    write_lines(file.resolve(), rows)
+    whole = file.resolve()
+    own = whole.with_name(f"{whole.name}.{os.getpid()}")  # another program may write there too
+    try:
+      write_lines(own, rows)
+      own.replace(whole)
+    finally:
+      for left in (own, own.with_name(own.name + ".draft")):
+        left.unlink(missing_ok=True)
     return
   with file.open("w", encoding="utf-8") as out:
     out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

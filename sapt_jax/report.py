@@ -27,6 +27,7 @@ from sapt_jax import cli
 from sapt_jax.errors import InputError
 from sapt_jax.paired import HEADING, pairs_of
 from sapt_jax.remote import readable
+from sapt_jax.run_lock import check_not_own
 from sapt_jax.run_story import read_scores, story
 
 FIGURES = ("AP", "F.Ra", "BWT", "FWT")
@@ -249,6 +250,7 @@ def main(arguments: Sequence[str]) -> None:
         "be compared; make a report of each"
       )
   output = cli.output_folder(options.output)
+  check_not_own("--output", output)
   if (output / "config.json").exists():
     raise InputError(f"--output {output}: is the folder of a run; name one for the report alone")
   from sapt_jax import plots  # here, so that --help and wrong input answer at once

@@ -39,7 +39,7 @@ from sapt_jax.remote import Mirror
 from sapt_jax.run_identity import asked, check_begun, tasks_of
 from sapt_jax.run_lock import recover, take_lock
 from sapt_jax.run_log import RunLog
-from sapt_jax.snapshots import finished_snapshots, number_of
+from sapt_jax.snapshots import check_files, finished_snapshots, number_of
 from sapt_jax.text_files import read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
 
@@ -324,15 +324,7 @@ class RunFolder:
           checkpoint.verify(folder)
       except checkpoint.DamagedError as error:
         print(f"warning: {error}; --from-task {index + 2} cannot begin there", file=sys.stderr)
-    for number, record in enumerate(records, 1):
-      for name, digest in record.get("files", {}).items():
-        file = self.path / name
-        if not file.is_file() or checkpoint.sha256(file) != digest:
-          what = "changed since it was written" if file.is_file() else "missing"
-          raise InputError(
-            f"{file}: {what}; put it back, or learn from task {number} on again: "
-            f"--from-task {number}"
-          )
+    check_files(self.path, records)
 
   def _sound(self, tasks: list[str]) -> int:
     """How many tasks the newest sound snapshot stands for."""

@@ -15,9 +15,25 @@ from sapt_jax.errors import InputError
 
 # What a run leaves in its folder; the rest is the user's.
 OWN = (
-  *("config.json", "metrics.jsonl", "scores.json", "predictions.jsonl", "errors*.log", "*lock"),
-  *("mixture_*.png", "snapshots", "predictions", "pseudo_*", "progress", "single"),
+  *("config.json", "metrics.jsonl", "metrics.seal.*", "scores.json", "predictions.jsonl"),
+  *("errors*.log", "*lock", "mixture_*.png", "snapshots", "predictions", "pseudo_*"),
+  *("progress", "single"),
 )
+
+
+def check_not_own(option: str, path: pathlib.Path) -> None:
+  """Whether a program may write there: not over what a run has left in its folder.
+
+  Raises:
+    InputError: it may not.
+  """
+  whole = path.resolve()
+  for run in whole.parents:
+    first = pathlib.PurePath(whole.relative_to(run).parts[0])
+    if (run / "config.json").is_file() and (run / "snapshots").is_dir():
+      if any(map(first.match, OWN)):
+        raise InputError(f"{option} {path}: {first} belongs to the run in {run}; choose another")
+      return
 
 
 def take_lock(lock: TextIO, folder: pathlib.Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from sapt_jax.errors import InputError
 from sapt_jax.training import checkpoint
@@ -29,14 +31,48 @@ def sound_snapshots(run: pathlib.Path) -> list[pathlib.Path]:
   damaged ones are named on stderr.
 
   Raises:
-    InputError: there is none.
+    InputError: see unbroken.
   """
   finished = finished_snapshots(run)
   while finished:
     try:
       checkpoint.verify(finished[-1])
-      return finished
+      return unbroken(run, finished)
     except checkpoint.DamagedError as error:
       print(f"warning: {error}; going back to the snapshot before", file=sys.stderr)
       finished.pop()
-  raise InputError(f"{run}: no finished snapshot; the run has not learned a task yet")
+  return unbroken(run, finished)
+
+
+def unbroken(run: pathlib.Path, finished: list[pathlib.Path]) -> list[pathlib.Path]:
+  """The finished snapshots of a run, if those of all tasks before the last one are there: a task's
+  place among them is its block's place in the pool.
+
+  Raises:
+    InputError: there is none, or one is missing.
+  """
+  if not finished:
+    raise InputError(f"{run}: no finished snapshot; the run has not learned a task yet")
+  there = [number_of(folder) for folder in finished]
+  if missing := sorted(set(range(there[-1])).difference(there)):
+    raise InputError(
+      f"{run / 'snapshots'}: that of task {missing[0] + 1} is missing or has no manifest, though "
+      "later ones are there; put it back, or have the run's command learn from there again"
+    )
+  return finished
+
+
+def check_files(run: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
+  """Whether the files that tasks left beside their snapshots are as they were left.
+
+  Raises:
+    InputError: one is not.
+  """
+  for number, record in enumerate(records, 1):
+    for name, digest in record.get("files", {}).items():
+      file = run / name
+      if not file.is_file() or checkpoint.sha256(file) != digest:
+        what = "changed since it was written" if file.is_file() else "missing"
+        raise InputError(
+          f"{file}: {what}; put it back, or learn from task {number} on again: --from-task {number}"
+        )

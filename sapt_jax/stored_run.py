@@ -28,7 +28,7 @@ from sapt_jax.run_folder import RunFolder
 from sapt_jax.run_identity import BY_TASK, check_begun, tasks_of
 from sapt_jax.run_inputs import read_inputs
 from sapt_jax.scoring import metric_of
-from sapt_jax.snapshots import finished_snapshots, sound_snapshots
+from sapt_jax.snapshots import check_files, finished_snapshots, sound_snapshots
 from sapt_jax.text_files import json_lines, read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
 
@@ -145,6 +145,7 @@ def read_run(path: pathlib.Path, called: str) -> StoredRun:
       f"{called}: {', '.join(missing)} not learned yet; finish the run first, with the command "
       "that began it, or leave what is not learned out of its --stream.tasks"
     )
+  check_files(path, records)
   folder = RunFolder(path, config, {})
   kinds = sorted(
     {pathlib.PurePath(name).parts[0] for one in records for name in one.get("files", ())}
@@ -153,7 +154,7 @@ def read_run(path: pathlib.Path, called: str) -> StoredRun:
     kind: [_rows(folder.lines_of(kind, index, name)) for index, name in enumerate(names)]
     for kind in kinds
   }
-  log = _rows(path / "metrics.jsonl") or []
+  log = _log(path / "metrics.jsonl")
   file = path / "scores.json"
   single = read_object(file).get("single") if file.is_file() else None
   return StoredRun(values, records, lines, log, method, learned, single)
@@ -185,6 +186,15 @@ def fork(source: str, path: pathlib.Path, remote: bool, config: Config) -> None:
   newest = finished_snapshots(place)[-1] / checkpoint.RECORD
   begun = {"tasks": len(run.names), "record": checkpoint.sha256(newest)}
   dataclasses.replace(run, values=run.values | {"started_from": begun}).write(path)
+
+
+def _log(file: pathlib.Path) -> Rows:
+  rows = []
+  for place, row in json_lines(file) if file.is_file() else ():
+    if not (isinstance(row, dict) and isinstance(row.get("index"), int)):
+      raise InputError(f"{place}: no line that a run has logged; take it out")
+    rows.append(row)
+  return rows
 
 
 def _rows(file: pathlib.Path) -> Rows | None:

@@ -63,3 +63,31 @@ def test_what_is_saved_anew_stays_until_the_new_one_is_written(tmp_path, monkeyp
   assert checkpoint.load(tmp_path / "s", TREE)[1] == {"step": 1}
   checkpoint.save(tmp_path / "s", TREE, {"step": 3})
   assert checkpoint.load(tmp_path / "s", TREE)[1] == {"step": 3}
+
+
+def test_pruning_that_is_killed_leaves_all_arrays_or_none(tmp_path, monkeypatch):
+  checkpoint.save(tmp_path / "s", TREE, {"step": 1})
+  real = checkpoint.shutil.rmtree
+  with monkeypatch.context() as patched:
+
+    def killed(folder, **given):
+      if folder.exists():
+        real(folder / "state", ignore_errors=True)
+        raise KeyboardInterrupt
+
+    patched.setattr(checkpoint.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+      checkpoint.prune(tmp_path / "s")
+  assert not checkpoint.has_arrays(tmp_path / "s")
+  assert checkpoint.read_record(tmp_path / "s") == {"step": 1}
+  checkpoint.verify(tmp_path / "s")
+  checkpoint.settle(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_what_an_older_version_has_half_pruned_has_no_arrays(tmp_path):
+  checkpoint.save(tmp_path / "s", TREE, {"step": 1})
+  assert checkpoint.has_arrays(tmp_path / "s")
+  sealed = {checkpoint.RECORD: checkpoint.sha256(tmp_path / "s" / checkpoint.RECORD)}
+  checkpoint.write_json(tmp_path / "s" / checkpoint.MANIFEST, sealed)
+  assert not checkpoint.has_arrays(tmp_path / "s")

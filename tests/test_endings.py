@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import tiny
@@ -35,7 +36,7 @@ def raising(error):
     (InputError("a: 1\n is wrong"), 2, "error: a: 1 is wrong\n"),
     (Stopped("as asked"), 75, "stopped: as asked; the same command continues this run\n"),
     (FailedError("run: what"), 1, "error: run: what\n"),
-    (KeyboardInterrupt(), 130, "stopped: Ctrl-C; nothing was saved\n"),
+    (KeyboardInterrupt(), 130, "stopped: Ctrl-C; what was saved before is there\n"),
     (
       OSError(36, "File name too long", "/" + "x" * 300),
       2,
@@ -45,6 +46,20 @@ def raising(error):
 )
 def test_each_ending_has_its_code_and_one_line(error, code, line, monkeypatch, capsys):
   assert ending(raising(error), monkeypatch, capsys) == (code, line)
+
+
+def test_an_interrupt_that_a_callback_drops_comes_again(monkeypatch, capsys):
+  class Dropping:
+    def __del__(self):
+      raise KeyboardInterrupt
+
+  def main(_):
+    Dropping()
+    time.sleep(5)
+
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+  expected = (130, "stopped: Ctrl-C; what was saved before is there\n")
+  assert ending(main, monkeypatch, capsys) == expected
 
 
 def test_what_nobody_expected_is_one_line_and_a_file_with_the_traceback(

@@ -94,14 +94,39 @@ def test_a_forgotten_tasks_name_leaves_the_command_and_another_that_it_begins_wi
   assert cut == "train --stream.tasks a abc --stream.fit a:steps=4 --output ab"
 
 
-def test_a_run_that_has_forgotten_goes_on(of_sapt, world, tmp_path):
+def test_a_run_that_has_forgotten_goes_on(of_sapt, world, tmp_path, capsys):
   folder = shutil.copytree(of_sapt, tmp_path / "run")
   method = ["--method.name", scores(of_sapt)["method"], "--output", str(folder)]
   forget.main(["--run", str(folder), "--task", NAMES[0]])
+  capsys.readouterr()
   train.main([*world, *method, "--stream.tasks", *NAMES[1:3]])
+  assert "warning" not in capsys.readouterr().err  # the log fits its seal
   assert scores(folder)["tasks"] == NAMES[1:3]
   train.main([*world, *method, "--stream.tasks", *NAMES[1:3], NAMES[3]])
   assert scores(folder)["tasks"] == NAMES[1:4]
+
+
+@pytest.mark.parametrize("name", ["predictions", "pseudo_inputs"])
+@pytest.mark.parametrize("content", [None, b"{}\n"], ids=["missing", "another"])
+def test_what_another_task_has_left_is_looked_at_before_one_is_forgotten(
+  name, content, of_sapt, tmp_path, monkeypatch, capsys
+):
+  folder = shutil.copytree(of_sapt, tmp_path / "run")
+  file = sorted((folder / name).iterdir())[1]
+  file.unlink()
+  if content:
+    file.write_bytes(content)
+  code, line = tiny.run_program(forget, ["--run", folder, "--task", NAMES[0]], monkeypatch, capsys)
+  assert (code, str(file) in line) == (2, True)
+  assert snapshots(folder)[0].name.endswith(NAMES[0])
+
+
+def test_a_line_of_the_log_that_is_none_is_named(of_sapt, tmp_path, monkeypatch, capsys):
+  folder = shutil.copytree(of_sapt, tmp_path / "run")
+  (folder / "metrics.jsonl").write_text('[{"a": 1}]\n')
+  arguments = ["--run", folder, "--task", NAMES[0]]
+  code, line = tiny.run_program(forget, arguments, monkeypatch, capsys)
+  assert (code, "metrics.jsonl:1: no line that a run has logged" in line) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,35 @@ def test_predict_goes_back_to_the_snapshot_before_a_damaged_one(finished, tmp_pa
   assert str(harmed) in capsys.readouterr().err
 
 
+def test_a_snapshot_that_is_missing_is_named_and_shifts_no_block(finished, tmp_path):
+  run = shutil.copytree(finished, tmp_path / "run")
+  answering = Answering(run)
+  (min((run / "snapshots").iterdir()) / checkpoint.MANIFEST).unlink()
+  for reads in (lambda: Answering(run), answering.renewed):
+    with pytest.raises(InputError, match=r"snapshots: that of task 1 is missing"):
+      reads()
+
+
+@pytest.mark.parametrize(
+  ("program", "name"),
+  [
+    *((predict, name) for name in ("config.json", "predictions.jsonl", "snapshots/x")),
+    *((program, name) for program in (export, report) for name in ("snapshots/x", "predictions")),
+  ],
+)
+def test_nothing_is_written_over_what_a_run_has_left(
+  program, name, finished, tmp_path, monkeypatch, capsys
+):
+  (tmp_path / "q.jsonl").write_text('{"input": "a"}\n')
+  arguments = {
+    predict: ["--run", finished, "--input", tmp_path / "q.jsonl"],
+    export: ["--run", finished, "--what", "pool"],
+    report: [finished],
+  }[program] + ["--output", shutil.copytree(finished, tmp_path / "run") / name]
+  code, line = tiny.run_program(program, arguments, monkeypatch, capsys)
+  assert (code, f"{name.split('/')[0]} belongs to the run in" in line) == (2, True)
+
+
 def test_predict_refuses_what_is_no_run_or_no_question(finished, tmp_path, monkeypatch, capsys):
   (tmp_path / "q.jsonl").write_text('{"input": "a"}\n{"inptu": "b"}\n')
 

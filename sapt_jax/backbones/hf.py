@@ -183,7 +183,7 @@ def _checked(values: Any, where: str, least: int = 1) -> Any:
   for field in dataclasses.fields(values):
     value = getattr(values, field.name)
     smallest = 0 if field.name.endswith("_id") else least
-    if field.type == "int" and (type(value) is not int or value < smallest):
+    if field.type == "int" and (type(value) is not int or not smallest <= value < 2**31):
       raise InputError(f"{where}: {field.name} would be {value!r}, which is no size")
     number = isinstance(value, int | float) and abs(value) <= float(np.finfo(np.float32).max)
     if field.type == "float" and (isinstance(value, bool) or not number):

@@ -202,14 +202,26 @@ def save_record(folder: pathlib.Path, record: dict[str, Any]) -> None:
 
 
 def prune(folder: pathlib.Path) -> None:
-  """Removes the arrays of a saved folder; its record stays."""
+  """Removes the arrays of a saved folder; its record stays. Killed at any moment, it leaves all of
+  them or none.
+  """
+  aside = folder.with_name(folder.name + ".before")  # which `settle` removes
+  shutil.rmtree(aside, ignore_errors=True)
+  (folder / TREE).rename(aside)
   write_json(folder / MANIFEST, {RECORD: sha256(folder / RECORD)})
-  shutil.rmtree(folder / TREE)
+  shutil.rmtree(aside)
 
 
 def has_arrays(folder: pathlib.Path) -> bool:
-  """Whether this is a finished folder that has not been pruned."""
-  return is_finished(folder) and (folder / TREE).is_dir()
+  """Whether this is a finished folder that has not been pruned, by its manifest too: a kill in an
+  older version's pruning left some of the arrays.
+  """
+  if not is_finished(folder) or not (folder / TREE).is_dir():
+    return False
+  try:
+    return any(name.startswith(f"{TREE}/") for name in _read(folder / MANIFEST))
+  except DamagedError:
+    return True  # `verify` says what is wrong
 
 
 def is_finished(folder: pathlib.Path) -> bool:
