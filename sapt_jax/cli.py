@@ -4,7 +4,6 @@ with an exit code of its own (docs/cluster.md).
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import contextlib
 import errno
@@ -15,6 +14,7 @@ import pathlib
 import platform
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -197,7 +197,8 @@ def interrupt_again(what: sys.UnraisableHookArgs) -> None:
   XLA's when memory is collected.
   """
   if what.exc_type is KeyboardInterrupt:
-    threading.Timer(0.01, _thread.interrupt_main).start()  # when this, too, has ended
+    # When this, too, has ended; a signal also ends a wait.
+    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
   else:
     sys.__unraisablehook__(what)
 

@@ -55,7 +55,7 @@ def test_an_interrupt_that_a_callback_drops_comes_again(monkeypatch, capsys):
 
   def main(_):
     Dropping()
-    time.sleep(5)
+    time.sleep(60)
 
   monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
   expected = (130, "stopped: Ctrl-C; what was saved before is there\n")

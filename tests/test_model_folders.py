@@ -159,6 +159,8 @@ def check_logits(model, tmp_path, torch):
   ("kind", "change", "message"),
   [
     (tiny.T5, {"layer_norm_epsilon": 2**70 * 10**20}, "epsilon would be .*, which is no number"),
+    (tiny.T5, {"layer_norm_epsilon": -1.0}, "epsilon would be -1.0, which is below 0"),
+    (tiny.T5, {"d_ff": 10**30}, "mlp.* would be 10*, which is no size"),
     (tiny.T5, {"layer_norm_epsilon": None}, "epsilon would be None, which is no number"),
     (tiny.T5, {"tie_word_embeddings": "yes"}, "tied_head would be 'yes', which is not true or"),
     (tiny.LLAMA, {"rms_norm_eps": "small"}, "epsilon would be 'small', which is no number"),

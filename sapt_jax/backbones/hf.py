@@ -188,6 +188,8 @@ def _checked(values: Any, where: str, least: int = 1) -> Any:
     number = isinstance(value, int | float) and abs(value) <= float(np.finfo(np.float32).max)
     if field.type == "float" and (isinstance(value, bool) or not number):
       raise InputError(f"{where}: {field.name} would be {value!r}, which is no number")
+    if field.name == "epsilon" and value < 0:  # it stands under a root
+      raise InputError(f"{where}: {field.name} would be {value!r}, which is below 0")
     if field.type == "float":
       floats[field.name] = float(value)
     if field.type == "bool" and type(value) is not bool:
