@@ -352,6 +352,7 @@ def cases(
   done = {row["case"]: row for row in known if row["kind"] == kind}
   for number in range(count):
     if number not in done:
+      shutil.rmtree(file.with_name(f"{kind.rstrip('s')}{number}"), ignore_errors=True)  # cut off
       done[number] = {"kind": kind, "case": number} | try_one(number)
       with file.open("a", encoding="utf-8") as out:
         out.write(json.dumps(done[number]) + "\n")
