@@ -11,7 +11,7 @@ import tiny
 
 from sapt_jax import train
 from sapt_jax.run_log import RunLog
-from sapt_jax.snapshots import sound_snapshots
+from sapt_jax.snapshots import finished_snapshots
 from sapt_jax.training import checkpoint, fit
 from tests.runs import assert_same_run, killed_after, scores, snapshots
 
@@ -97,7 +97,7 @@ def test_a_log_or_its_seal_that_was_harmed_is_named_whatever_the_line(
 def test_the_hundredth_snapshot_comes_after_the_ninety_ninth(tmp_path):
   for index in (11, 99, 100, 2):
     checkpoint.save(tmp_path / f"snapshots/{index:02d}_task", {"x": np.zeros(1, np.float32)}, {})
-  assert [int(folder.name.split("_")[0]) for folder in sound_snapshots(tmp_path)] == [
+  assert [int(folder.name.split("_")[0]) for folder in finished_snapshots(tmp_path)] == [
     2,
     11,
     99,
