@@ -86,7 +86,9 @@ def told(complaint: str) -> str:
     named = re.split(r",? ", given)
     # A word behind an unknown option is its value.
     names = [word for word in named if word.startswith("-")] or named
-    hint = f"; did you mean {' or '.join(text.split()[0] for text in meant)}?" if meant else ""
+    hint = (
+      f"; did you mean {' or '.join(sorted(text.split()[0] for text in meant))}?" if meant else ""
+    )
     return f"{', '.join(names)}: no such option{hint}"
   if missing := re.search(r"Missing from [^:]*: (.*)", said):
     return f"{', '.join(re.findall(r'--[^ ]+(?= [A-Z{])', missing[1]))}: must be given"
