@@ -31,7 +31,7 @@ MODELS = {
   "t5-xxl": sizes.Sizes(32, 512, 64, 4096, 10240, 64, 24, 64),
   "llama": sizes.Sizes(8, 960, 64, 4096, 11008, 128, 32, 32, 32000),
 }
-ACCUMULATION = {"t5-xxl": 2}
+ACCUMULATION = {"t5-xxl 15": 2, "t5-xxl 15 none": 4}
 FORMS = ("none", "full", "unrolled")  # of the step, besides the usual one
 TOP_K = 16  # blocks that an input uses of a pool of hundreds
 NEW = 50  # tokens of an answer
@@ -191,9 +191,8 @@ def steps(figures: Figures, _: Path | None) -> None:
     rows = [Row(source.tolist(), target.tolist(), int(tasks) - 1) for source, target in pairs]
     p = dataclasses.replace(p, batch=p.batcher.collate(rows, joined=True))
   figures.add("attention", p.backbone.config.attention)
-  fit = config.Fit(
-    batch_size=s.batch, accumulation=1 if figures.tiny else ACCUMULATION.get(name, 1)
-  )
+  parts = 1 if figures.tiny else ACCUMULATION.get(figures.part, 1)
+  fit = config.Fit(batch_size=s.batch, accumulation=parts)
   call, compile_s, program = step_cost.step_of(p, fit)
   figures.add("compiled in", compile_s, "s")
   figures.add("planned", memory_of(program)["peak"] / 2**30, "GiB")
@@ -313,7 +312,8 @@ PARTS: dict[str, Callable[[Figures, Path | None], None]] = {
   "goldens": goldens,
   "attention": attention,
   **dict.fromkeys(("t5-large 1", "t5-large 15", "t5-large 256", "t5-xxl 15", "llama 15"), steps),
-  **dict.fromkeys((f"t5-large 15 {form}" for form in FORMS), steps),
+  **dict.fromkeys((f"t5-large {blocks} {form}" for blocks in (1, 15) for form in FORMS), steps),
+  "t5-xxl 15 none": steps,
   **dict.fromkeys(("peer eager", "peer sdpa", "peer sdpa compiled"), peer),
   **dict.fromkeys(("answers t5-large", "answers llama"), answers),
   "mini": mini,

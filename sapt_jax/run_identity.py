@@ -108,8 +108,7 @@ def check_begun(
   if values.get("numbers", 1) != NUMBERS:
     raise InputError(
       f"{where}: by its config.json begun with an older version of the library, which computed "
-      "other numbers; "
-      "it can be asked and exported, but not gone on with: choose another --output"
+      "other numbers; it can be asked and exported, but not gone on with: choose another --output"
     )
   begun, now = (flat(asked(one, {})) for one in (saved_options.config_from_json(values), config))
   tasks, wanted = tasks_of(values), list(identity.get("tasks", ()))
