@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax.backbones import attention
+from sapt_jax.backbones.attention import backward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,3 +99,40 @@ def add_kernels(
 def off(found: jax.Array, exact: jax.Array) -> float:
   """The norm of the difference over that of the exact array."""
   return float(jnp.linalg.norm((found - exact).ravel()) / jnp.linalg.norm(exact.ravel()))
+
+
+# Tiles of the backward kernels that are tried, in (queries, keys, warps, stages).
+TILES_DQ = [(64, 64, 4, 2), (64, 64, 4, 3), (128, 32, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3)]
+TILES_DKV = [(64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (32, 64, 4, 3), (128, 128, 8, 2)]
+
+
+def add_tiles(add: Callable[[str, Any, str], None], tiny: bool, in_a_row_s: Callable) -> None:
+  """Adds the milliseconds of the two kernels of our backward pass in several tiles."""
+  for name in ("T5-Large", "LLaMA"):
+    rows, heads, length, width = (1, 2, 128, 16) if tiny else FORMS[name].shape
+    *keys, last = jax.random.split(jax.random.key(0), 5)
+    shape = (rows, length, heads, width)
+    q, k, v, dy = (jax.random.normal(key, shape, jnp.bfloat16) * width**-0.25 for key in keys)
+    ends = jnp.arange(1, length + 1) if FORMS[name].causal else jnp.full(length, length)
+    given = backward.Given(
+      *(q, k, v, dy),
+      bias=jax.random.normal(last, (1, heads, length, length), jnp.bfloat16),
+      norm=jnp.full((rows, heads, length), jnp.log(length)),
+      delta=jnp.zeros((rows, heads, length)),
+      start=jnp.zeros((rows, length), jnp.int32),
+      end=jnp.broadcast_to(ends, (rows, length)).astype(jnp.int32),
+      keys=None,
+    )
+    if not FORMS[name].biased:
+      given = given._replace(bias=None)
+    kernels: dict[str, tuple[Callable, list]] = {
+      "dq": (backward.for_queries, TILES_DQ),
+      "dk, dv": (partial(backward.for_keys, causal=FORMS[name].causal), TILES_DKV),
+    }
+    for kernel, (compute, tiles) in kernels.items():
+      for tile in tiles:
+        step = jax.jit(partial(compute, scale=1.0, tile=backward.Tile(*tile)))
+        try:
+          add(f"{name}, {kernel}, {tile}", 1e3 * in_a_row_s(partial(step, given)), "ms")
+        except Exception as error:  # noqa: BLE001 (whatever a compiler refuses is a finding)
+          add(f"{name}, {kernel}, {tile}: refused", f"{type(error).__name__}: {error!s:.120}", "")

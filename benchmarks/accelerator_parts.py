@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sizes
-from accelerator_attention import add_kernels
+from accelerator_attention import add_kernels, add_tiles
 from accelerator_profile import add_kernels_of
 
 if TYPE_CHECKING:
@@ -112,6 +113,11 @@ def facts(figures: Figures, _: Path | None) -> None:
   figures.add("copy", 2e-12 * x.nbytes / seconds, "TB/s read and written")
 
 
+def tiles(figures: Figures, _: Path | None) -> None:
+  """The backward kernels of attention in several tiles."""
+  add_tiles(figures.add, figures.tiny, lambda call: median_s(lambda: in_a_row(call)) / IN_A_ROW)
+
+
 def in_a_row(call: Callable[[], Any]) -> None:
   """IN_A_ROW calls without a wait between them, so that the device never waits for the host; a
   card that rests is also slow at first.
@@ -125,6 +131,9 @@ def in_a_row(call: Callable[[], Any]) -> None:
 
 def goldens(figures: Figures, folder: Path | None) -> None:
   """Every array of the public code's goldens."""
+  # No kernel is tried against others: the programs are many, small and run once.
+  untried = "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false"
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {untried}"
   import jax
   from parity import compare_all, load_golden
 
@@ -311,6 +320,7 @@ PARTS: dict[str, Callable[[Figures, Path | None], None]] = {
   "facts": facts,
   "goldens": goldens,
   "attention": attention,
+  "tiles": tiles,
   **dict.fromkeys(("t5-large 1", "t5-large 15", "t5-large 256", "t5-xxl 15", "llama 15"), steps),
   **dict.fromkeys((f"t5-large {blocks} {form}" for blocks in (1, 15) for form in FORMS), steps),
   "t5-xxl 15 none": steps,

@@ -43,7 +43,8 @@ from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Batch, Batcher
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned, Setting, Study
-from sapt_jax.methods.sapt import Sapt, SaptOptions
+from sapt_jax.methods.sapt import Sapt, SaptLearned, SaptOptions
+from sapt_jax.pet import blocks
 from sapt_jax.training.fit import Trainer
 
 
@@ -78,11 +79,6 @@ def random_backbone(
   return hf.Backbone(model, params, pathlib.Path(), raw)
 
 
-def blurred(rng: jax.Array, x: jax.Array) -> jax.Array:
-  """The array with normal noise of standard deviation 0.02."""
-  return x + 0.02 * jax.random.normal(rng, x.shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class RandomTask:
   """What SAPT asks for of a task: pooled embeddings of its inputs, and of its pseudo inputs.
@@ -102,22 +98,41 @@ class RandomTask:
     return self.pooled
 
 
-def filled(method: Sapt, tasks: int) -> Learned:
-  """What the method holds while it learns the last of `tasks` tasks:
-  random blocks, every earlier task remembered.
+def filled(method: Sapt, tasks: int) -> SaptLearned:
+  """What the method holds while it learns the last of `tasks` tasks: random blocks, every earlier
+  task remembered. They are drawn all at once: task by task, a pool of hundreds of blocks would be
+  copied hundreds of times.
   """
-  learned = method.start(jax.random.key(0))
-  for index in range(tasks):
-    rng = jax.random.key(index + 1)
-    pooled = jax.random.normal(rng, (method.setting.memory_inputs, method.setting.width))
-    study = cast(Study, RandomTask(pooled))
-    learned = method.begin(learned, rng, study)
-    trainable = method.trainable(learned)
-    block = jax.tree.map(partial(blurred, rng), trainable["block"])
-    learned = method.merge(learned, trainable | {"block": block})
-    if index + 1 < tasks:
-      learned = method.remember(learned, study)
-  return learned
+  setting, rngs = method.setting, iter(jax.random.split(jax.random.key(0), 1000))
+  earlier = jnp.arange(setting.capacity) < tasks - 1
+
+  def of_earlier(x: jax.Array, axis: int = 0) -> jax.Array:
+    """x with random numbers in the slots of earlier tasks."""
+    there = earlier.reshape(-1, *[1] * (x.ndim - axis - 1))
+    return x + 0.02 * there * jax.random.normal(next(rngs), x.shape)
+
+  learned = method.start(next(rngs))
+  memory = learned.memory
+  learned = learned.replace(
+    count=jnp.asarray(tasks - 1, jnp.int32),
+    blocks=jax.tree_util.tree_map_with_path(
+      lambda path, x: of_earlier(x, blocks.task_axis(path)), learned.blocks
+    ),
+    keys=of_earlier(learned.keys),
+    memory=memory.replace(
+      pooled=of_earlier(memory.pooled),
+      valid=memory.valid | earlier[:, None],
+      target=earlier[:, None] * jnp.eye(setting.capacity),
+    ),
+  )
+  pooled = jax.random.normal(next(rngs), (setting.memory_inputs, setting.width))
+  learned = method.begin(learned, next(rngs), cast(Study, RandomTask(pooled)))
+  # A new block adds nothing: its second half is zeros.
+  trainable = method.trainable(learned)
+  block = jax.tree.map(
+    lambda x: x + 0.02 * jax.random.normal(next(rngs), x.shape), trainable["block"]
+  )
+  return method.merge(learned, trainable | {"block": block})
 
 
 def prepare(

@@ -47,7 +47,7 @@ def test_what_is_asked_for_wrongly_is_named(tmp_path):
       accelerator.main(["--output", str(tmp_path), *more])
 
 
-@pytest.mark.parametrize("part", ["attention", "llama 15", "answers t5-large"])
+@pytest.mark.parametrize("part", ["attention", "tiles", "llama 15", "answers t5-large"])
 def test_a_part_measures_what_it_says(part, tmp_path, monkeypatch):
   monkeypatch.setattr(accelerator_parts, "NEW", 4)
   figures = Figures(tmp_path, "facts")
@@ -60,6 +60,8 @@ def test_a_part_measures_what_it_says(part, tmp_path, monkeypatch):
   if part == "attention":
     assert all(found[f"{form}, xla: off"] < 0.02 for form in ("T5-Large", "LLaMA, left"))
     assert "NVIDIA" in found["LLaMA, cudnn: refused"]
+  elif part == "tiles":
+    assert "interpret" in found["LLaMA, dq, (128, 32, 4, 3): refused"]
   elif part == "llama 15":
     assert found["share"] == pytest.approx(found["model"] / 2)
     assert found["model"] == pytest.approx(TINY.llama_step_gflops() / found["step"])

@@ -32,6 +32,7 @@ FORMS = {
   "causal, left": ("left", True, None, 40, None),
   "causal, holes": ("any", True, None, 40, None),
   "long": ("left", True, None, 200, None),
+  "tiles of two sizes": ("left", True, None, 128, None),
   "window": ("right", True, 5, 40, None),
   "window, left": ("left", True, 5, 40, None),
   "window, holes": ("any", True, 5, 40, None),

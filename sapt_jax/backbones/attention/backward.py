@@ -13,6 +13,7 @@ of a block.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,27 +48,59 @@ class Given(NamedTuple):
   keys: Any
 
 
-def block_of(length: int) -> int:
-  """Queries or keys that a program holds: 64, or fewer where they divide the length better. A GPU
-  multiplies matrices of 16 rows or more.
+class Tile(NamedTuple):
+  """The part of the scores that a program computes at a time, and how.
+
+  Attributes:
+    queries, keys: M and N.
+    warps: of 32 threads each, that share the work.
+    stages: loads under way at a time.
   """
-  return next((size for size in (64, 32) if length % size == 0), 16 if length <= 16 else 32)
+
+  queries: int
+  keys: int
+  warps: int = 4
+  stages: int = 2
 
 
-def gradients(given: Given, scale: float, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
+def tiles_of(queries: int, keys: int, width: int) -> tuple[Tile, Tile]:
+  """Of the kernel that gives dq, and of the one that gives dk and dv: the fastest of those tried
+  for T5-Large and LLaMA-2-7B on an H100 (docs/accelerators.md).
+  """
+  of_queries = Tile(_rows_of(queries, 128), _rows_of(keys, 32), stages=3)
+  of_keys = Tile(_rows_of(queries, 64), _rows_of(keys, 64), stages=3 if width <= 64 else 2)
+  return of_queries, of_keys
+
+
+def _rows_of(length: int, most: int) -> int:
+  """As many as wanted, or fewer where they divide the length better. A GPU multiplies matrices of
+  16 rows or more.
+  """
+  fitting = (rows for rows in (128, 64, 32) if rows <= most and length % rows == 0)
+  return next(fitting, 16 if length <= 16 else 32)
+
+
+def gradients(
+  given: Given, scale: float, causal: bool, tiles: tuple[Tile, Tile] | None = None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """dq (B, L, H, K), dk and dv (B, S, G, K), in the types of q, k and v.
 
   Args:
     scale: of q k^T.
     causal: a query sees no key behind its own place, which start and end say too.
+    tiles: of the two kernels; None: tiles_of these lengths.
   """
   queries, keys = given.q.shape[1], given.k.shape[1]
-  size = block_of(queries), block_of(keys)
+  of_queries, of_keys = tiles or tiles_of(queries, keys, given.q.shape[-1])
   if given.keys is not None:
     given = given._replace(keys=given.keys.astype(jnp.int32))
-  full = padded(given, -queries % size[0], -keys % size[1])
-  dq = _for_queries(full, scale, size)
-  dk, dv = _for_keys(full, scale, size, causal)
+  full = padded(
+    given,
+    -queries % math.lcm(of_queries.queries, of_keys.queries),
+    -keys % math.lcm(of_queries.keys, of_keys.keys),
+  )
+  dq = for_queries(full, scale, of_queries)
+  dk, dv = for_keys(full, scale, of_keys, causal)
   return dq[:, :queries], dk[:, :keys], dv[:, :keys]
 
 
@@ -128,51 +161,49 @@ def _block(ref: Any, *places: Any) -> Any:
   return None if ref is None else triton.load(ref.at[places])
 
 
-def _queries_kernel(given: Given, scale: float, size: tuple[int, int], *refs: Any) -> None:
+def _queries_kernel(given: Given, scale: float, tile: Tile, *refs: Any) -> None:
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton
 
   of, [dq_ref] = _refs(given, refs)
-  rows, every = pl.ds(pl.program_id(2) * size[0], size[0]), slice(None)
+  rows, every = pl.ds(pl.program_id(2) * tile.queries, tile.queries), slice(None)
   q, dy = _block(of.q, rows, every), _block(of.dy, rows, every)
   q = (q * scale).astype(q.dtype)  # rounded as in the forward pass
   norm, delta = _block(of.norm, rows), _block(of.delta, rows)
   start, end = _block(of.start, rows), _block(of.end, rows)
 
   def body(block: Any, dq: Any) -> Any:
-    columns = pl.ds(block * size[1], size[1])
+    columns = pl.ds(block * tile.keys, tile.keys)
     k, v = _block(of.k, columns, every), _block(of.v, columns, every)
-    seen = _seen(start, end, block * size[1], size[1], _block(of.keys, columns))
+    seen = _seen(start, end, block * tile.keys, tile.keys, _block(of.keys, columns))
     p = _weights(q, k, _block(of.bias, rows, columns), norm, seen)
     ds = p * (_product(dy, v.T) - delta[:, None])
     return dq + _product(ds.astype(k.dtype), k)
 
-  first, last = jnp.min(start) // size[1], pl.cdiv(jnp.max(end), size[1])
+  first, last = jnp.min(start) // tile.keys, pl.cdiv(jnp.max(end), tile.keys)
   dq = jax.lax.fori_loop(first, last, body, jnp.zeros(q.shape, jnp.float32))
   triton.store(dq_ref, (dq * scale).astype(dq_ref.dtype))
 
 
-def _keys_kernel(
-  given: Given, scale: float, size: tuple[int, int], causal: bool, *refs: Any
-) -> None:
+def _keys_kernel(given: Given, scale: float, tile: Tile, causal: bool, *refs: Any) -> None:
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton
 
   of, [dk_ref, dv_ref] = _refs(given, refs)
-  place = pl.program_id(2) * size[1]
-  columns, every = pl.ds(place, size[1]), slice(None)
+  place = pl.program_id(2) * tile.keys
+  columns, every = pl.ds(place, tile.keys), slice(None)
   k, v, keys = _block(of.k, columns, every), _block(of.v, columns, every), _block(of.keys, columns)
-  heads, blocks = given.q.shape[2] // given.k.shape[2], given.q.shape[1] // size[0]
+  heads, blocks = given.q.shape[2] // given.k.shape[2], given.q.shape[1] // tile.queries
   # The first queries that may see these keys.
-  first = place // size[0] if causal else 0
+  first = place // tile.queries if causal else 0
 
   def body(head: Any, block: Any, sums: Any) -> Any:
     dk, dv = sums
-    rows = pl.ds(block * size[0], size[0])
+    rows = pl.ds(block * tile.queries, tile.queries)
     q, dy = _block(of.q, rows, head, every), _block(of.dy, rows, head, every)
     q = (q * scale).astype(q.dtype)
     start, end = _block(of.start, rows), _block(of.end, rows)
-    seen = _seen(start, end, place, size[1], keys)
+    seen = _seen(start, end, place, tile.keys, keys)
     bias = _block(of.bias, head, rows, columns)
     p = _weights(q, k, bias, _block(of.norm, head, rows), seen)
     dv += _product(p.astype(dy.dtype).T, dy)
@@ -188,27 +219,25 @@ def _keys_kernel(
   triton.store(dv_ref, dv.astype(dv_ref.dtype))
 
 
-def _for_queries(given: Given, scale: float, size: tuple[int, int]) -> jax.Array:
+def for_queries(given: Given, scale: float, tile: Tile) -> jax.Array:
   """dq (B, L, H, K): one program for each row, head and block of queries."""
   rows, queries, heads, width = given.q.shape
-  kernel = partial(_queries_kernel, given, scale, size)
-  grid = (rows, heads, queries // size[0])
-  written = _spec((None, size[0], None, width), lambda b, h, i: (b, i, h, 0))
+  kernel = partial(_queries_kernel, given, scale, tile)
+  grid = (rows, heads, queries // tile.queries)
+  written = _spec((None, tile.queries, None, width), lambda b, h, i: (b, i, h, 0))
   specs = _specs(given, None, heads // given.k.shape[2])
-  [dq] = _call(kernel, "attention_dq", given, specs, grid, [written], [given.q])
+  [dq] = _call(kernel, "attention_dq", tile, given, specs, grid, [written], [given.q])
   return dq
 
 
-def _for_keys(
-  given: Given, scale: float, size: tuple[int, int], causal: bool
-) -> tuple[jax.Array, jax.Array]:
+def for_keys(given: Given, scale: float, tile: Tile, causal: bool) -> tuple[jax.Array, jax.Array]:
   """dk and dv (B, S, G, K): one program for each row, key head and block of keys."""
   rows, keys, groups, width = given.k.shape
-  kernel = partial(_keys_kernel, given, scale, size, causal)
-  grid, outputs = (rows, groups, keys // size[1]), [given.k, given.v]
-  written = _spec((None, size[1], None, width), lambda b, g, j: (b, j, g, 0))
+  kernel = partial(_keys_kernel, given, scale, tile, causal)
+  grid, outputs = (rows, groups, keys // tile.keys), [given.k, given.v]
+  written = _spec((None, tile.keys, None, width), lambda b, g, j: (b, j, g, 0))
   specs = _specs(given, given.q.shape[2] // groups, 1)
-  dk, dv = _call(kernel, "attention_dkv", given, specs, grid, [written] * 2, outputs)
+  dk, dv = _call(kernel, "attention_dkv", tile, given, specs, grid, [written] * 2, outputs)
   return dk, dv
 
 
@@ -247,6 +276,7 @@ def _spec(shape: tuple[int | None, ...], index: Any) -> Any:
 def _call(
   kernel: Any,
   name: str,
+  tile: Tile,
   given: Given,
   specs: Given,
   grid: tuple[int, ...],
@@ -263,7 +293,7 @@ def _call(
     in_specs=[spec for _, spec in there],
     out_specs=out_specs,
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in outputs],
-    compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+    compiler_params=triton.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
     interpret=INTERPRET,
     name=name,
   )(*(x for x, _ in there))
