@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from sapt_jax import __version__, cli
+from sapt_jax import __version__, stopping
 
 # Program -> what it does.
 PROGRAMS = {
@@ -29,6 +29,10 @@ PACKAGES = ("plan", "serve")
 def main() -> None:
   """Runs the program that the first argument names."""
   name, rest = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+  if name == "train":
+    stopping.end_at_once_if_asked()
+  from sapt_jax import cli  # here, so that a run that is being stopped says so
+
   if name in ("--help", "-h"):
     print("usage: sapt-jax PROGRAM [OPTIONS]\n")
     print("\n".join(f"  {program:<9} {does}" for program, does in PROGRAMS.items()))

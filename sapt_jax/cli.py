@@ -214,6 +214,13 @@ def end(code: int, message: str) -> NoReturn:
 def reason_of(error: BaseException) -> str:
   """What an error says, in one line; with its kind, where its message alone says little."""
   text = " ".join(str(error).split())[:300]
+  # The storage library calls a full disk so, too, by a ValueError.
+  of_jax = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text
+  if of_jax or isinstance(error, MemoryError):
+    return (
+      f"out of memory ({text}); compute less at once (--fit.batch-size, --fit.accumulation, "
+      "--evaluation.batch-size, --backbone.remat full); python -m sapt_jax.plan says what fits"
+    )
   return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
 
 

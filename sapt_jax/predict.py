@@ -57,6 +57,10 @@ def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
         raise InputError(f'{place}: has no "input"; it has {", ".join(question) or "nothing"}')
       if not isinstance(question.get(field, usual), str):
         raise InputError(f"{place}: field {field!r} must be text")
+    try:
+      json.dumps(question, allow_nan=False)  # it stands beside its answer
+    except ValueError:
+      raise InputError(f"{place}: holds NaN or Infinity, which JSON has not; write null") from None
     questions.append(question)
   if not questions:
     raise InputError(f'--input {file}: no line in it; give one {{"input": TEXT}} per line')

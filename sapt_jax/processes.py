@@ -177,8 +177,9 @@ def _on_tpu() -> bool:
 
 @contextlib.contextmanager
 def _signals_ask(together: bool) -> Iterator[None]:
-  """SIGTERM and SIGINT (Ctrl-C) ask for a stop; a second one ends the process, as ever. Where there
-  are other processes, jax.distributed has SIGTERM, and SIGINT is passed on to it.
+  """SIGTERM and SIGINT (Ctrl-C) ask for a stop; a second one ends the process, as it would have
+  before (stopping.py). Where there are other processes, jax.distributed has SIGTERM, and SIGINT is
+  passed on to it.
   """
   if threading.current_thread() is not threading.main_thread():
     yield

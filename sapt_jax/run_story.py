@@ -12,7 +12,7 @@ from sapt_jax import learner, results, saved_options
 from sapt_jax.errors import InputError
 from sapt_jax.run_identity import tasks_of
 from sapt_jax.snapshots import finished_snapshots, number_of
-from sapt_jax.text_files import flat, json_lines, parse_json, read_object, read_text
+from sapt_jax.text_files import flat, object_lines, parse_json, read_object, read_text
 from sapt_jax.training import checkpoint
 
 NEEDED = ("method", "backbone", "tasks", "scores", "metrics", "protocol", "seed", "wall_s")
@@ -158,7 +158,8 @@ def answers_of(folder: pathlib.Path, records: Sequence[Row]) -> list[Row]:
 def predictions_of(folder: pathlib.Path, index: int, task: str) -> list[Row]:
   """The answers to a task that were given after the index-th."""
   files = [file for file in (folder / "predictions").glob("*_*.jsonl") if number_of(file) == index]
-  rows = [row for file in files for _, row in json_lines(file)]
+  needed = ("task", "input", "references", "prediction")
+  rows = [row for file in files for _, row in object_lines(file, *needed)]
   return [row for row in rows if row["task"] == task]
 
 
@@ -167,7 +168,7 @@ def pseudo_inputs_of(folder: pathlib.Path, log: Sequence[Row]) -> list[Row]:
   figures = {row["task"]: row["pseudo_inputs"] for row in log if "pseudo_inputs" in row}
   found: list[Row] = []
   for file in sorted((folder / "pseudo_inputs").glob("*_*.jsonl"), key=number_of):
-    rows = [row for _, row in json_lines(file)]
+    rows = [row for _, row in object_lines(file)]
     task = file.stem.partition("_")[2]
     examples = [str(row.get("input", row)) for row in rows[:MOST_EXAMPLES]]
     found.append({"task": task, "figures": figures.get(task, {}), "examples": examples})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sapt_jax.errors import InputError
+from sapt_jax.text_files import read_object
 from sapt_jax.training import checkpoint
 
 
@@ -28,12 +29,19 @@ def finished_snapshots(run: pathlib.Path, keep: int | None = None) -> list[pathl
 
 def sound_snapshots(run: pathlib.Path) -> list[pathlib.Path]:
   """The finished snapshots of a run, in order of the stream, up to the newest that is not damaged;
-  damaged ones are named on stderr.
+  damaged ones are named on stderr, and so are tasks that have scores and no snapshot.
 
   Raises:
     InputError: see unbroken.
   """
-  finished = finished_snapshots(run)
+  finished, file = finished_snapshots(run), run / "scores.json"
+  scored = read_object(file).get("tasks") if file.is_file() else None
+  if isinstance(scored, list) and (lost := scored[len(finished) :]):
+    print(
+      f"warning: {run}: no snapshot of {', '.join(map(str, lost))}, though scores.json has scores; "
+      "the command that began the run learns again what is lost",
+      file=sys.stderr,
+    )
   while finished:
     try:
       checkpoint.verify(finished[-1])

@@ -46,13 +46,15 @@ def parse_json(text: str, where: str) -> Any:
   """The value of a JSON text; `where` is what an error calls it.
 
   Raises:
-    InputError: it is no JSON, or holds what cannot be written again as UTF-8: half of a surrogate
-      pair.
+    InputError: it is no JSON, an object has a key twice, or it holds what cannot be written again
+      as UTF-8: half of a surrogate pair.
   """
   try:
-    value = json.loads(text)
+    value = json.loads(text, object_pairs_hook=_once)
   except json.JSONDecodeError as error:
     raise InputError(_complaint(text, where, error)) from None
+  except KeyError as error:
+    raise InputError(f"{where}: the key {error} stands twice in an object; keep one") from None
   except RecursionError:
     raise InputError(f"{where}: JSON that is nested too deeply") from None
   except ValueError as error:  # int() refuses thousands of digits
@@ -66,6 +68,19 @@ def parse_json(text: str, where: str) -> Any:
           f"(\\u{ord(half.group()):04x}), which is no character; take it out"
         )
   return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """An object of these keys and values.
+
+  Raises:
+    KeyError: a key stands there twice; the last one would be taken.
+  """
+  values = dict(pairs)
+  if len(values) < len(pairs):
+    keys = [key for key, _ in pairs]
+    raise KeyError(next(key for key in keys if keys.count(key) > 1))
+  return values
 
 
 def _complaint(text: str, where: str, error: json.JSONDecodeError) -> str:
@@ -120,6 +135,16 @@ def json_lines(file: pathlib.Path, called: str = "") -> Iterator[tuple[str, Any]
   for number, line in enumerate(read_text(file, called).split("\n"), 1):
     if line.strip():
       yield f"{file}:{number}", parse_json(line, f"{file}:{number}")
+
+
+def object_lines(file: pathlib.Path, *needed: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  """The same where each line must be an object that has what is needed."""
+  for place, value in json_lines(file):
+    if not isinstance(value, dict):
+      raise InputError(f"{place}: must be an object, not {type(value).__name__}")
+    if lacking := [name for name in needed if name not in value]:
+      raise InputError(f"{place}: has no {', '.join(map(repr, lacking))}")
+    yield place, value
 
 
 def write_text(file: pathlib.Path, parts: Iterable[str]) -> None:

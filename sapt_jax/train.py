@@ -9,6 +9,11 @@ processes, they share the work.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+  from sapt_jax import stopping
+
+  stopping.end_at_once_if_asked()
+
 import dataclasses
 import pathlib
 from collections.abc import Sequence

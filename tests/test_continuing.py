@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from sapt_jax import train
+from sapt_jax.errors import InputError
 from sapt_jax.run_log import RunLog
 from sapt_jax.snapshots import finished_snapshots
 from sapt_jax.training import checkpoint, fit
@@ -219,12 +220,21 @@ def test_other_weights_of_the_same_shape_are_refused(
   assert (code, "backbone.weights" in complaint) == (2, True)
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(world, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(world, tmp_path, monkeypatch):
+  def add(meter, step, batch, metrics, original=fit.Meter.add):
+    original(meter, step, batch, metrics | {"loss": np.float32("nan")})
+
+  monkeypatch.setattr(fit.Meter, "add", add)
+  with pytest.raises(fit.DivergedError, match="step 1: loss nan"):
+    train.main([*world, "--method.name", "sequential", "--output", str(tmp_path / "run")])
+  assert not list((tmp_path / "run" / "snapshots").iterdir())
+
+
+def test_a_model_whose_weights_are_no_numbers_is_named(world, tmp_path):
   model = tiny.model_folder(tmp_path / "broken", tiny.T5, scale=float("nan"))
   arguments = ["--backbone.path", str(model), "--method.name", "sequential"]
-  with pytest.raises(fit.DivergedError, match="step 1: loss nan"):
+  with pytest.raises(InputError, match=r"broken: the model's weights hold NaN or infinity in \w+"):
     train.main([*world, *arguments, "--output", str(tmp_path / "run")])
-  assert not list((tmp_path / "run" / "snapshots").iterdir())
 
 
 def test_what_is_not_to_be_logged_is_looked_at_before_it_is_saved():

@@ -3,11 +3,13 @@
 import io
 import logging
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 import tiny
 
@@ -49,6 +51,25 @@ def test_each_ending_has_its_code_and_one_line(error, code, line, monkeypatch, c
   assert ending(raising(error), monkeypatch, capsys) == (code, line)
 
 
+@pytest.mark.parametrize("program", ["-m sapt_jax.train", "-m sapt_jax train"])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_a_run_that_is_asked_to_stop_while_it_starts_is_one_to_be_started_again(
+  program, number, tmp_path
+):
+  # The first thing that takes time is to import tyro. A background program may ignore Ctrl-C.
+  (tmp_path / "tyro.py").write_text(f"import os, signal; os.kill(os.getpid(), signal.{number})")
+  done = subprocess.run(
+    [sys.executable, *program.split()],
+    env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{pathlib.Path.cwd()}"},
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
+  line = "stopped: at once, as asked; the same command goes on with what was saved\n"
+  assert (done.returncode, done.stderr) == (75, line)
+
+
 def test_an_interrupt_that_a_callback_drops_comes_again(monkeypatch, capsys):
   class Dropping:
     def __del__(self):
@@ -66,6 +87,13 @@ def test_an_interrupt_that_a_callback_drops_comes_again(monkeypatch, capsys):
   finally:
     signal.signal(signal.SIGINT, before)
   assert ended == (130, "stopped: Ctrl-C; what was saved before is there\n")
+
+
+def test_too_little_memory_is_told_with_the_way_out(monkeypatch, capsys):
+  error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+  code, line = ending(raising(error), monkeypatch, capsys)
+  assert (code, line.startswith("error: out of memory (RESOURCE_EXHAUSTED: Out of")) == (1, True)
+  assert "--fit.batch-size" in line
 
 
 def test_what_nobody_expected_is_one_line_and_a_file_with_the_traceback(

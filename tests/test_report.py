@@ -78,6 +78,16 @@ def test_answers_that_became_right_or_wrong_are_counted_and_shown(finished, tmp_
       assert one["before"] != one["after"]
 
 
+def test_answers_that_are_no_answers_are_named_with_their_place(
+  finished, tmp_path, monkeypatch, capsys
+):
+  run = shutil.copytree(finished, tmp_path / "run")
+  file = next(run.glob("predictions/00_*.jsonl"))
+  file.write_text("[1]\n")
+  code, line = tiny.run_program(report, [run, "--output", tmp_path / "r"], monkeypatch, capsys)
+  assert (code, f"{file}:1: must be an object, not list" in line) == (2, True)
+
+
 def test_each_table_is_there_as_csv_and_latex_and_each_picture_as_png(place):
   assert (place / "losses_run.csv").read_text().startswith("task,phase,step,loss\n")
   for name in ("figures", "pairs", "options", "scores_run", "cost_run"):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import json_lines, read_json, read_object, read_text
+from sapt_jax.text_files import json_lines, object_lines, read_json, read_object, read_text
 
 
 def complaint(read, *given):
@@ -35,12 +35,22 @@ def complaint(read, *given):
       r"x.json: rows[1].a[1] holds half of a surrogate pair (\ud83d)",
     ),
     (rb'{"rows": {"\udc00": 1}}', r"x.json: a key of rows holds half of a surrogate pair (\udc00)"),
+    (b'{"a": [{"b": 1, "c": 2, "b": 3}]}', r"x.json: the key 'b' stands twice in an object"),
     (rb'"\uDBFF"', r"x.json: the text holds half of a surrogate pair (\udbff)"),
   ],
 )
 def test_bad_json_is_named_with_its_place(tmp_path, content, said):
   (tmp_path / "x.json").write_bytes(content)
   assert complaint(read_json, tmp_path / "x.json").startswith(f"{tmp_path}/{said}")
+
+
+def test_lines_must_be_objects_that_have_what_is_needed(tmp_path):
+  file = tmp_path / "rows.jsonl"
+  file.write_text('{"task": 1}\n[2]\n')
+  with pytest.raises(InputError, match=r"rows.jsonl:2: must be an object, not list"):
+    list(object_lines(file))
+  with pytest.raises(InputError, match=r"rows.jsonl:1: has no 'input'"):
+    list(object_lines(file, "task", "input"))
 
 
 def test_what_is_no_file_is_named(tmp_path):

@@ -359,3 +359,16 @@ def test_what_cannot_be_exported_is_said(finished, tmp_path, arguments, named):
   arguments = [argument.replace("FINISHED", str(finished)) for argument in arguments]
   with pytest.raises(InputError, match=named):
     export.main(["--run", str(finished), "--output", str(tmp_path / "out"), *arguments])
+
+
+def test_the_last_snapshot_that_is_missing_is_named(finished, tmp_path, capsys):
+  run = shutil.copytree(finished, tmp_path / "run")
+  shutil.rmtree(max((run / "snapshots").iterdir()))
+  ask(run, tmp_path, [{"input": "red"}])
+  assert "run: no snapshot of task002_count, though scores" in capsys.readouterr().err
+
+
+def test_questions_with_numbers_that_json_has_not_are_refused(tmp_path):
+  (tmp_path / "q.jsonl").write_text('{"input": "a"}\n{"input": "b", "score": NaN}\n')
+  with pytest.raises(InputError, match=r"q.jsonl:2: holds NaN or Infinity"):
+    predict.read_questions(tmp_path / "q.jsonl")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from sapt_jax import config, processes, sharding
 from sapt_jax.backbones.hf import Backbone
 from sapt_jax.data.batches import Batch, Batcher, Row
-from sapt_jax.errors import FailedError, Stopped
+from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.base import Method, Trainable
 from sapt_jax.methods.lesson import Learned
 from sapt_jax.training import checkpoint
@@ -118,7 +119,7 @@ class Trainer:
     batches = self.batcher.training(rows, int(state.step), plan.steps)
     if not judged:  # it was stopped while dev was scored
       best = self.judged(learned, state, best, plan)
-    with Meter(plan, int(state.step), self.options.log_every) as meter:
+    with self.weights_suspected(), Meter(plan, int(state.step), self.options.log_every) as meter:
       for step, batch in enumerate(batches, int(state.step) + 1):
         batch_there = sharding.to_devices(batch, self.placement)
         state, metrics = plan.profile.step(
@@ -139,6 +140,28 @@ class Trainer:
     plan.profile.end(state)
     chosen = best.trainable if plan.validate else state.trainable
     return self.method.settle(learned, chosen, state.running)
+
+  @contextlib.contextmanager
+  def weights_suspected(self) -> Iterator[None]:
+    """Looks for the reason of a loss that is no number in what the model came with.
+
+    Raises:
+      InputError: a weight is no number.
+    """
+    try:
+      yield
+    except DivergedError:
+      self.check_weights()
+      raise
+
+  def check_weights(self) -> None:
+    for path, weight in jax.tree_util.tree_leaves_with_path(self.backbone.params):
+      if jnp.issubdtype(weight.dtype, jnp.inexact) and not bool(jnp.isfinite(weight).all()):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        raise InputError(
+          f"{self.backbone.folder}: the model's weights hold NaN or infinity in {name}; get the "
+          "model anew"
+        )
 
   def judged(self, learned: Learned, state: TrainState, best: Best, plan: Plan) -> Best:
     """The best weights when those of the state have been scored on dev.
