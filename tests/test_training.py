@@ -12,7 +12,7 @@ import tiny
 
 from sapt_jax import config, learner, sharding
 from sapt_jax.backbones import hf
-from sapt_jax.data.batches import Batcher, Row
+from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.methods.sapt import SaptOptions
 from sapt_jax.pet import blocks
 from sapt_jax.training import fit
@@ -176,6 +176,44 @@ def test_the_weights_with_the_best_dev_score_are_kept_and_scored_as_often_as_ask
   assert [
     jax.tree.all(jax.tree.map(np.array_equal, blocks.read(kept.blocks, 1), block)) for block in seen
   ] == [False, True, False, False]
+
+
+def test_the_next_batch_is_on_the_devices_before_a_step_is_waited_for(monkeypatch):
+  (model, params), (method, learned) = backbone("llama"), sapt("llama")
+  whole = hf.Backbone(model, params, Path(), tiny.LLAMA)
+  options, batcher = config.Fit(batch_size=2, log_every=1), Batcher(True, 0, 2)
+  trainer = Trainer(whole, method, options, batcher, sharding.make_mesh())
+  happened = []
+
+  class Metric:
+    """A figure of a step; to read it is to wait for the step."""
+
+    def __init__(self, step, value):
+      self.step, self.value = step, value
+
+    def __float__(self):
+      happened.append(("read", self.step))
+      return float(self.value)
+
+  def step(state, *given, original=trainer.step):
+    number = int(state.step) + 1
+    state, metrics = original(state, *given)
+    happened.append(("step", number))
+    return state, {name: Metric(number, value) for name, value in metrics.items()}
+
+  def to_devices(tree, placement, original=sharding.to_devices):
+    if isinstance(tree, Batch):
+      happened.append(("batch", 1 + sum(what == "batch" for what, _ in happened)))
+    return original(tree, placement)
+
+  monkeypatch.setattr(trainer, "step", step)
+  monkeypatch.setattr(sharding, "to_devices", to_devices)
+  rows = [Row([2 + i, 3, 4], [5, 6 + i], 1) for i in range(4)]
+  trainer.fit(learned, rows, Plan("task", 4, None, lambda _: None))
+  expected = [("batch", 1), ("step", 1)]
+  for number in (1, 2, 3):
+    expected += [("batch", number + 1), ("step", number + 1), ("read", number)]
+  assert list(dict.fromkeys(happened)) == [*expected, ("read", 4)]
 
 
 def test_every_parameter_has_a_place_on_the_mesh():
