@@ -217,10 +217,10 @@ def reason_of(error: BaseException) -> str:
   # The storage library calls a full disk so, too, by a ValueError.
   of_jax = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text
   if of_jax or isinstance(error, MemoryError):
-    return (
-      f"out of memory ({text}); compute less at once (--fit.batch-size, --fit.accumulation, "
-      "--evaluation.batch-size, --backbone.remat full); python -m sapt_jax.plan says what fits"
+    way = (
+      "smaller batches take less, and so does --backbone.remat full; python -m sapt_jax.plan says"
     )
+    return f"out of memory ({text}); {way} what fits"
   return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
 
 

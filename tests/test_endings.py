@@ -93,7 +93,7 @@ def test_too_little_memory_is_told_with_the_way_out(monkeypatch, capsys):
   error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
   code, line = ending(raising(error), monkeypatch, capsys)
   assert (code, line.startswith("error: out of memory (RESOURCE_EXHAUSTED: Out of")) == (1, True)
-  assert "--fit.batch-size" in line
+  assert "smaller batches take less" in line
 
 
 def test_what_nobody_expected_is_one_line_and_a_file_with_the_traceback(

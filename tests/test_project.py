@@ -45,7 +45,7 @@ HOUSE = """
   cli plots processes losses run_log remote
   sharding config cost precision streams provenance
   checks text_files run_lock option_help
-  errors
+  errors stopping
 """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}
 SOURCES = sorted((ROOT / "sapt_jax").rglob("*.py"))

@@ -190,7 +190,7 @@ def test_a_batch_that_fails_is_said_to_those_that_wait_and_the_next_one_is_answe
     server.parrot.fault = None
     assert request(server, {"prompt": "x"})[0] == 200
     assert request(server, path="/health")[0] == 200
-  assert "a batch of 1 failed: MemoryError: no room on the device" in capsys.readouterr().err
+  assert "a batch of 1 failed: out of memory (no room on the device)" in capsys.readouterr().err
 
 
 def test_a_request_that_comes_too_slowly_or_in_pieces_too_large_is_ended():
