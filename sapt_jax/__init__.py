@@ -19,6 +19,10 @@ __version__ = "0.1.0"
 __all__ = ["Answer", "Pool", "__version__", "learn", "load"]
 
 
+def __dir__() -> list[str]:
+  return __all__
+
+
 def __getattr__(name: str) -> Any:
   if name not in __all__:
     raise AttributeError(f"module 'sapt_jax' has no attribute {name!r}")

@@ -23,6 +23,7 @@ from sapt_jax import processes
 from sapt_jax.answering import Answering
 from sapt_jax.config import Config
 from sapt_jax.continual import run
+from sapt_jax.errors import InputError
 from sapt_jax.remote import readable
 
 
@@ -42,6 +43,8 @@ def learn(config: Config, output: str | os.PathLike[str], start_from: str = "") 
     Stopped: the process was asked to stop; the same call goes on.
     DivergedError: the loss is no number any more.
   """
+  if not isinstance(config, Config):
+    raise InputError(f"config {config!r}: must be a sapt_jax.config.Config, see configs/")
   with processes.joined(config.distributed):
     return run(config, os.fspath(output), source=start_from)
 

@@ -126,8 +126,8 @@ class Continual:
     self.folder.go_on(records)
     if self.built.backbone.folder == T5_MINI and not self.config.data.is_generated:
       processes.say(
-        "backbone t5-mini knows the little language of the mini tasks alone, and learns next to "
-        "nothing of other texts: name a model with --backbone.path"
+        "backbone t5-mini knows the little language of the mini tasks alone, and learns other "
+        "texts slowly, if at all: raise --fit.steps, or name a model with --backbone.path"
       )
     processes.say(f"attention: {self.attention_words}")
     if self.shapes:

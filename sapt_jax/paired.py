@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 from sapt_jax.evaluation.statistics import Interval, over_seeds, over_test_rows
 
 Runs = Sequence[Mapping[str, Any]]
-HEADING = ["method", "less", "of seeds", "AP difference", "95 % over seeds", "95 % over test rows"]
+HEADING = [
+  "method",
+  "less",
+  "seeds in common",
+  "AP difference",
+  "95 % over seeds",
+  "95 % over test rows",
+]
 
 
 class Pair(NamedTuple):

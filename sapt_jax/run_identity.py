@@ -125,7 +125,7 @@ def check_begun(
   if changed := changes(begun, now, FREE + free):
     anew = all(entry.startswith(OF_A_TASK) for entry in changed) and 0 < finished < len(wanted)
     raise InputError(
-      f"{where}: by its config.json begun with another configuration ({'; '.join(changed)}); use "
+      f"{where}: by its config.json learned with another configuration ({'; '.join(changed)}); use "
       "the same one, "
       + (f"--from-task {finished + 1} to learn the rest with this one, " if anew else "")
       + "or another --output"

@@ -11,7 +11,17 @@ from sapt_jax import config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.pet import blocks
-from tests.classroom import Study, backbone, build, clusters, same, some_batch, studied, through
+from tests.classroom import (
+  WIDTH,
+  Study,
+  backbone,
+  build,
+  clusters,
+  same,
+  some_batch,
+  studied,
+  through,
+)
 
 
 def learned_by(method, tasks=4):
@@ -40,6 +50,17 @@ def test_routed_attention_finds_the_block_of_every_task_without_the_backbone():
   }
   assert min(weights["routed"]) > 0.9
   assert min(weights["published"]) < 0.5
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_a_first_task_whose_inputs_are_all_alike_leaves_numbers(value):
+  method, other = build("sapt", attention="routed"), clusters(1)[0]
+  learned = method.start(jax.random.key(0))
+  for index, pooled in enumerate((jnp.full((12, WIDTH), value), other)):
+    study = Study(pooled, dev=pooled, pseudo=pooled)
+    learned = method.remember(method.begin(learned, jax.random.key(index), study), study)
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(learned))
+  assert float(method.mixture(learned, other, jnp.zeros(24, jnp.int32))[:, 1].mean()) > 0.8
 
 
 def test_without_reflection_routing_forgets_earlier_tasks():

@@ -67,7 +67,7 @@ def find_folder(path: str) -> pathlib.Path:
     return folder
   if folder.is_file() and folder.suffix == ".gguf":
     refuse_gguf(folder)
-  if path.startswith((".", "/", "~")) or path.count("/") > 1 or not path:
+  if path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1 or not path:
     raise InputError(f"backbone.path {path!r}: no such folder")
   from huggingface_hub import snapshot_download
   from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

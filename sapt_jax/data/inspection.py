@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sapt_jax.data.batches import Row
-from sapt_jax.data.prepared import PreparedTask, Split
+from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.prompts import Codec
 from sapt_jax.data.tasks import Example
 
@@ -15,36 +15,40 @@ Figures = dict[str, int]
 def figures_of(task: PreparedTask, codec: Codec) -> Figures:
   """How many rows each split has, and how many of all of them are odd: training rows that stand in
   train twice (`duplicates`), dev and test inputs that stand in train (`seen`), rows whose input or
-  answer is blank (`empty`), and rows whose prompt or answer is cut (`cut`).
+  answer is blank (`empty`), and prompts and answers that are cut (`cut_inputs`, `cut_answers`).
   """
   splits = {"train": task.train, "dev": task.dev, "test": task.test}
   rows = task.train.examples
   learned = {example.input for example in rows}
   held_out = [*task.dev.examples, *task.test.examples]
   everything = [*rows, *held_out]
+  shown = [
+    (task.definition, *pair)
+    for split in splits.values()
+    for pair in zip(split.rows, split.examples, strict=True)
+  ]
   return {name: len(split) for name, split in splits.items()} | {
     "duplicates": len(rows) - len({(example.input, example.references[0]) for example in rows}),
     "seen": sum(example.input in learned for example in held_out),
     "empty": sum(
       not (one.input.strip() and all(map(str.strip, one.references))) for one in everything
     ),
-    "cut": sum(cut_rows(split, codec) for split in splits.values()),
+    "cut_inputs": sum(input_is_cut(codec, *one) for one in shown),
+    "cut_answers": sum(answer_is_cut(codec, *one) for one in shown),
   }
 
 
-def cut_rows(split: Split, codec: Codec) -> int:
-  """How many rows of a split have a prompt or an answer that is longer than what is used of it."""
-  return sum(is_cut(*pair, split, codec) for pair in zip(split.rows, split.examples, strict=True))
-
-
-def is_cut(row: Row, example: Example, split: Split, codec: Codec) -> bool:
-  """Whether the row shows less than the whole example; a cut row has nearly the most tokens that it
+def input_is_cut(codec: Codec, definition: str, row: Row, example: Example) -> bool:
+  """Whether the row shows less than the whole prompt; a cut one has nearly the most tokens that it
   may have, so that only those are looked at again.
   """
-  if len(row.source) > 0.8 * codec.max_source:
-    whole = codec.encode(codec.prompt(split.definition, example.input))
-    if len(whole) > codec.max_source:
-      return True
+  if len(row.source) <= 0.8 * codec.max_source:
+    return False
+  return len(codec.encode(codec.prompt(definition, example.input))) > codec.max_source
+
+
+def answer_is_cut(codec: Codec, _: str, row: Row, example: Example) -> bool:
+  """The same of the answer."""
   if len(row.target) < codec.max_target:
     return False
   answer = codec.tokenizer(example.references[0], add_special_tokens=False)["input_ids"]
@@ -57,7 +61,8 @@ def words_of(name: str, figures: Figures) -> str:
     "duplicates": "training rows that stand there twice",
     "seen": "dev or test inputs that stand in train",
     "empty": "rows with a blank input or answer, used all the same",
-    "cut": "rows cut to the most tokens",
+    "cut_inputs": "inputs cut to --data.max-source-length",
+    "cut_answers": "answers cut to --data.max-target-length",
   }
   found: Sequence[str] = [f"{words}: {figures[key]}" for key, words in odd.items() if figures[key]]
   sizes = ", ".join(f"{figures[split]} {split}" for split in ("train", "dev", "test"))

@@ -284,8 +284,11 @@ class Sapt(Method):
 
 
 def key_at(query: jax.Array) -> jax.Array:
-  """The key that lies where a mean query (D,) points, as long as sqrt(D)."""
-  return query * jnp.sqrt(query.size) / jnp.linalg.norm(query)
+  """The key that lies where a mean query (D,) points, as long as sqrt(D); zeros where it points
+  nowhere.
+  """
+  length = jnp.linalg.norm(query)
+  return query * jnp.sqrt(query.size) / jnp.where(length > 0, length, 1.0)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -311,11 +314,13 @@ def fit_joined(method: Sapt, learned: SaptLearned) -> SaptLearned:
 
 def running_centre(centre: sals.Centre, pooled: jax.Array, tasks_before: jax.Array) -> sals.Centre:
   """The centre with one more task counted: the mean over tasks of their mean pooled embedding, and
-  the mean distance (RMS) to it.
+  the mean distance (RMS) to it. Inputs of a first task that are all alike have none: then a
+  thousandth of their length (RMS) counts.
   """
   share = 1.0 / (tasks_before + 1)
   mean = centre.mean + share * (jnp.mean(pooled, axis=0) - centre.mean)
-  spread = jnp.sqrt(jnp.mean(jnp.square(pooled - mean)))
+  spread, length = (jnp.sqrt(jnp.mean(jnp.square(x))) for x in (pooled - mean, pooled))
+  spread = jnp.maximum(spread, 1e-3 * length + 1e-12)
   scale = jnp.where(tasks_before == 0, spread, centre.scale + share * (spread - centre.scale))
   return sals.Centre(mean, scale)
 

@@ -82,7 +82,10 @@ def spread_mesh(arguments: Sequence[str]) -> list[str]:
 
 def options(arguments: Sequence[str]) -> PlanOptions:
   """All options, those of the file that --config names as defaults."""
-  written, about = spread_mesh(arguments), __doc__ or ""
+  written, about = spread_mesh(arguments), cli.summary(__doc__)
+  about += (
+    " --mesh data=D,fsdp=F,tensor=T is short for --mesh.data D --mesh.fsdp F --mesh.tensor T."
+  )
   return run_options.parse_over_config(PlanOptions, written, "sapt_jax.plan", about, mini_config)
 
 
