@@ -48,12 +48,20 @@ def test_a_share_of_what_stands_for_pseudo_inputs_is_of_any_task():
   assert (same, 0.3 < half < 0.7, none < 0.3) == (1.0, True, True)
 
 
+def test_what_is_drawn_lies_as_the_inputs_do():
+  inputs = inputs_around(np.arange(16.0), rows=2000)
+  found = routing.drawn(inputs, np.random.default_rng(0)).others
+  assert found.shape == (routing.OTHERS, 16)
+  np.testing.assert_allclose(found.mean(axis=0), np.arange(16.0), atol=0.05)
+  np.testing.assert_allclose(found.std(axis=0), 0.1, rtol=0.3)
+
+
 def test_a_row_for_each_method(capsys):
   given = ["--backbone", "t5-mini", "--data", "mini", "--counts", "1,2"]
-  routing.main([*given, "--source-length", "64", "--instruction", "Say what."])
+  routing.main([*given, "--first", "4", "--source-length", "64", "--instruction", "Say what."])
   rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
   assert [row["method"] for row in rows] == ["epi", "sapt, 1", "sapt, 2"]
-  assert {row["tasks"] for row in rows} == {10}
+  assert {row["tasks"] for row in rows} == {4}
   assert all(0 <= row["worst"] <= row["right"] <= 100 for row in rows)
   with pytest.raises(InputError, match=r"--wrong 2\.0"):
     routing.main([*given, "--wrong", "2"])
