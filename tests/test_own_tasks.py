@@ -6,10 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from sapt_jax import config
+from sapt_jax import config, learner
+from sapt_jax.data.inspection import figures_of, words_of
+from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.sources import load_stream
-from sapt_jax.data.tasks import Example
+from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
+from sapt_jax.mini import T5_MINI
+from sapt_jax.mini.default import config as mini_config
 
 ROWS = [{"input": f"text {i}, with a comma", "output": ["yes", "no"][i % 2]} for i in range(20)]
 
@@ -349,3 +353,24 @@ def test_natural_instructions_are_one_file_a_task(tmp_path):
   assert len(task.train) + len(task.dev) == 27
   [task] = stream(tmp_path, benchmark="natural_instructions", positive_examples=2)
   assert task.definition == "Do it.\n\nPositive Example 1 -\nInput: p\nOutput: q"
+
+
+def test_what_is_odd_in_rows_is_counted_and_what_is_cut_names_its_option():
+  codec = learner.make_codec(mini_config, T5_MINI)
+  long, usual = " ".join(["word"] * 200), Example("the film", ("bored",))
+  rows = (usual, usual, Example(long, ("bored",)), Example(" ", (long,)))
+  task = Task("t", "Tell it.", rows, (usual,), (Example("another", (long,)),))
+  found = figures_of(PreparedTask(0, task, codec), codec)
+  assert found == {
+    "train": 4,
+    "dev": 1,
+    "test": 1,
+    "duplicates": 1,
+    "seen": 1,
+    "empty": 1,
+    "cut_inputs": 1,
+    "cut_answers": 2,
+  }
+  assert words_of("t", found).endswith(
+    "; inputs cut to --data.max-source-length: 1; answers cut to --data.max-target-length: 2"
+  )

@@ -22,10 +22,8 @@ def figures_of(task: PreparedTask, codec: Codec) -> Figures:
   learned = {example.input for example in rows}
   held_out = [*task.dev.examples, *task.test.examples]
   everything = [*rows, *held_out]
-  shown = [
-    (task.definition, *pair)
-    for split in splits.values()
-    for pair in zip(split.rows, split.examples, strict=True)
+  pairs = [
+    pair for split in splits.values() for pair in zip(split.rows, split.examples, strict=True)
   ]
   return {name: len(split) for name, split in splits.items()} | {
     "duplicates": len(rows) - len({(example.input, example.references[0]) for example in rows}),
@@ -33,12 +31,12 @@ def figures_of(task: PreparedTask, codec: Codec) -> Figures:
     "empty": sum(
       not (one.input.strip() and all(map(str.strip, one.references))) for one in everything
     ),
-    "cut_inputs": sum(input_is_cut(codec, *one) for one in shown),
-    "cut_answers": sum(answer_is_cut(codec, *one) for one in shown),
+    "cut_inputs": sum(input_is_cut(*pair, task.definition, codec) for pair in pairs),
+    "cut_answers": sum(answer_is_cut(*pair, codec) for pair in pairs),
   }
 
 
-def input_is_cut(codec: Codec, definition: str, row: Row, example: Example) -> bool:
+def input_is_cut(row: Row, example: Example, definition: str, codec: Codec) -> bool:
   """Whether the row shows less than the whole prompt; a cut one has nearly the most tokens that it
   may have, so that only those are looked at again.
   """
@@ -47,7 +45,7 @@ def input_is_cut(codec: Codec, definition: str, row: Row, example: Example) -> b
   return len(codec.encode(codec.prompt(definition, example.input))) > codec.max_source
 
 
-def answer_is_cut(codec: Codec, _: str, row: Row, example: Example) -> bool:
+def answer_is_cut(row: Row, example: Example, codec: Codec) -> bool:
   """The same of the answer."""
   if len(row.target) < codec.max_target:
     return False

@@ -80,18 +80,15 @@ def _rows_of(length: int, most: int) -> int:
   return next(fitting, 16 if length <= 16 else 32)
 
 
-def gradients(
-  given: Given, scale: float, causal: bool, tiles: tuple[Tile, Tile] | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def gradients(given: Given, scale: float, causal: bool) -> tuple[jax.Array, jax.Array, jax.Array]:
   """dq (B, L, H, K), dk and dv (B, S, G, K), in the types of q, k and v.
 
   Args:
     scale: of q k^T.
     causal: a query sees no key behind its own place, which start and end say too.
-    tiles: of the two kernels; None: tiles_of these lengths.
   """
   queries, keys = given.q.shape[1], given.k.shape[1]
-  of_queries, of_keys = tiles or tiles_of(queries, keys, given.q.shape[-1])
+  of_queries, of_keys = tiles_of(queries, keys, given.q.shape[-1])
   if given.keys is not None:
     given = given._replace(keys=given.keys.astype(jnp.int32))
   full = padded(
