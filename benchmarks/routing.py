@@ -7,8 +7,7 @@ The tasks of all these benchmarks stand in one stream, in an order drawn by the 
 makes its key, fits the attention (the routing phase, with reflection on what it remembers) and
 remembers; then the next one comes. Training inputs that the phase has not seen stand in for pseudo
 inputs, so that they are as good as a generator's can be, but for a share (--wrong) that is of other
-tasks. With --drawn no inputs are remembered, but draws from a normal distribution with the mean and
-the covariance of the features that were seen. EPI's look-up sees the same features.
+tasks. With --remembered draws there are none (SaptOptions). EPI's look-up sees the same features.
 
 A row for each count of remembered inputs, and one for EPI:
     right     % of test inputs that give the greatest weight to their own task's block, the mean
@@ -51,14 +50,17 @@ class Inputs:
   """What a method may see of a task (Study): features (n, D) of its inputs.
 
   Attributes:
+    index: the task's place in the stream.
     task: with the examples of `seen` as its training split.
   """
 
+  index: int
   task: Any
   seen: np.ndarray
   others: np.ndarray
   asked: np.ndarray
   block: None = None
+  seed: int = 0
 
   def features(self, split: str) -> jax.Array:
     return jnp.asarray(self.seen if split == "train" else self.others)
@@ -106,7 +108,7 @@ def read_stream(
   codec = learner.make_codec(asked, learner.backbone_folder(asked))
   tasks = list(tasks_of(options.data, options.seed))
   draw = streams.host(options.seed, "stream")
-  stream = []
+  stream: list[Inputs] = []
   for task in (tasks[place] for place in draw.permutation(len(tasks))[: options.first]):
     definition = options.instruction or task.definition
     train = [task.train[place] for place in draw.permutation(len(task.train))]
@@ -116,20 +118,8 @@ def read_stream(
       for examples in (train[:cut], train[cut:][:OTHERS], task.test[:ASKED])
     )
     there = dataclasses.replace(task, train=tuple(train[:cut]))
-    stream.append(Inputs(SimpleNamespace(task=there), seen, others, asked_of))
-  if options.drawn:
-    return [drawn(one, draw) for one in stream]
+    stream.append(Inputs(len(stream), SimpleNamespace(task=there), seen, others, asked_of))
   return [spoiled(one, stream, options.wrong, draw) for one in stream]
-
-
-def drawn(inputs: Inputs, draw: np.random.Generator) -> Inputs:
-  """The inputs with features that are drawn, in place of those that stand for pseudo inputs."""
-  mean, width = inputs.seen.mean(axis=0), inputs.seen.shape[1]
-  covariance = np.cov(inputs.seen.T, bias=True)
-  # A tenth of the way to a multiple of the identity, as EPI's, as the inputs do not span the width.
-  covariance = 0.9 * covariance + 0.1 * np.trace(covariance) / width * np.eye(width)
-  others = draw.multivariate_normal(mean, covariance, OTHERS, method="cholesky")
-  return dataclasses.replace(inputs, others=others.astype(np.float32))
 
 
 def spoiled(
@@ -150,7 +140,7 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument("--data", nargs="+", required=True, metavar="NAME[:ROOT]")
   parser.add_argument("--counts", type=pool_sizes, default=[1, 5, 20, OTHERS])
   parser.add_argument("--wrong", type=float, default=0.0, help="share of them of other tasks")
-  parser.add_argument("--drawn", action="store_true", help="see above")
+  parser.add_argument("--remembered", choices=["pseudo_inputs", "draws"], default="pseudo_inputs")
   parser.add_argument("--first", type=positive, help="of so many tasks; all, if not given")
   parser.add_argument("--steps", type=positive, default=SaptOptions.routing_steps)
   parser.add_argument("--instruction", help="one for all tasks, in place of their own")
@@ -170,7 +160,7 @@ def main(arguments: Sequence[str]) -> None:
   # The smallest blocks: none is learned.
   pet = config.Pet(kind="prompt", prompt_length=1)
   capacity = blocks.capacity_for(len(stream))
-  sapt = SaptOptions(attention="routed", routing_steps=options.steps)
+  sapt = SaptOptions("sapt", "routed", remembered=options.remembered, routing_steps=options.steps)
   forms: list[tuple[str, Any, int]] = [("epi", EpiOptions(feature="embeddings"), 0)]
   forms += [(f"sapt, {count}", sapt, count) for count in options.counts]
   for name, form, count in forms:

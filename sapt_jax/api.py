@@ -85,6 +85,7 @@ class Pool:
     """
     if isinstance(inputs, str):
       raise TypeError("inputs is one text; give a list of them")
+    inputs = list(inputs)
     for given in (*inputs, *([] if instruction is None else [instruction])):
       if not isinstance(given, str):
         raise TypeError(f"inputs and instruction must be text, not {given!r:.40}")

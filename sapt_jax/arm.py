@@ -1,12 +1,15 @@
 """The attentive reflection module (ARM):
 keeps the attention of earlier tasks where it was when they were learned.
 
-SAPT section 3.3. Only pooled embeddings of pseudo inputs are kept: token embeddings are frozen, so
-these never change, and the whole term is one small product per step whatever the number of tasks.
+SAPT section 3.3. Only pooled embeddings of pseudo inputs are kept, or draws in their place: token
+embeddings are frozen, so these never change, and the whole term is one small product per step
+whatever the number of tasks.
 Letters: N tasks remembered, M pseudo inputs each, D width, T capacity.
 """
 
 from __future__ import annotations
+
+import math
 
 import flax.struct
 import jax
@@ -77,6 +80,28 @@ def beside(
     put_beside(wide[2], taken, wide[3], 0, size),
     squares_beside(memory.target, taken, other.target, size),
   )
+
+
+# How much of a draw's covariance is the same in all directions, as inputs do not span the width.
+ROUND = 0.1
+
+
+def draws(rng: jax.Array, pooled: jax.Array, count: int) -> jax.Array:
+  """Draws (count, D) from a normal distribution with the mean of pooled embeddings (n, D), and a
+  covariance between theirs and one that is alike in all directions.
+
+  They can stand for pseudo inputs: after HiDe-Prompt (Wang et al., NeurIPS 2023), which keeps the
+  attention of earlier tasks by draws from a distribution of each class.
+  """
+  rows, width = pooled.shape
+  mean = jnp.mean(pooled, axis=0)
+  away = pooled - mean
+  of_rows, of_width = jax.random.split(rng)
+  # A sum of the rows with normal weights has their covariance.
+  along = jax.random.normal(of_rows, (count, rows)) @ away / math.sqrt(rows)
+  spread = jnp.sqrt(jnp.mean(jnp.square(away)))
+  around = spread * jax.random.normal(of_width, (count, width))
+  return mean + math.sqrt(1 - ROUND) * along + math.sqrt(ROUND) * around
 
 
 def divergence(target: jax.Array, log_mixture: jax.Array) -> jax.Array:

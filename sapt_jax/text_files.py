@@ -54,7 +54,9 @@ def parse_json(text: str, where: str) -> Any:
   except json.JSONDecodeError as error:
     raise InputError(_complaint(text, where, error)) from None
   except KeyError as error:
-    raise InputError(f"{where}: the key {error} stands twice in an object; keep one") from None
+    raise InputError(
+      f"{where}: the key {error!s:.80} stands twice in an object; keep one"
+    ) from None
   except RecursionError:
     raise InputError(f"{where}: JSON that is nested too deeply") from None
   except ValueError as error:  # int() refuses thousands of digits
@@ -64,7 +66,7 @@ def parse_json(text: str, where: str) -> Any:
       half = re.search("[\ud800-\udfff]", part)
       if half:
         raise InputError(
-          f"{where}: {place or 'the text'} holds half of a surrogate pair "
+          f"{where}: {_words_of(place)[:200] or 'the text'} holds half of a surrogate pair "
           f"(\\u{ord(half.group()):04x}), which is no character; take it out"
         )
   return value
@@ -76,10 +78,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   Raises:
     KeyError: a key stands there twice; the last one would be taken.
   """
-  values = dict(pairs)
-  if len(values) < len(pairs):
-    keys = [key for key, _ in pairs]
-    raise KeyError(next(key for key in keys if keys.count(key) > 1))
+  values: dict[str, Any] = {}
+  for key, value in pairs:
+    if key in values:
+      raise KeyError(key)
+    values[key] = value
   return values
 
 
@@ -93,18 +96,36 @@ def _complaint(text: str, where: str, error: json.JSONDecodeError) -> str:
   return f"{where}{line}: not JSON ({error.msg}, column {error.colno})"
 
 
-def _texts(value: Any) -> Iterator[tuple[str, str]]:
-  """Every text in a JSON value, keys too, with its place in it, such as Instances[3].input."""
-  left = [("", value)]  # no recursion: a value may be nested as deeply as the parser allows
+# Where a value stands in another: that one's place, and a key, a number, or KEY: it is a key there.
+# Words are made of it only where they are needed: a long list under a long key has many places.
+_Place = tuple[Any, str | int | None]
+KEY = None
+
+
+def _texts(value: Any) -> Iterator[tuple[_Place | None, str]]:
+  """Every text in a JSON value, keys too, with its place in it."""
+  left: list[tuple[_Place | None, Any]] = [(None, value)]  # no recursion: it may be nested deeply
   while left:
     place, inner = left.pop()
     if isinstance(inner, str):
       yield place, inner
     elif isinstance(inner, list):
-      left += [(f"{place}[{number}]", one) for number, one in enumerate(inner)]
+      left += [((place, number), one) for number, one in enumerate(inner)]
     elif isinstance(inner, dict):
-      left += [(f"a key of {place or 'the object'}", key) for key in inner]
-      left += [(f"{place}.{key}" if place else key, one) for key, one in inner.items()]
+      left += [((place, KEY), key) for key in inner]
+      left += [((place, key), one) for key, one in inner.items()]
+
+
+def _words_of(place: _Place | None) -> str:
+  """Such as Instances[3].input."""
+  parts: list[str] = []
+  is_key = place is not None and place[1] is KEY
+  at = place[0] if place is not None and is_key else place
+  while at is not None:
+    at, part = at
+    parts.append(f"[{part}]" if isinstance(part, int) else f".{part}")
+  words = "".join(reversed(parts)).removeprefix(".")
+  return f"a key of {words or 'the object'}" if is_key else words
 
 
 def read_json(file: pathlib.Path, called: str = "") -> Any:

@@ -11,6 +11,15 @@ from sapt_jax import arm
 N, M, D, T = 4, 3, 8, 4
 
 
+def test_draws_have_the_mean_and_nearly_the_covariance_of_what_was_seen():
+  pooled = jax.random.normal(jax.random.key(0), (500, 6)) * jnp.arange(1.0, 7.0) + 3
+  found = np.asarray(arm.draws(jax.random.key(1), pooled, 20_000))
+  mean_square = np.mean(np.var(pooled, axis=0))
+  expected = 0.9 * np.cov(np.asarray(pooled).T, bias=True) + 0.1 * mean_square * np.eye(6)
+  np.testing.assert_allclose(found.mean(axis=0), pooled.mean(axis=0), atol=0.2)
+  np.testing.assert_allclose(np.cov(found.T), expected, atol=0.04 * expected.max())
+
+
 def simplex(rng, *shape):
   x = rng.exponential(size=shape)
   return x / x.sum(-1, keepdims=True)

@@ -52,6 +52,17 @@ def test_routed_attention_finds_the_block_of_every_task_without_the_backbone():
   assert min(weights["published"]) < 0.5
 
 
+def test_draws_hold_the_attention_as_pseudo_inputs_do_and_need_none():
+  method = build("sapt", attention="routed", remembered="draws")
+  learned = method.start(jax.random.key(0))
+  for index, pooled in enumerate(clusters(4)):
+    study = Study(pooled[:12], dev=pooled[12:], index=index)  # without pseudo inputs
+    method.check_task(study)
+    learned = method.remember(method.begin(learned, jax.random.key(index), study), study)
+  assert min(own_weights(method, learned)) > 0.9
+  assert learned.memory.valid[:4].all()
+
+
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_a_first_task_whose_inputs_are_all_alike_leaves_numbers(value):
   method, other = build("sapt", attention="routed"), clusters(1)[0]

@@ -5,7 +5,14 @@ import json
 import pytest
 
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import json_lines, object_lines, read_json, read_object, read_text
+from sapt_jax.text_files import (
+  json_lines,
+  object_lines,
+  parse_json,
+  read_json,
+  read_object,
+  read_text,
+)
 
 
 def complaint(read, *given):
@@ -42,6 +49,14 @@ def complaint(read, *given):
 def test_bad_json_is_named_with_its_place(tmp_path, content, said):
   (tmp_path / "x.json").write_bytes(content)
   assert complaint(read_json, tmp_path / "x.json").startswith(f"{tmp_path}/{said}")
+
+
+def test_what_is_wrong_in_a_large_text_is_found_in_time_and_memory_for_its_length(tmp_path):
+  many, zeros = ",".join(f'"{n}": 0' for n in range(100_000)), ",".join("0" * 100_000)
+  said = complaint(parse_json, f'{{{many}, "z": 1, "z": 2}}', "x")
+  assert said.startswith("x: the key 'z' stands twice")
+  long = f'{{"{"k" * 100_000}": [{zeros}, "\\ud83d"]}}'
+  assert complaint(parse_json, long, "x").endswith("take it out")
 
 
 def test_lines_must_be_objects_that_have_what_is_needed(tmp_path):

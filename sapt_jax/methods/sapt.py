@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sapt_jax import arm, checks, config, sals
+from sapt_jax import arm, checks, config, sals, streams
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
 from sapt_jax.errors import InputError
@@ -40,15 +40,19 @@ class SaptOptions(config.MethodOptions):
 
   name: str = "sapt"
   attention: Literal["published", "routed"] = "published"
-  """published trains query and keys with the blocks alone; routed centres the pooled embeddings and
-  first fits query and new key on pooled embeddings, which short budgets need
-  (docs/sharing.md).
+  """published trains query and keys with the blocks alone; routed first fits query and new key on
+  centred pooled embeddings, as short budgets need (docs/sharing.md).
   """
   attention_learning_rate: float | None = None
-  """Of the query projection and the new key; none: fit.learning_rate."""
+  """Of query and new key; none: fit's rate."""
   reflection_weight: float = 0.5
   """lambda, the weight of the reflection term (ARM); 0: no reflection and no pseudo inputs, for
   ablation.
+  """
+  remembered: Literal["pseudo_inputs", "draws"] = "pseudo_inputs"
+  """Generated texts, or draws, of a task. Reflection holds the attention on inputs that a generator
+  writes, as published, or on as many draws from a normal distribution of the task's pooled
+  embeddings, which need no generator (docs/sharing.md).
   """
   routing_steps: int = 300
   """routed: Adam steps on query and new key before the blocks are trained."""
@@ -107,6 +111,7 @@ class Sapt(Method):
   def forms(self) -> list[str]:
     departures = {
       "no reflection": not self.options.reflection_weight,
+      f"remembers {self.options.remembered}": self.options.remembered != "pseudo_inputs",
       f"uniform {self.options.uniform}": self.options.uniform != "never",
       "sharing": self.options.sharing,
     }
@@ -130,7 +135,7 @@ class Sapt(Method):
       )
 
   def check_task(self, study: Study) -> None:
-    if self.options.reflection_weight:
+    if self.options.reflection_weight and self.options.remembered == "pseudo_inputs":
       study.check_pseudo_inputs()
 
   def start(self, rng: jax.Array) -> SaptLearned:
@@ -159,8 +164,14 @@ class Sapt(Method):
 
   def remember(self, learned: SaptLearned, study: Study) -> SaptLearned:
     """Keeps the mean mixture of held-out inputs, and pseudo inputs to hold it to."""
-    reflects = self.options.reflection_weight > 0
-    pseudo = study.pseudo_inputs() if reflects else study.features("train")[:0]
+    features = study.features("train")
+    if not self.options.reflection_weight:
+      pseudo = features[:0]
+    elif self.options.remembered == "draws":
+      rng = streams.of_seed(study.seed, "draws", study.index)
+      pseudo = arm.draws(rng, features, self.setting.memory_inputs)
+    else:
+      pseudo = study.pseudo_inputs()
     target = jnp.mean(jnp.exp(self.log_mixture(learned, study.features("dev"))), axis=0)
     memory = arm.remember(learned.memory, int(learned.count) - 1, pseudo, target)
     return learned.replace(memory=memory)
