@@ -5,7 +5,8 @@
     result = sapt_jax.learn(config, "runs/mini")    # or go on, as the command does
     result["metrics"]["AP"]
     pool = sapt_jax.load("runs/mini")
-    [answer] = pool.answer(["a most enjoyable film"], instruction="How does the writer feel?")
+    asked = "Tell how the viewer felt after this evening at the cinema."
+    [answer] = pool.answer(["The hero was rotten and the villain boring."], instruction=asked)
     answer.text, answer.mixture
 
 Everything that ends a program with exit code 2 is an errors.InputError here.
@@ -16,7 +17,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from sapt_jax import processes
@@ -73,7 +75,7 @@ class Pool:
     self._answering = answering
     self.tasks: tuple[str, ...] = tuple(answering.tasks)
 
-  def answer(self, inputs: Sequence[str], instruction: str | None = None) -> list[Answer]:
+  def answer(self, inputs: Iterable[str], instruction: str | None = None) -> list[Answer]:
     """The answers to some inputs, in order; no task is given.
 
     Args:
@@ -89,6 +91,8 @@ class Pool:
     for given in (*inputs, *([] if instruction is None else [instruction])):
       if not isinstance(given, str):
         raise TypeError(f"inputs and instruction must be text, not {given!r:.40}")
+      if re.search("[\ud800-\udfff]", given):
+        raise InputError(f"the text {given!r:.40} holds half of a surrogate pair; take it out")
     pairs = [(instruction, text) for text in inputs]
     if not pairs:
       return []

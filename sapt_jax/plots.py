@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 mpl.use("Agg")  # files only, no screen
+mpl.rcParams["text.parse_math"] = False  # a $ in a task's name is no formula
 
 
 def mixture_heatmap(

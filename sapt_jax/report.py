@@ -255,7 +255,12 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError(f"--output {output}: is the folder of a run; name one for the report alone")
   from sapt_jax import plots  # here, so that --help and wrong input answer at once
 
-  output.mkdir(parents=True, exist_ok=True)
+  try:
+    output.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"--output {output}: cannot be made ({error.strerror}); choose another"
+    ) from None
   groups = grouped(runs)
   scores = {label: [run["scores"] for run in group] for label, group in groups.items()}
   plots.learning_curves(output / "average_so_far.png", scores)

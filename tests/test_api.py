@@ -27,6 +27,9 @@ def test_a_pool_answers_as_its_run_did(finished):
     assert [answer.text for answer in answers] == [row["prediction"] for row in expected]
     assert all(sum(answer.mixture.values()) == pytest.approx(1, abs=1e-5) for answer in answers)
   assert pool.answer([]) == []
+  assert pool.answer(text for text in ["red"]) == pool.answer(["red"])
+  with pytest.raises(InputError, match="half of a surrogate pair"):
+    pool.answer(["a\ud800b"])
   with pytest.raises(TypeError, match="give a list"):
     pool.answer("one text")
   with pytest.raises(InputError, match="leaves no room for it"):

@@ -88,6 +88,17 @@ def test_answers_that_are_no_answers_are_named_with_their_place(
   assert (code, f"{file}:1: must be an object, not list" in line) == (2, True)
 
 
+def test_a_name_with_dollars_is_no_formula_and_an_output_must_be_possible(
+  finished, tmp_path, monkeypatch, capsys
+):
+  run = shutil.copytree(finished, tmp_path / r"a$\frac$")
+  result = scores(run)
+  (run / "scores.json").write_text(json.dumps(result | {"tasks": ["a$_{$b", "c"]}))
+  report.main([str(run), "--output", str(tmp_path / "r")])
+  code, line = tiny.run_program(report, [run, "--output", "/dev/null/x"], monkeypatch, capsys)
+  assert (code, "--output /dev/null/x: cannot be made (Not a directory)" in line) == (2, True)
+
+
 def test_each_table_is_there_as_csv_and_latex_and_each_picture_as_png(place):
   assert (place / "losses_run.csv").read_text().startswith("task,phase,step,loss\n")
   for name in ("figures", "pairs", "options", "scores_run", "cost_run"):

@@ -15,6 +15,9 @@ import pytest
 import tiny
 
 from sapt_jax import forget
+from sapt_jax.errors import InputError
+from sapt_jax.serve.__main__ import bound, serve
+from sapt_jax.serve.options import ServeOptions
 from sapt_jax.training import checkpoint
 from tests.browser import browser
 from tests.runs import snapshots
@@ -347,3 +350,12 @@ def test_ctrl_c_ends_a_server_that_still_compiles(finished):
 
 def test_sigterm_ends_a_server_after_it_has_answered(server):
   assert_ends_well(server, signal.SIGTERM)
+
+
+def test_a_port_that_another_program_has_taken_meanwhile_is_named(finished):
+  with bound("127.0.0.1", 0) as first:
+    port = first.getsockname()[1]
+    with bound("127.0.0.1", port) as second:
+      first.listen()
+      with pytest.raises(InputError, match=f"--port {port}: cannot be listened at"):
+        serve(ServeOptions(str(finished), port=port), "", second)

@@ -62,7 +62,7 @@ def serve(options: ServeOptions, key: str, place: socket.socket) -> None:
   """Restores the run and serves it.
 
   Raises:
-    InputError: the run cannot answer.
+    InputError: the run cannot answer, or another program has come to listen there.
     FailedError: its programs do not compile here.
   """
   cli.keep_compiled_programs()
@@ -85,7 +85,10 @@ def serve(options: ServeOptions, key: str, place: socket.socket) -> None:
   name = options.name or pathlib.Path(options.run.rstrip("/")).resolve().name
   app = make_app(serving, options.limits, name, key)
   server = make_server(app, options.limits)
-  place.listen(WAITING)
+  try:
+    place.listen(WAITING)
+  except OSError as error:  # another program was faster
+    raise not_there(options.host, options.port, error) from None
   host, port = place.getsockname()[:2]
   shown = f"[{host}]" if ":" in host else host
   print(f"{name}: {len(answering.tasks)} tasks at http://{shown}:{port}/", flush=True)
@@ -136,10 +139,15 @@ def bound(host: str, port: int) -> socket.socket:
   except (OSError, UnicodeError) as error:
     if place is not None:
       place.close()
-    reason = getattr(error, "strerror", None) or error
-    raise InputError(
-      f"--host {host} --port {port}: cannot be listened at ({reason}); choose another"
-    ) from None
+    raise not_there(host, port, error) from None
+
+
+def not_there(host: str, port: int, error: OSError | UnicodeError) -> InputError:
+  """That nothing can be served at this address."""
+  reason = getattr(error, "strerror", None) or error
+  return InputError(
+    f"--host {host} --port {port}: cannot be listened at ({reason}); choose another"
+  )
 
 
 if __name__ == "__main__":
