@@ -4,8 +4,10 @@ were gained and lost, pseudo inputs, cost, options.
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from sapt_jax import learner, results, saved_options
@@ -41,7 +43,28 @@ def read_scores(folder: pathlib.Path) -> Row:
   missing = [key for key in NEEDED if key not in result]
   if missing:
     raise InputError(f"{file}: {', '.join(missing)} missing; not the scores of a run")
+  if not fits(result["tasks"], result["scores"], result["metrics"]):
+    raise InputError(f"{file}: its tasks, scores and metrics do not fit; put it back as it was")
   return result | {"label": result.get("label", result["method"])}
+
+
+def fits(tasks: Any, scores: Any, metrics: Any) -> bool:
+  """Whether there is a score or null for each task, after at most as many of them, and metrics."""
+  if not all(isinstance(one, list) and one for one in (tasks, scores)) or len(scores) > len(tasks):
+    return False
+  rows = [row for row in scores if isinstance(row, list) and len(row) == len(tasks)]
+  figures = [*chain(*rows), *(metrics.values() if isinstance(metrics, dict) else ())]
+  return (
+    len(rows) == len(scores)
+    and all(figure is None or is_number(figure) for figure in figures)
+    and isinstance(metrics, dict)
+    and {"AP", "F.Ra", "BWT"} <= metrics.keys()
+  )
+
+
+def is_number(value: Any) -> bool:
+  """Whether a value is a finite number."""
+  return isinstance(value, int | float) and math.isfinite(value)
 
 
 def scores_so_far(folder: pathlib.Path) -> Row:
@@ -104,7 +127,7 @@ def log_of(file: pathlib.Path) -> list[Row]:
       row = parse_json(line, f"{file}:{number}")
     except InputError:
       continue
-    if isinstance(row, dict) and "task" in row:
+    if isinstance(row, dict) and isinstance(row.get("task"), str):
       rows.append(row)
   return rows
 
@@ -116,7 +139,7 @@ def losses_of(log: Sequence[Row]) -> list[Row]:
   curves: dict[tuple[str, str], list[list[float]]] = {}
   for row in log:
     for name, phase in (("loss", row.get("phase", "learn")), ("dev", "dev")):
-      if name in row and "step" in row:
+      if is_number(row.get(name)) and is_number(row.get("step")):
         curves.setdefault((row["task"], phase), []).append([row["step"], row[name]])
   return [
     {"task": task, "phase": phase, "points": points[:: max(1, len(points) // MOST_POINTS)]}

@@ -88,6 +88,31 @@ def test_answers_that_are_no_answers_are_named_with_their_place(
   assert (code, f"{file}:1: must be an object, not list" in line) == (2, True)
 
 
+@pytest.mark.parametrize(
+  "harm",
+  [
+    {"tasks": "ab"},
+    {"scores": [[1.0], [1.0, 2.0]]},
+    {"metrics": {}},
+    {"scores": [["x", None]] * 2},
+  ],
+  ids=str,
+)
+def test_scores_that_do_not_fit_are_named(harm, finished, tmp_path, monkeypatch, capsys):
+  run = shutil.copytree(finished, tmp_path / "run")
+  (run / "scores.json").write_text(json.dumps(scores(finished) | harm))
+  code, line = tiny.run_program(report, [run, "--output", tmp_path / "r"], monkeypatch, capsys)
+  assert (code, f"{run}/scores.json: its tasks, scores and metrics do not fit" in line) == (2, True)
+
+
+def test_a_log_with_what_is_no_number_makes_a_page_all_the_same(finished, tmp_path):
+  run = shutil.copytree(finished, tmp_path / "run")
+  with (run / "metrics.jsonl").open("a") as out:
+    out.write('{"task": {"a": 1}, "loss": 1}\n{"task": "t", "step": 1, "loss": NaN}\n')
+  report.main([str(run), "--output", str(tmp_path / "r")])
+  assert "NaN" not in json.dumps(data_of((tmp_path / "r/index.html").read_text()))
+
+
 def test_a_name_with_dollars_is_no_formula_and_an_output_must_be_possible(
   finished, tmp_path, monkeypatch, capsys
 ):
