@@ -269,7 +269,7 @@ def test_a_report_compares_finished_runs(finished, tmp_path, monkeypatch, capsys
   ]
   assert "99.0" in (tmp_path / "report" / "index.html").read_text()
   assert len((tmp_path / "report" / "comparison.csv").read_text().splitlines()) == 3
-  (other / "scores.json").write_text(json.dumps(changed | {"tasks": ["another"]}))
+  (other / "scores.json").write_text(json.dumps(changed | {"tasks": ["another", "one"]}))
   code, complaint = tiny.run_program(
     report, [finished, other, "--output", tmp_path / "report"], monkeypatch, capsys
   )
