@@ -50,16 +50,13 @@ def read_scores(folder: pathlib.Path) -> Row:
 
 def fits(tasks: Any, scores: Any, metrics: Any) -> bool:
   """Whether there is a score or null for each task, after at most as many of them, and metrics."""
-  if not all(isinstance(one, list) and one for one in (tasks, scores)) or len(scores) > len(tasks):
+  if not (isinstance(tasks, list) and isinstance(scores, list) and isinstance(metrics, dict)):
     return False
-  rows = [row for row in scores if isinstance(row, list) and len(row) == len(tasks)]
-  figures = [*chain(*rows), *(metrics.values() if isinstance(metrics, dict) else ())]
-  return (
-    len(rows) == len(scores)
-    and all(figure is None or is_number(figure) for figure in figures)
-    and isinstance(metrics, dict)
-    and {"AP", "F.Ra", "BWT"} <= metrics.keys()
-  )
+  if not (0 < len(scores) <= len(tasks) and {"AP", "F.Ra", "BWT"} <= metrics.keys()):
+    return False
+  if not all(isinstance(row, list) and len(row) == len(tasks) for row in scores):
+    return False
+  return all(figure is None or is_number(figure) for figure in chain(*scores, metrics.values()))
 
 
 def is_number(value: Any) -> bool:
