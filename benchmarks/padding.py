@@ -14,13 +14,17 @@ them; with the shapes that the options ask for (`--fit.shapes`), and with fixed 
 Then what the batches that answer the test rows (`--evaluation.batch-size`) write, if answers are as
 long as the references, all tasks together and each by itself:
     written  mean tokens of an answer, its end among them
-    waited   mean tokens of the longest answer of its batch, for which all rows of it wait. If a
-             batch took a new row as soon as one has ended, that would fall towards `written`.
+    waited   mean tokens of the longest answer of its batch, for which all rows of it wait
+    passes   of a batch through the decoder, behind those that read the sources
+    refilled passes if a row took the place of one that has ended at once
+    guessed  passes if each also checked four tokens that stood behind the last few once before
 """
 
 from __future__ import annotations
 
 import dataclasses
+import heapq
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,6 +62,38 @@ def alone(batcher: Batcher, rows: Sequence[Row], count: int) -> float:
   return sum(sum(need[:used]) for need in needs) / places
 
 
+def looked_up(row: Row, guesses: int = 4, longest: int = 3) -> int:
+  """Passes that write a row's answer behind its first token, if each also checks so many guesses:
+  what stood behind the last `longest` tokens, or fewer, where they stood before (prompt lookup
+  decoding, Saxena, 2023).
+  """
+  there, count = [*row.source, row.target[0]], 0
+  while left := row.target[len(there) - len(row.source) :]:
+    places = (
+      place
+      for width in range(longest, 0, -1)
+      for place in range(len(there) - 1, width - 1, -1)
+      if there[place - width : place] == there[-width:]
+    )
+    place = next(places, len(there))
+    pairs = zip(there[place : place + guesses], left, strict=False)
+    right = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    there += left[: right + 1]
+    count += 1
+  return count
+
+
+def passes(batcher: Batcher, rows: Sequence[Row]) -> np.ndarray:
+  """(3,): `passes`, `refilled` and `guessed` of these rows."""
+  batches = [numbers.tolist() for numbers, _ in batcher.answering(rows)]
+  places = [0] * min(batcher.size, len(rows))  # when each has written its rows: a heap
+  for number in itertools.chain(*batches):
+    heapq.heapreplace(places, places[0] + len(rows[number].target) - 1)
+  longest = sum(max(len(rows[number].target) - 1 for number in batch) for batch in batches)
+  guessed = sum(max(looked_up(rows[number]) for number in batch) for batch in batches)
+  return np.array([longest, max(places), guessed])
+
+
 def answered(batcher: Batcher, rows: Sequence[Row]) -> np.ndarray:
   """Of each row (n, 2): the tokens of its answer, and of the longest one in its batch."""
   lengths = np.array([len(row.target) for row in rows])
@@ -88,9 +124,15 @@ def main(arguments: Sequence[str]) -> None:
       print(f"{name:<15} real {share}   shapes {len(set().union(*used))}{bound}")
   asking = Batcher(True, 0, config.evaluation.batch_size)
   waits = {task.name: answered(asking, task.test.rows) for task in prepared}
-  for name, lengths in {"answers": np.concatenate(list(waits.values())), **waits}.items():
-    written, waited = lengths.mean(axis=0)
-    print(f"{name:<15} written {written:.1f}   waited {waited:.1f}")
+  counts = {task.name: passes(asking, task.test.rows) for task in prepared}
+  waits["answers"] = np.concatenate([*waits.values()])
+  counts["answers"] = np.sum([*counts.values()], axis=0)
+  for name, lengths in waits.items():
+    (written, waited), (plain, refilled, guessed) = lengths.mean(axis=0), counts[name]
+    print(
+      f"{name:<15} written {written:.1f}   waited {waited:.1f}   "
+      f"passes {plain}   refilled {refilled}   guessed {guessed}"
+    )
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ def learn(config: Config, output: str | os.PathLike[str], start_from: str = "") 
   """
   if not isinstance(config, Config):
     raise InputError(f"config {config!r}: must be a sapt_jax.config.Config, see configs/")
+  if not os.fspath(output):
+    raise InputError("output is empty; name a folder for the run")
   with processes.joined(config.distributed):
     return run(config, os.fspath(output), source=start_from)
 

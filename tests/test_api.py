@@ -40,6 +40,8 @@ def test_a_pool_answers_as_its_run_did(finished):
 
 def test_learn_goes_on_as_the_command_does(world, finished, tmp_path):
   config = run_options.config_of(train.options(world))
+  with pytest.raises(InputError, match="output is empty"):
+    sapt_jax.learn(config, "")
   folder = shutil.copytree(finished, tmp_path / "run")
   result = sapt_jax.learn(config, folder)
   assert result["scores"] == scores(finished)["scores"]

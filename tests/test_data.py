@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from padding import padding
+from padding import looked_up, padding, passes
 
 from sapt_jax import config
 from sapt_jax.data.batches import Batcher, Row, bucket
@@ -209,6 +209,18 @@ def test_joined_rows_have_room_for_source_and_answer_and_keep_them():
       assert source[source_mask].tolist() == row.source
       assert bool(source_mask[-1])
       assert target[target_mask].tolist() == row.target
+
+
+def test_passes_are_counted_that_refilling_and_guessing_would_save():
+  """Three answers of 1, 4 and 2 tokens behind the first, in batches of two rows."""
+  rows = [Row([9] * n, list(target), 0) for n, target in ((1, b"ab"), (2, b"abcde"), (3, b"abc"))]
+  batcher = Batcher(True, 0, 2)
+  assert passes(batcher, rows).tolist() == [4 + 2, 4, 4 + 2]
+  copied = [Row(list(b"xyzabcdefg"), list(b"abcdefgh"), 0), Row(list(b"hij"), list(b"ijij"), 0)]
+  # bcde is guessed and f written, then g guessed and h written; j and i, and j written.
+  assert [looked_up(row) for row in copied] == [2, 1]
+  assert looked_up(Row(list(b"xyz"), list(b"abc"), 0)) == 2
+  assert looked_up(Row(list(b"xyz"), list(b"a"), 0)) == 0
 
 
 def test_joined_rows_and_longer_windows_leave_less_padding():

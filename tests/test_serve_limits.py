@@ -243,8 +243,9 @@ def test_only_who_has_the_key_is_answered():
       error = json.loads(said)["error"]
       assert error["code"] == "invalid_api_key"
       assert "not this server's key" in error["message"]
-    assert request(server, {"prompt": "x"}, Authorization="Bearer secret")[0] == 200
-    assert server.parrot.batches == [["x"]]
+    for given in ("Bearer secret", "bearer  secret"):
+      assert request(server, {"prompt": "x"}, Authorization=given)[0] == 200
+    assert server.parrot.batches == [["x"]] * 2
 
 
 def jobs(*lengths):

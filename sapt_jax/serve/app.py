@@ -128,8 +128,8 @@ class Gate:
     """Whether the path is open, or the request has the key."""
     if not self.key or scope["path"] in OPEN:
       return True
-    given = dict(scope["headers"]).get(b"authorization", b"")
-    return hmac.compare_digest(given, b"Bearer " + self.key.encode())
+    scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(given.strip(), self.key.encode())
 
 
 def refusal(error: RefusedError) -> Response:

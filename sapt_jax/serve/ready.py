@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import pathlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ import jax
 
 from sapt_jax.answering import Answering
 from sapt_jax.data.batches import Row
+from sapt_jax.data.prompts import Codec
 from sapt_jax.evaluation.stepwise import StepwiseAnswerer, Written
 from sapt_jax.snapshots import finished_snapshots
 from sapt_jax.training import checkpoint
@@ -20,7 +22,8 @@ class Ready:
   """Answers batches of prompts step by step, as `Answering` does it at once.
 
   Attributes:
-    codec_lock: tokenizers may be used by one thread at a time.
+    codec_lock: a tokenizer may be used by one thread at a time. The event loop, which spells
+      answers, has one of its own: it must not wait while long prompts are read.
     instructions: those of the tasks, as far as they are known.
   """
 
@@ -28,6 +31,7 @@ class Ready:
     self.answering, built = answering, answering.built
     self.mesh: jax.sharding.Mesh = built.mesh
     self.codec_lock: threading.Lock = old.codec_lock if old else threading.Lock()
+    self.spelling: Codec = old.spelling if old else copy.deepcopy(answering.codec)
     self.compiled_before = old is not None and old.answering.built is built
     self.stepwise: StepwiseAnswerer = (
       old.stepwise
@@ -64,9 +68,8 @@ class Ready:
       return self.answering.row(definition, text, called)
 
   def text(self, ids: list[int]) -> str:
-    """The answer that tokens spell."""
-    with self.codec_lock:
-      return self.answering.codec.text(ids)
+    """The answer that tokens spell; for the event loop alone."""
+    return self.spelling.text(ids)
 
   def answer(self, rows: Sequence[Row]) -> Iterator[Written]:
     """See StepwiseAnswerer.answer."""
