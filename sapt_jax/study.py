@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import numpy as np
 
 from sapt_jax import streams
 from sapt_jax.config import Config
@@ -24,6 +25,7 @@ from sapt_jax.methods.lesson import Learned
 from sapt_jax.pet.blocks import Block
 from sapt_jax.progress import Progress
 from sapt_jax.training.fit import Log
+from sapt_jax.training.mixture_losses import MixtureLosses
 from sapt_jax.training.site_moments import SiteMoments
 
 
@@ -50,6 +52,11 @@ class Instruments:
   def moments(self) -> SiteMoments:
     built = self.built
     return SiteMoments(built.backbone, built.method, built.batcher, built.mesh)
+
+  @cached_property
+  def mixture_losses(self) -> MixtureLosses:
+    built = self.built
+    return MixtureLosses(built.backbone, built.method, built.mesh)
 
   @cached_property
   def generator(self) -> Generator | Stored:
@@ -104,6 +111,10 @@ class TaskStudy:
 
   def moments(self, learned: Learned) -> Any:
     return self.instruments.moments(learned, self.task.train.rows)
+
+  def losses(self, learned: Learned, mixtures: np.ndarray) -> np.ndarray:
+    [first] = self.instruments.built.batcher.training(self.task.train.rows, 0, 1)
+    return self.instruments.mixture_losses(learned, first, mixtures)
 
   def check_pseudo_inputs(self) -> None:
     self.instruments.generator.check(self.task.task)

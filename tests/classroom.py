@@ -33,6 +33,7 @@ class Study:
     pseudo: features of its pseudo inputs; None: asking for them is a failure.
     answers: of the training inputs; none: free text.
     measure: gives the moments of what has been learned.
+    compare: losses of mixtures (n, T), given what has been learned; None: no earlier task helps.
     write: texts for the rows of `sample`, given what has been learned.
     left: what was to be kept for the reader, by folder.
   """
@@ -41,6 +42,7 @@ class Study:
   dev: jax.Array | None = None
   pseudo: jax.Array | None = None
   measure: Callable[[Any], Any] | None = None
+  compare: Callable[[Any, np.ndarray], np.ndarray] | None = None
   answers: Sequence[str] = ()
   index: int = 0
   stream: Sequence[Any] = ()
@@ -64,6 +66,9 @@ class Study:
 
   def moments(self, learned):
     return self.measure(learned)
+
+  def losses(self, learned, mixtures):
+    return np.ones(len(mixtures)) if self.compare is None else self.compare(learned, mixtures)
 
   def check_pseudo_inputs(self):
     assert self.pseudo is not None, "there are no pseudo inputs here"

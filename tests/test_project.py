@@ -35,7 +35,7 @@ HOUSE = """
   evaluation
   training
   methods.base
-  methods.features methods.lesson
+  methods.features methods.lesson methods.relatives
   mini.make_backbone
   backbones
   data

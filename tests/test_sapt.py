@@ -1,6 +1,8 @@
-"""SAPT as a method: what its attention learns in a short budget, what a new block starts from, and
-its ablations.
+"""SAPT as a method: what its attention learns in a short budget, what a new block starts from, what
+a task takes from earlier ones, and its ablations.
 """
+
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,11 @@ import pytest
 
 from sapt_jax import config
 from sapt_jax.errors import InputError
+from sapt_jax.methods.relatives import first_row
 from sapt_jax.methods.sapt import Sapt, SaptOptions
 from sapt_jax.pet import blocks
+from sapt_jax.sharding import make_mesh
+from sapt_jax.training.mixture_losses import MixtureLosses
 from tests.classroom import (
   WIDTH,
   Study,
@@ -187,6 +192,61 @@ def test_a_task_takes_from_earlier_blocks_by_its_own_row_alone():
     np.testing.assert_allclose(
       method.mixture(learned, pooled, task), which @ np.array(expected), atol=1e-6
     )
+
+
+def test_a_task_begins_with_those_that_halve_its_loss():
+  shares = np.array([[1, 0, 0, 0], [0.5, 1, 0, 0], [0, 0, 1, 0], [0, 0, 2, 1]], np.float32)
+  none, second, fourth = (0.0,) * 4, tuple(shares[1].tolist()), tuple(shares[3].tolist())
+  both = tuple((shares[1] + shares[3]).tolist())
+  left = {none: 8.0, second: 3.0, fourth: 3.5, both: 1.4}
+  asked = []
+
+  def losses(mixtures):
+    asked.extend(map(tuple, mixtures.tolist()))
+    return np.array([left.get(one, 5.0) for one in asked[-len(mixtures) :]])
+
+  assert tuple(first_row(losses, shares, 4, 1)) == second
+  assert len(asked) == 1 + 4
+  assert tuple(first_row(losses, shares, 4, 2)) == both
+  assert len(asked) == 2 * (1 + 4) + 3
+  left[both] = 1.6  # less than half remains of none, but more than half of what the second leaves
+  assert tuple(first_row(losses, shares, 4, 2)) == second
+  assert tuple(first_row(losses, shares, 1, 2)) == none  # of 8, 5 are left
+  asked.clear()
+  assert tuple(first_row(losses, shares, 4, 0)) == none
+  assert not asked
+
+
+def test_a_new_task_begins_with_its_relatives_row_and_later_ones_do_not_change_it():
+  method = build("sapt", attention="routed", sharing=True)
+  learned = method.start(jax.random.key(0))
+  best = {0: [0, 0, 0, 0], 1: [1, 0, 0, 0], 2: [1, 1, 0, 0]}  # the row of the task before
+
+  def compare(learned, mixtures):
+    wanted = np.array(best[int(learned.count) - 1], np.float32)
+    return np.where(np.all(mixtures == wanted, axis=1), 0.1, 1.0)
+
+  for index, pooled in enumerate(clusters(3)):
+    study = Study(pooled, pseudo=pooled, compare=compare)
+    learned = method.begin(learned, jax.random.key(index), study)
+    learned = method.remember(learned, study)
+  expected = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+  np.testing.assert_array_equal(learned.shares, expected)
+
+
+def test_losses_are_those_of_answers_with_the_mixtures_that_are_given():
+  method, learned = sharing_pool()
+  model, params = backbone()
+  place, mesh = SimpleNamespace(model=model, params=params), make_mesh()
+  batch = some_batch()
+  found = MixtureLosses(place, method, mesh)(learned, batch, np.eye(4, dtype=np.float32)[:2])
+  tokens = (batch.source, batch.source_mask, batch.target, batch.target_mask)
+  for slot in (0, 1):
+    fixed = method.adapters(learned, jnp.tile(jax.nn.one_hot(slot, 4), (4, 1)))
+    said = jax.nn.log_softmax(model.apply({"params": params}, *tokens, fixed))
+    right = jnp.take_along_axis(said, batch.target[..., None], axis=-1)
+    np.testing.assert_allclose(found[slot], -jnp.mean(right), rtol=1e-5)
+  assert abs(found[0] - found[1]) > 1e-3
 
 
 def test_the_row_gets_the_gradient_that_moves_the_loss():

@@ -232,6 +232,12 @@ class Method:
     """
     with jax.named_scope("mixture"):
       mixture = self.mixture(learned, self.features(model, params, batch), batch.task)
+    return self.logits_with(model, params, learned, batch, mixture), mixture
+
+  def logits_with(
+    self, model: Model, params: Any, learned: Learned, batch: Batch, mixture: jax.Array
+  ) -> jax.Array:
+    """The same logits with a mixture (B, T) that is given."""
     hidden = model.apply(
       {"params": params},
       batch.source,
@@ -242,7 +248,7 @@ class Method:
       method="hidden_joined" if batch.joined else "hidden",
       rngs=None if batch.dropout is None else {"dropout": batch.dropout},
     )
-    return model.apply({"params": params}, hidden, method="logits"), mixture
+    return model.apply({"params": params}, hidden, method="logits")
 
   # How a task is learned.
 

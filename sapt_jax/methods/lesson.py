@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from sapt_jax import config
 from sapt_jax.data.batches import Row
@@ -80,6 +81,11 @@ class Study(Protocol):
     """sum x x' of what enters the LoRA sites as the training inputs pass, with these blocks.
 
     (layers, D_in, D_in) float32 for each input of the sites (pet/site_inputs.py, at_inputs).
+    """
+
+  def losses(self, learned: Learned, mixtures: np.ndarray) -> np.ndarray:
+    """The mean cross-entropy of the answers of the batch that is learned from first, in nats a
+    token, with each of these mixtures (n, T) for all of its rows: (n,) float32.
     """
 
   def check_pseudo_inputs(self) -> None:

@@ -17,12 +17,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sapt_jax import arm, checks, config, sals, streams
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
 from sapt_jax.errors import InputError
+from sapt_jax.methods import relatives
 from sapt_jax.methods.base import Method, Pool, StepView, Trainable, refuse_top_k
 from sapt_jax.methods.features import pooled_embeddings
 from sapt_jax.methods.lesson import Learned, Study
@@ -63,7 +65,11 @@ class SaptOptions(config.MethodOptions):
   (docs/sharing.md).
   """
   sharing_learning_rate: float = 0.05
-  """Of these weights, which begin at 0."""
+  """Of these weights."""
+  sharing_relatives: int = 2
+  """Most earlier tasks whose weights they begin with: those that leave least of the loss before the
+  task is learned. They begin at 0 where none helps.
+  """
   uniform: Literal["never", "answering", "always"] = "never"
   """For ablation: mix all blocks alike instead of by attention."""
   paper_nonlinearity: bool = False
@@ -77,7 +83,8 @@ class SaptOptions(config.MethodOptions):
   """
 
   def __post_init__(self) -> None:
-    checks.at_least(self, "method", 0, "reflection_weight", "routing_steps")
+    counts = ("reflection_weight", "routing_steps", "sharing_relatives")
+    checks.at_least(self, "method", 0, *counts)
     checks.positive(self, "method", "routing_learning_rate", "attention_learning_rate")
     checks.positive(self, "method", "sharing_learning_rate")
 
@@ -154,8 +161,9 @@ class Sapt(Method):
     features, slot = study.features("train"), learned.count
     learned = super().begin(learned, rng, study)
     if learned.shares is not None:
-      own = jax.nn.one_hot(slot, len(learned.shares))
-      learned = learned.replace(shares=learned.shares.at[slot].set(own))
+      losses, most = partial(study.losses, learned), self.options.sharing_relatives
+      row = relatives.first_row(losses, np.asarray(learned.shares), int(slot), most)
+      learned = learned.replace(shares=learned.shares.at[slot].set(row).at[slot, slot].set(1.0))
     if self.options.attention == "published":
       key = sals.init_key(stream(rng, "key"), self.setting.width)
       return learned.replace(keys=learned.keys.at[slot].set(key))

@@ -1,0 +1,83 @@
+"""How much a stream's tasks have to give each other: what an earlier block does for a task before
+that task has learned anything.
+
+    python benchmarks/transfer.py runs/related.per_task.0
+
+Takes a finished run with a block for each task, its data and its backbone. Prints a line of JSON
+for each task but the first: the mean cross-entropy of its first dev rows' answers, in nats a token,
+    none    of the backbone alone
+    own     with the task's block alone
+    best    with that block of an earlier task that leaves least; `from` names the task
+    given   (none - best) / (none - own): of what its own block gains, the share that this one
+            gives; 0 where every earlier block does harm
+and the means over tasks. Two blocks may give more than one, and what a block gives at the start is
+not all that a task can take from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sapt_jax import cli
+from sapt_jax.answering import Answering
+from sapt_jax.data.prepared import PreparedTask
+from sapt_jax.data.sources import load_stream
+from sapt_jax.errors import InputError
+from sapt_jax.training.mixture_losses import MixtureLosses
+
+FIGURES = ("none", "own", "best", "given")
+
+
+def row_of(names: Sequence[str], losses: np.ndarray) -> dict[str, Any]:
+  """The figures of the last of these tasks.
+
+  Args:
+    losses: (1 + tasks,), with no block and with that of each task.
+  """
+  none, earlier, own = losses[0], losses[1:-1], losses[-1]
+  best = earlier.min()
+  given = max(none - best, 0.0) / (none - own) if own < none else 0.0
+  figures = zip(FIGURES, map(float, (none, own, best, given)), strict=True)
+  return {"task": names[-1], **dict(figures), "from": names[int(earlier.argmin())]}
+
+
+def rounded(row: dict[str, Any]) -> str:
+  """A line of JSON."""
+  return json.dumps({k: round(x, 3) if isinstance(x, float) else x for k, x in row.items()})
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Restores the run, measures, prints."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("run", type=pathlib.Path, help="a finished run's folder")
+  parser.add_argument("--rows", type=int, default=32, help="dev rows of each task (default 32)")
+  options = parser.parse_args(arguments)
+  run = Answering(options.run)
+  built, config = run.built, run.options
+  if not built.method.block_per_task or len(run.tasks) < 2:
+    raise InputError(f"{options.run}: needs a block for each of at least two tasks")
+  stream = {task.name: task for task in load_stream(config.data, config.stream, config.seed)}
+  losses = MixtureLosses(built.backbone, built.method, built.mesh)
+  each = np.eye(1 + run.sizes[0], run.sizes[0], k=-1, dtype=np.float32)
+  rows = []
+  for number, name in enumerate(run.tasks[1:], 1):
+    task = PreparedTask(number, stream[name], run.codec)
+    batcher = dataclasses.replace(built.batcher, size=min(options.rows, len(task.dev)))
+    [batch] = batcher.training(task.dev.rows, 0, 1)
+    rows.append(row_of(run.tasks[: number + 1], losses(run.learned, batch, each[: number + 2])))
+    print(rounded(rows[-1]), flush=True)
+  means = {figure: float(np.mean([row[figure] for row in rows])) for figure in FIGURES}
+  print(rounded({"tasks": len(rows), **means}))
+
+
+if __name__ == "__main__":
+  cli.run(main)
