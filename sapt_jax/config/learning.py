@@ -32,11 +32,13 @@ class Pet:
   """Of what enters LoRA's A while blocks are learned; one draw for all blocks of the pool."""
   prompt_length: int = 10
   """Soft tokens of a prompt block."""
-  new_block: Literal["fresh", "mixture", "directions"] = "fresh"
+  new_block: Literal["fresh", "mixture", "directions", "relatives"] = "fresh"
   """What a block starts as, in every method with a block per task that does not design it: fresh;
   as the mixture of earlier blocks that the method gives the new task's inputs before it has
-  learned them, brought down to rank; or adding nothing, with the main input directions of that
-  mixture as its A (soft prompts: fresh).
+  learned them, brought down to rank; adding nothing, with the main input directions of that
+  mixture as its A (soft prompts: fresh); or as the sum of at most two relatives, earlier blocks
+  that each halve the task's loss before it is learned, brought down to rank (directions where
+  there are none, or where blocks have no weights of their own; soft prompts: fresh).
   """
   top_k: int = 0
   """LoRA: an input uses the so many blocks with the largest weights, so that a step on a pool of

@@ -15,11 +15,13 @@ Letters: B batch, T capacity of the pool, D embedding width, M target length, V 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sapt_jax import config
 from sapt_jax.backbones.hf import Model
@@ -28,9 +30,12 @@ from sapt_jax.errors import InputError
 from sapt_jax.losses import token_losses
 from sapt_jax.methods.features import pooled_embeddings
 from sapt_jax.methods.lesson import Learned, Lesson, Setting, Study
+from sapt_jax.methods.relatives import first_row
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.streams import stream
+
+RELATIVES = 2  # earlier tasks at most that a new block starts as (config.Pet.new_block)
 
 Trainable = dict[str, Any]
 Terms = dict[str, jax.Array]
@@ -103,12 +108,20 @@ class Method:
     return []
 
   def _start_words(self) -> list[str]:
-    return [f"{self.setting.pet.new_block} start"] if self.starts_from_others() else []
+    return [f"{self.new_block_start} start"] if self.starts_from_others() else []
+
+  @property
+  def new_block_start(self) -> str:
+    """config.Pet.new_block, as far as the method can follow it. Where all blocks have the same weight
+    always, none of them can be tried alone.
+    """
+    start = self.setting.pet.new_block
+    return "directions" if start == "relatives" and not self.weights_differ else start
 
   def starts_from_others(self) -> bool:
     """Whether a new block starts from earlier ones; a soft prompt has no input directions."""
     pet = self.setting.pet
-    nothing_to_read = (pet.kind, pet.new_block) == ("prompt", "directions")
+    nothing_to_read = pet.kind == "prompt" and pet.new_block in ("directions", "relatives")
     return self.takes_blocks() and pet.new_block != "fresh" and not nothing_to_read
 
   @classmethod
@@ -164,8 +177,15 @@ class Method:
       return study.block
     if not self.starts_from_others() or not int(learned.count):
       return self.new_block(rng)
-    pet, weights = self.setting.pet, self.earlier_weights(learned, study)
-    return blocks.STARTS[pet.new_block](learned.blocks, weights / jnp.sum(jnp.abs(weights)), pet)
+    pet, start = self.setting.pet, self.new_block_start
+    if start == "relatives":
+      alone = np.eye(self.setting.capacity, dtype=np.float32)
+      taken = first_row(partial(study.losses, learned), alone, int(learned.count), RELATIVES)
+      if taken.any():
+        return blocks.STARTS["mixture"](learned.blocks, jnp.asarray(taken), pet)
+      start = "directions"
+    weights = self.earlier_weights(learned, study)
+    return blocks.STARTS[start](learned.blocks, weights / jnp.sum(jnp.abs(weights)), pet)
 
   def earlier_weights(self, learned: Learned, study: Study) -> jax.Array:
     """How much the new task's inputs take from each block so far, (T,) float32: here, the mean of

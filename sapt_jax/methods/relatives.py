@@ -1,4 +1,5 @@
-"""Which earlier tasks a new one begins with: those that do best on it before it is learned.
+"""Which earlier tasks a new one begins with: those that do best on it before it is learned
+(config.Pet.new_block).
 
 That is measured, and not taken from the attention: a task can read like another one and ask for
 something else, or the other way round. T capacity of the pool.
