@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -28,8 +27,22 @@ from sapt_jax.continual import run
 from sapt_jax.errors import InputError
 from sapt_jax.remote import readable
 
+Place = str | os.PathLike[str]
 
-def learn(config: Config, output: str | os.PathLike[str], start_from: str = "") -> dict[str, Any]:
+
+def text_of(name: str, place: Place) -> str:
+  """A path as text.
+
+  Raises:
+    InputError: no path can be so.
+  """
+  text = os.fspath(place)
+  if not isinstance(text, str) or "\0" in text:
+    raise InputError(f"{name} {text!r}: must be a text or a path, without a zero character")
+  return text
+
+
+def learn(config: Config, output: Place, start_from: Place = "") -> dict[str, Any]:
   """Learns a stream of tasks, or goes on learning it (python -m sapt_jax.train).
 
   Args:
@@ -47,10 +60,8 @@ def learn(config: Config, output: str | os.PathLike[str], start_from: str = "") 
   """
   if not isinstance(config, Config):
     raise InputError(f"config {config!r}: must be a sapt_jax.config.Config, see configs/")
-  if not os.fspath(output):
-    raise InputError("output is empty; name a folder for the run")
   with processes.joined(config.distributed):
-    return run(config, os.fspath(output), source=start_from)
+    return run(config, text_of("output", output), source=text_of("start_from", start_from))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Pool:
     return [Answer(text, mixture) for text, mixture in self._answering(pairs)]
 
 
-def load(run: str | os.PathLike[str], backbone: str = "", batch_size: int = 0) -> Pool:
+def load(run: Place, backbone: Place = "", batch_size: int = 0) -> Pool:
   """The pool of a run, finished or not.
 
   Args:
@@ -113,4 +124,7 @@ def load(run: str | os.PathLike[str], backbone: str = "", batch_size: int = 0) -
   Raises:
     InputError: no run, no task learned yet, or another backbone.
   """
-  return Pool(Answering(pathlib.Path(readable(os.fspath(run))), batch_size, backbone=backbone))
+  if type(batch_size) is not int or batch_size < 0:
+    raise InputError(f"batch_size {batch_size!r}: must be a whole number, not negative")
+  folder = readable(text_of("run", run))
+  return Pool(Answering(folder, batch_size, backbone=text_of("backbone", backbone)))

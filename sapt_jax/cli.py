@@ -149,8 +149,10 @@ def output_folder(name: str) -> pathlib.Path:
   """The folder that --output names, which need not be there.
 
   Raises:
-    InputError: there is a file of that name.
+    InputError: there is no name, or there is a file of that name.
   """
+  if not name:
+    raise InputError("--output is empty; name a folder")
   if pathlib.Path(name).is_file():
     raise InputError(f"--output {name}: is a file; name a folder")
   return pathlib.Path(name)

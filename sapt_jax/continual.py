@@ -55,6 +55,8 @@ def run(
       not as it must be; nothing has been computed then.
     DivergedError, Stopped: see Trainer.fit.
   """
+  if not str(output):
+    raise InputError("--output is empty; name a folder for the run")
   mirror = mirror_of(str(output))
   path = pathlib.Path(output) if mirror is None else mirror.local
   if source:

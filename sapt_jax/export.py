@@ -107,7 +107,10 @@ def export(answering: Any, options: ExportOptions) -> str:
 def main(arguments: Sequence[str]) -> None:
   """Parses, restores, writes."""
   options = cli.parse(ExportOptions, arguments, "sapt_jax.export", cli.summary(__doc__))
-  check_not_own("--output", cli.output_folder(options.output))
+  output = cli.output_folder(options.output)
+  check_not_own("--output", output)
+  if output.is_dir() and any(output.iterdir()):
+    raise InputError(f"--output {output}: is not empty; name another folder")
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
 
   print(export(Answering(readable(options.run), backbone=options.backbone.path), options))

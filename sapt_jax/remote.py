@@ -44,8 +44,10 @@ def readable(place: str) -> pathlib.Path:
   """A run's folder to be read: the path itself, or a copy of what is at a URL.
 
   Raises:
-    InputError: see Mirror; there is nothing.
+    InputError: see Mirror; there is nothing; the place has no name.
   """
+  if not place:
+    raise InputError("the name of a run is empty; give its folder")
   if not is_remote(place):
     recover(pathlib.Path(place))
     return pathlib.Path(place)

@@ -16,6 +16,7 @@ import csv
 import dataclasses
 import json
 import pathlib
+import re
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -115,7 +116,7 @@ def table(groups: dict[str, list[dict[str, Any]]]) -> list[list[str]]:
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
   """The rows as a Markdown table."""
-  lines = ["| " + " | ".join(row) + " |" for row in rows]
+  lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
   return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
@@ -141,10 +142,12 @@ def latex(rows: Rows) -> str:
   """The rows as a LaTeX table; what is bold in Markdown is bold here."""
   special = {character: f"\\{character}" for character in "&%$#_{}"}
   special |= {"±": r"$\pm$", "~": r"\textasciitilde{}", "\\": r"\textbackslash{}"}
+  special |= {"^": r"\textasciicircum{}"}
 
   def cell(text: str) -> str:
-    plain = "".join(special.get(character, character) for character in text.strip("*"))
-    return rf"\textbf{{{plain}}}" if text.startswith("**") else plain
+    bold = re.fullmatch(r"\*\*(.*)\*\*", text)
+    plain = "".join(special.get(character, character) for character in (bold[1] if bold else text))
+    return rf"\textbf{{{plain}}}" if bold else plain
 
   lines = [" & ".join(map(cell, row)) + r" \\" for row in rows]
   columns = "l" + "r" * (len(rows[0]) - 1)
@@ -220,19 +223,25 @@ def write_run(folder: pathlib.Path, story: dict[str, Any]) -> None:
 
 
 def names_of(folders: Sequence[pathlib.Path]) -> list[str]:
-  """What the runs are called: their folders' names, where two are alike with the one above.
+  """What the runs are called: their folders' names, where two are alike with as many of those above
+  as tell them apart.
 
   Raises:
-    InputError: two are alike all the same.
+    InputError: one stands there twice, or two have names that read alike all the same.
   """
-  count = Counter(folder.resolve().name for folder in folders)
-  names = [
-    folder.name if count[folder.name] == 1 else f"{folder.parent.name}-{folder.name}"
-    for folder in (folder.resolve() for folder in folders)
-  ]
-  if twice := [name for name, times in Counter(names).items() if times > 1]:
-    raise InputError(f"{twice[0]} stands there twice; name each run once")
-  return names
+  parts = [folder.resolve().parts[1:] for folder in folders]
+  taken = [1] * len(parts)
+  while True:
+    names = ["-".join(each[-count:]) for each, count in zip(parts, taken, strict=True)]
+    alike = {name for name, times in Counter(names).items() if times > 1}
+    if not alike:
+      return names
+    places = [place for place, name in enumerate(names) if name in alike]
+    longer = [place for place in places if taken[place] < len(parts[place])]
+    if not longer or len({parts[place] for place in places}) < len(places):
+      raise InputError(f"{folders[places[-1]]}: stands there twice; name each run once")
+    for place in longer:
+      taken[place] += 1
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 from sapt_jax import learner, results, saved_options
 from sapt_jax.errors import InputError
 from sapt_jax.run_identity import tasks_of
-from sapt_jax.snapshots import finished_snapshots, number_of
+from sapt_jax.snapshots import finished_snapshots, number_of, numbered
 from sapt_jax.text_files import flat, object_lines, parse_json, read_object, read_text
 from sapt_jax.training import checkpoint
 
 NEEDED = ("method", "backbone", "tasks", "scores", "metrics", "protocol", "seed", "wall_s")
+KINDS = {"seed": int, "label": str, "method": str, "rows": list}  # of what is read as it is
 # What config.json holds of a run's tasks beside its options.
 HASHES = ("tasks", "pseudo_inputs", "blocks")
 MOST_POINTS = 200  # of a curve
@@ -37,14 +38,18 @@ def read_scores(folder: pathlib.Path) -> Row:
     raise InputError(f"{folder}: there is no such folder")
   file, asked = folder / "scores.json", folder / "config.json"
   result = read_object(file) if file.is_file() else scores_so_far(folder)
-  more = tasks_of(read_object(asked)) if file.is_file() and asked.is_file() else []
-  if len(more) > len(result.get("tasks", ())):  # a finished run that learns more tasks
-    result = scores_so_far(folder)
   missing = [key for key in NEEDED if key not in result]
   if missing:
     raise InputError(f"{file}: {', '.join(missing)} missing; not the scores of a run")
   if not fits(result["tasks"], result["scores"], result["metrics"]):
     raise InputError(f"{file}: its tasks, scores and metrics do not fit; put it back as it was")
+  wrong = [key for key, kind in KINDS.items() if not isinstance(result.get(key, kind()), kind)]
+  wrong += [] if is_number(result["wall_s"]) else ["wall_s"]
+  if wrong:
+    raise InputError(f"{file}: {', '.join(wrong)}: not what a run writes; put it back as it was")
+  more = tasks_of(read_object(asked)) if file.is_file() and asked.is_file() else []
+  if len(more) > len(result["tasks"]):  # a finished run that learns more tasks
+    result = scores_so_far(folder)
   return result | {"label": result.get("label", result["method"])}
 
 
@@ -52,7 +57,7 @@ def fits(tasks: Any, scores: Any, metrics: Any) -> bool:
   """Whether there is a score or null for each task, after at most as many of them, and metrics."""
   if not (isinstance(tasks, list) and isinstance(scores, list) and isinstance(metrics, dict)):
     return False
-  if not (0 < len(scores) <= len(tasks) and {"AP", "F.Ra", "BWT"} <= metrics.keys()):
+  if not (0 < len(scores) <= len(tasks) and {"AP", "F.Ra", "BWT", "FWT"} <= metrics.keys()):
     return False
   if not all(isinstance(row, list) and len(row) == len(tasks) for row in scores):
     return False
@@ -177,7 +182,7 @@ def answers_of(folder: pathlib.Path, records: Sequence[Row]) -> list[Row]:
 
 def predictions_of(folder: pathlib.Path, index: int, task: str) -> list[Row]:
   """The answers to a task that were given after the index-th."""
-  files = [file for file in (folder / "predictions").glob("*_*.jsonl") if number_of(file) == index]
+  files = [x for x in numbered(folder / "predictions", "*.jsonl") if number_of(x) == index]
   needed = ("task", "input", "references", "prediction")
   rows = [row for file in files for _, row in object_lines(file, *needed)]
   return [row for row in rows if row["task"] == task]
@@ -187,7 +192,7 @@ def pseudo_inputs_of(folder: pathlib.Path, log: Sequence[Row]) -> list[Row]:
   """{"task", "figures": what was drawn, dropped and kept, "examples": [...]} of each task."""
   figures = {row["task"]: row["pseudo_inputs"] for row in log if "pseudo_inputs" in row}
   found: list[Row] = []
-  for file in sorted((folder / "pseudo_inputs").glob("*_*.jsonl"), key=number_of):
+  for file in numbered(folder / "pseudo_inputs", "*.jsonl"):
     rows = [row for _, row in object_lines(file)]
     task = file.stem.partition("_")[2]
     examples = [str(row.get("input", row)) for row in rows[:MOST_EXAMPLES]]
@@ -200,7 +205,7 @@ def cost_of(log: Sequence[Row], records: Sequence[Row]) -> list[Row]:
   rows = []
   for record in records:
     of_task = [row for row in log if row["task"] == record["task"]]
-    rates = sorted(row["tokens_per_s"] for row in of_task if "tokens_per_s" in row)
+    rates = sorted(x["tokens_per_s"] for x in of_task if is_number(x.get("tokens_per_s")))
     costs = [row for row in of_task if "compile_s" in row]
     cost = (costs or [{}])[-1].items()
     rate = rates[len(rates) // 2] if rates else None

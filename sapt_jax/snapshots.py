@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -22,9 +24,21 @@ def finished_snapshots(run: pathlib.Path, keep: int | None = None) -> list[pathl
 
   Args:
     keep: of so many tasks, from the first; None: of all.
+
+  Raises:
+    InputError: there are two of one task.
   """
-  found = [path for path in (run / "snapshots").glob("[0-9]*_*") if checkpoint.is_finished(path)]
-  return sorted((path for path in found if keep is None or number_of(path) < keep), key=number_of)
+  found = [path for path in numbered(run / "snapshots", "*") if checkpoint.is_finished(path)]
+  for path, other in itertools.pairwise(found):
+    if number_of(path) == number_of(other):
+      raise InputError(f"{path} and {other.name}: two snapshots of one task; put one elsewhere")
+  return [path for path in found if keep is None or number_of(path) < keep]
+
+
+def numbered(folder: pathlib.Path, names: str) -> list[pathlib.Path]:
+  """What a run has left in a folder for each task, NUMBER_TASK, in order of the stream."""
+  found = [path for path in folder.glob(names) if re.match(r"\d+_", path.name)]
+  return sorted(found, key=lambda path: (number_of(path), path.name))
 
 
 def sound_snapshots(run: pathlib.Path) -> list[pathlib.Path]:

@@ -34,14 +34,26 @@ def test_a_pool_answers_as_its_run_did(finished):
     pool.answer("one text")
   with pytest.raises(InputError, match="leaves no room for it"):
     pool.answer(["thing"], instruction="long " * 100)
+  for wrong in ("4", 1.5, True, -1):
+    with pytest.raises(InputError, match=r"batch_size .*must be a whole number"):
+      sapt_jax.load(finished, batch_size=wrong)
+  with pytest.raises(InputError, match="name of a run is empty"):
+    sapt_jax.load("")
   with pytest.raises(InputError, match="/nowhere"):
     sapt_jax.load("/nowhere")
 
 
 def test_learn_goes_on_as_the_command_does(world, finished, tmp_path):
   config = run_options.config_of(train.options(world))
-  with pytest.raises(InputError, match="output is empty"):
-    sapt_jax.learn(config, "")
+  for wrong, words in (
+    ("", "output is empty"),
+    (b"x", "must be a text"),
+    ("a\0b", "zero character"),
+  ):
+    with pytest.raises(InputError, match=words):
+      sapt_jax.learn(config, wrong)
+  with pytest.raises(InputError, match="nope"):
+    sapt_jax.learn(config, tmp_path / "new", start_from=tmp_path / "nope")
   folder = shutil.copytree(finished, tmp_path / "run")
   result = sapt_jax.learn(config, folder)
   assert result["scores"] == scores(finished)["scores"]

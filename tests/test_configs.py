@@ -1,12 +1,15 @@
 """The committed configurations."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sapt_jax.data.sources import load_stream
 from sapt_jax.data.task_file import read_task_file
+from sapt_jax.errors import InputError
+from sapt_jax.mini.default import config as mini_config
 from sapt_jax.paper import MODELS, ORDERS, paper
 from sapt_jax.run_inputs import fits_of
 from sapt_jax.run_options import load_config
@@ -80,3 +83,27 @@ def test_trace_has_its_eight_tasks_with_their_epochs(tmp_path):
   options = dataclasses.replace(config.data, root=str(tmp_path))
   tasks = load_stream(options, config.stream, 0)
   assert [fit.epochs for fit in fits_of(config, tasks)] == [5, 3, 7, 5, 3, 5, 5, 7]
+
+
+@pytest.mark.parametrize(
+  ("change", "named"),
+  [
+    (lambda c: replace(c, fit=replace(c.fit, steps=3.0)), "fit.steps 3.0: must be a whole number"),
+    (lambda c: replace(c, fit=replace(c.fit, steps=True)), "fit.steps True: must be a number"),
+    (lambda c: replace(c, fit=replace(c.fit, steps="5")), "fit.steps '5': must be a number"),
+    (lambda c: replace(c, fit=None), "fit None: must be a Fit"),
+    (lambda c: replace(c, method="sapt"), "method 'sapt': must be a MethodOptions"),
+    (lambda c: replace(c, seed="0"), "seed '0': must be a whole number"),
+    (
+      lambda c: replace(c, data=replace(c.data, max_train=None)),
+      "max_train None: must be a number",
+    ),
+    (lambda c: replace(c, data=replace(c.data, root=3)), "data.root 3: must be a text"),
+    (lambda c: replace(c, pet=replace(c.pet, kind="loar")), "pet.kind 'loar': must be one of"),
+    (lambda c: replace(c.stream, tasks="film_mood"), "tasks 'film_mood': must be a tuple, of"),
+    (lambda c: replace(c.stream, tasks=("a", 1)), "must be a tuple, of which each is a text"),
+  ],
+)
+def test_values_of_another_type_are_named_when_a_configuration_is_made(change, named):
+  with pytest.raises(InputError, match=named):
+    change(mini_config)

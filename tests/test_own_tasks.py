@@ -135,7 +135,7 @@ def test_a_list_of_texts_is_several_references(tmp_path):
     (
       "mail.jsonl",
       '{"input": "a", "output": "b"}\n',
-      r"1 training row\(s\) are too few to set test aside",
+      r"too few rows to set test aside \(1 left\)",
     ),
   ],
 )

@@ -8,6 +8,8 @@ import pytest
 import tiny
 
 from sapt_jax import report
+from sapt_jax.errors import InputError
+from sapt_jax.report import names_of
 from sapt_jax.run_story import read_scores, story
 from tests.browser import browser
 from tests.runs import killed_after, rows_of, scores
@@ -134,6 +136,38 @@ def test_each_table_is_there_as_csv_and_latex_and_each_picture_as_png(place):
   pictures = {path.name for path in place.glob("*.png")}
   assert pictures >= {"average_so_far.png", "final_scores.png", "scores_run.png"}
   assert pictures >= {"mixture_learning_other.png", "mixture_answering_other.png"}
+
+
+def test_runs_are_told_apart_by_as_many_folders_as_it_takes(tmp_path):
+  folders = [tmp_path / x for x in ("a/x/run", "b/x/run", "a/y/run", "one")]
+  assert names_of(folders) == ["a-x-run", "b-x-run", "y-run", "one"]
+  with pytest.raises(InputError, match="one: stands there twice"):
+    names_of([*folders, tmp_path / "a/../one"])
+
+
+def test_names_stay_as_they_are_in_tables():
+  rows = [["a|b", "*star*"], ["x^2", "**+1.0 to +2.0**"]]
+  text = report.latex(rows)
+  assert r"a|b & *star* \\" in text
+  assert r"x\textasciicircum{}2 & \textbf{+1.0 to +2.0} \\" in text
+  assert report.markdown(rows).startswith(r"| a\|b | *star* |")
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "words"),
+  [
+    ("tasks", None, "do not fit"),
+    ("metrics", {"AP": 1.0, "F.Ra": 0.0, "BWT": 0.0}, "do not fit"),
+    ("seed", "0", "seed: not what a run writes"),
+    ("wall_s", None, "wall_s: not what a run writes"),
+    ("rows", 3, "rows: not what a run writes"),
+  ],
+)
+def test_scores_that_no_run_writes_are_named(finished, tmp_path, key, value, words):
+  changed = scores(finished) | {key: value}
+  (tmp_path / "scores.json").write_text(json.dumps(changed))
+  with pytest.raises(InputError, match=f"scores.json: .*{words}"):
+    read_scores(tmp_path)
 
 
 def test_a_run_that_is_still_learning_is_reported_as_far_as_it_is(

@@ -181,6 +181,8 @@ BAD = {
   "true": (400, "completions", {"prompt": "x", "n": True}, "n True"),
   "no tokens": (400, "completions", {"prompt": "x", "max_tokens": 0}, "max_tokens 0"),
   "stream": (400, "completions", {"prompt": "x", "stream": "yes"}, "stream 'yes'"),
+  "usage": (400, "completions", {"prompt": "x", "stream_options": {"a": 1}}, "include_usage alone"),
+  "slash": (404, "completions/", {"prompt": "x"}, "no such path"),
   "stop": (400, "completions", {"prompt": "x", "stop": ["a"]}, "not served"),
   "scores": (400, "completions", {"prompt": "x", "logprobs": 1}, "logprobs 1"),
   "model": (400, "completions", {"prompt": "x", "model": 3}, "model 3: must be text"),

@@ -384,8 +384,11 @@ def test_a_key_may_stand_in_a_file_or_in_the_environment(tmp_path, monkeypatch):
   (tmp_path / "key").write_text(" secret \nmore")
   assert program.key_of(ServeOptions("", key=f"@{tmp_path}/key")) == "secret"
   assert program.key_of(ServeOptions("")) == ""
-  monkeypatch.setenv("SAPT_JAX_KEY", "of environment")
+  monkeypatch.setenv("SAPT_JAX_KEY", "of environment ")
   assert program.key_of(ServeOptions("")) == "of environment"
+  monkeypatch.setenv("SAPT_JAX_KEY", " ")
+  with pytest.raises(InputError, match="SAPT_JAX_KEY ' ': the key is empty"):
+    program.key_of(ServeOptions(""))
 
 
 def test_a_server_that_all_can_reach_says_so(tmp_path, monkeypatch, capsys):

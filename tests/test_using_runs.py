@@ -19,6 +19,7 @@ from sapt_jax.config import Mesh
 from sapt_jax.errors import InputError
 from sapt_jax.learner import put_together
 from sapt_jax.serve.ready import Ready
+from sapt_jax.snapshots import sound_snapshots
 from sapt_jax.training import checkpoint
 from tests.classroom import same
 from tests.runs import rows_of, scores, snapshots
@@ -89,6 +90,7 @@ def test_a_model_that_was_moved_is_named_and_told(world, finished, tmp_path, mon
     code, complaint = tiny.run_program(program, arguments, monkeypatch, capsys)
     assert (code, f"backbone.path '{tmp_path}/gone': no such folder" in complaint) == (2, True)
     program.main([*arguments, "--backbone.path", str(model)])
+    shutil.rmtree(tmp_path / "adapter", ignore_errors=True)
     other = tiny.model_folder(tmp_path / program.__name__, tiny.T5, seed=7)
     code, complaint = tiny.run_program(
       program, [*arguments, "--backbone.path", other], monkeypatch, capsys
@@ -353,6 +355,8 @@ def test_a_block_and_a_mean_mixture_are_exported_for_peft_and_as_a_model(
     (["--task", "task9"], "not a task"),
     (["--what", "pool"], "no centre"),
     (["--what", "merged", "--task", "task002", "--output", "FINISHED"], "is not empty"),
+    (["--task", "task002", "--output", "FINISHED/.."], "is not empty"),
+    (["--task", "task002", "--output", ""], "--output is empty"),
   ],
 )
 def test_what_cannot_be_exported_is_said(finished, tmp_path, arguments, named):
@@ -366,6 +370,18 @@ def test_the_last_snapshot_that_is_missing_is_named(finished, tmp_path, capsys):
   shutil.rmtree(max((run / "snapshots").iterdir()))
   ask(run, tmp_path, [{"input": "red"}])
   assert "run: no snapshot of task002_count, though scores" in capsys.readouterr().err
+
+
+def test_copies_of_snapshots_are_named_or_passed_over(finished, tmp_path):
+  run = shutil.copytree(finished, tmp_path / "run")
+  newest = max((run / "snapshots").iterdir())
+  shutil.copytree(newest, newest.with_name("01-old_of_mine"))
+  assert [path.name for path in sound_snapshots(run)][-1] == newest.name
+  shutil.copytree(newest, newest.with_name(newest.name + ".bak"))
+  with pytest.raises(
+    InputError, match=f"{newest.name} and {newest.name}.bak: two snapshots of one"
+  ):
+    sound_snapshots(run)
 
 
 def test_questions_with_numbers_that_json_has_not_are_refused(tmp_path):

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from typing import Literal
 
-from sapt_jax.checks import in_range, require
+from sapt_jax.checks import in_range, require, typed
 from sapt_jax.config.hardware import Backbone, BackbonePlace, Distributed, Mesh
 from sapt_jax.config.learning import Fit, Generator, MethodOptions, Pet
 from sapt_jax.config.tasks import Data, Evaluation, Stream
@@ -61,6 +61,8 @@ class Config:
   make one inside this run's folder first."""
 
   def __post_init__(self) -> None:
+    if type(self) is Config:  # a program's own options are typed by its command line
+      typed(self)
     in_range(self)
     require(self.seed >= 0, f"seed {self.seed}: must not be negative")
     steps = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", self.profile)

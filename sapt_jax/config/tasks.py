@@ -6,7 +6,7 @@ import dataclasses
 import re
 from typing import Literal
 
-from sapt_jax.checks import at_least, at_most, require
+from sapt_jax.checks import at_least, at_most, require, typed
 
 METRICS = (
   "benchmark",
@@ -37,6 +37,7 @@ class Stream:
   """
 
   def __post_init__(self) -> None:
+    typed(self, "stream.")
     require(
       len(set(self.tasks)) == len(self.tasks),
       f"stream.tasks: a task stands twice in {' '.join(self.tasks)}",

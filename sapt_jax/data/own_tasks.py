@@ -142,7 +142,7 @@ def _set_aside(task: Task, split: str, share: float, limit: int | None, seed: in
   size = max(1, min(limit or MOST_SET_ASIDE[split], int(share * len(task.train))))
   if len(task.train) <= size:
     raise InputError(
-      f"task {task.name}: {len(task.train)} training row(s) are too few to set {split} aside; a "
+      f"task {task.name}: has too few rows to set {split} aside ({len(task.train)} left); a "
       f"task needs three rows, to learn from, to validate and to test with, or a file {split}"
     )
   order = streams.host(seed, f"{split} set aside").permutation(len(task.train))

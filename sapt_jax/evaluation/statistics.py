@@ -39,7 +39,7 @@ def over_seeds(first: Mapping[int, float], second: Mapping[int, float]) -> Inter
   if not differences:
     raise ValueError("no seed in common")
   mean, deviation = spread(differences)
-  if deviation is None:
+  if not deviation:  # equal differences do not say that all seeds have that one
     return Interval(mean, float("nan"), float("nan"))
   count = len(differences)
   reach = float(stats.t.ppf(0.975, count - 1)) * deviation / count**0.5

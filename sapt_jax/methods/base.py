@@ -112,8 +112,8 @@ class Method:
 
   @property
   def new_block_start(self) -> str:
-    """config.Pet.new_block, as far as the method can follow it. Where all blocks have the same weight
-    always, none of them can be tried alone.
+    """config.Pet.new_block, as far as the method can follow it: where all blocks always have the
+    same weight, none can be tried alone.
     """
     start = self.setting.pet.new_block
     return "directions" if start == "relatives" and not self.weights_differ else start

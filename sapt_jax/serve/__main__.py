@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -83,6 +84,8 @@ def serve(options: ServeOptions, key: str, place: socket.socket) -> None:
 
   serving = Serving(Ready(answering), seen, options, stop)
   name = options.name or pathlib.Path(options.run.rstrip("/")).resolve().name
+  if re.search("[\ud800-\udfff]", name):
+    raise InputError(f"--name {name!r}: is not UTF-8, as answers have to be; give another")
   app = make_app(serving, options.limits, name, key)
   server = make_server(app, options.limits)
   try:
@@ -112,13 +115,17 @@ def key_of(options: ServeOptions) -> str:
   Raises:
     InputError: it is to be read from a file that has none, or no client could send it.
   """
-  key = options.key or os.environ.get("SAPT_JAX_KEY", "")
+  source = "--key" if options.key else "SAPT_JAX_KEY"
+  given = options.key or os.environ.get("SAPT_JAX_KEY", "")
+  key = given.strip()
   if key.startswith("@"):
-    key = read_text(pathlib.Path(key[1:]), f"--key {key}").partition("\n")[0].strip()
-    if not key:
-      raise InputError(f"--key {options.key}: its first line is empty; write the key there")
+    key = read_text(pathlib.Path(key[1:]), f"{source} {key}").partition("\n")[0].strip()
+  if given and not key:
+    raise InputError(
+      f"{source} {given!r}: the key is empty; write one, in a file as its first line"
+    )
   if not (key.isascii() and key.isprintable()):
-    raise InputError("--key: must be of printable ASCII letters, which a header can hold")
+    raise InputError(f"{source}: must be of printable ASCII letters, which a header can hold")
   return key
 
 

@@ -64,6 +64,7 @@ def make_app(serving: Serving, limits: Limits, name: str, key: str) -> Starlette
     ],
     exception_handlers={HTTPException: refused_by_route, RefusedError: refused, 500: failed},
   )
+  app.router.redirect_slashes = False  # by http, and to where the client says that it is
   known = {route.path for route in app.routes if isinstance(route, Route)}
   app.add_middleware(Gate, serving=serving, key=key, known=known)
   return app

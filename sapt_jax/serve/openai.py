@@ -107,7 +107,14 @@ BOTH: dict[str, Rule] = {
   "model": (text, "must be text"),
   "definition": (text, "must be text"),
   "stream": (lambda value: isinstance(value, bool), "must be true or false"),
-  "stream_options": (lambda value: isinstance(value, dict), "must be an object"),
+  "stream_options": (
+    lambda value: (
+      isinstance(value, dict)
+      and value.keys() <= {"include_usage"}
+      and isinstance(value.get("include_usage", False), bool)
+    ),
+    "must be an object that has include_usage alone, true or false",
+  ),
   "max_tokens": (is_count, "must be a whole number from 1 on"),
   "temperature": (
     lambda value: is_number(value) and value == 0,
@@ -176,7 +183,7 @@ def read_request(values: Any, chat: bool, limits: Limits) -> Asked:
     pairs,
     given.get("max_completion_tokens", given.get("max_tokens")),
     given.get("stream", False),
-    bool(given.get("stream_options", {}).get("include_usage")),
+    given.get("stream_options", {}).get("include_usage", False),
   )
 
 
