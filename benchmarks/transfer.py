@@ -7,11 +7,13 @@ Takes a finished run with a block for each task, its data and its backbone. Prin
 for each task but the first: the mean cross-entropy of its first dev rows' answers, in nats a token,
     none    of the backbone alone
     own     with the task's block alone
-    best    with that block of an earlier task that leaves least; `from` names the task
+    usual   with an earlier task's block, the median
+    best    with that one that leaves least; `from` names its task
     given   (none - best) / (none - own): of what its own block gains, the share that this one
             gives; 0 where every earlier block does harm
-and the means over tasks. Two blocks may give more than one, and what a block gives at the start is
-not all that a task can take from it.
+and the means over tasks. Where `best` is near `usual`, what is given is the form of answers, which
+any block has. Two blocks may give more than one, and what a block gives at the start is not all
+that a task can take from it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from sapt_jax.data.sources import load_stream
 from sapt_jax.errors import InputError
 from sapt_jax.training.mixture_losses import MixtureLosses
 
-FIGURES = ("none", "own", "best", "given")
+FIGURES = ("none", "own", "usual", "best", "given")
 
 
 def row_of(names: Sequence[str], losses: np.ndarray) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def row_of(names: Sequence[str], losses: np.ndarray) -> dict[str, Any]:
   none, earlier, own = losses[0], losses[1:-1], losses[-1]
   best = earlier.min()
   given = max(none - best, 0.0) / (none - own) if own < none else 0.0
-  figures = zip(FIGURES, map(float, (none, own, best, given)), strict=True)
+  figures = zip(FIGURES, map(float, (none, own, np.median(earlier), best, given)), strict=True)
   return {"task": names[-1], **dict(figures), "from": names[int(earlier.argmin())]}
 
 
