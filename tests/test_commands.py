@@ -47,6 +47,7 @@ ELSEWHERE = {
   "python benchmarks/routing.py": "tests/test_routing.py",
   "python benchmarks/step_cost.py": "tests/test_cost.py",
   "python benchmarks/torch_peer.py": "tests/test_cost.py",
+  "python benchmarks/transfer.py": "tests/test_transfer.py",
 }
 NOWHERE = {
   ".venv/bin/python -m pytest": "runs this test",

@@ -141,12 +141,37 @@ def test_a_new_block_can_read_what_the_pool_reads_and_add_nothing():
     )
 
 
-def test_a_soft_prompt_has_no_directions_to_start_from():
-  fresh, directed = (
-    learned_by(build("sapt", kind="prompt", new_block=how), tasks=2)
-    for how in ("fresh", "directions")
+def test_a_new_block_can_start_as_the_relatives_that_halve_its_loss():
+  method, rng = build("per_task", new_block="relatives"), jax.random.key(9)
+  [pooled, *_] = clusters(3)
+  learned = through(method, [pooled] * 2)
+
+  def of_second(learned, mixtures):
+    return np.where(mixtures[:, 1] > 0, 0.3, 1.0)
+
+  def started(method, compare):
+    begun = method.begin(learned, rng, Study(pooled, pseudo=pooled, compare=compare))
+    return blocks.read(begun.blocks, 2)
+
+  new, old = (
+    blocks.at_sites(lambda x: x["a"] @ x["b"], block)
+    for block in (started(method, of_second), blocks.read(learned.blocks, 1))
   )
-  assert same(fresh.blocks, directed.blocks)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), new, old)
+  directed = started(build("per_task", new_block="directions"), None)
+  assert same(started(method, None), directed)
+  assert (method.label, build("n_lora", new_block="relatives").label.split(", ")[-1]) == (
+    "per_task, relatives start",
+    "directions start",
+  )
+
+
+def test_a_soft_prompt_has_no_directions_to_start_from():
+  fresh, *others = (
+    learned_by(build("sapt", kind="prompt", new_block=how), tasks=2)
+    for how in ("fresh", "directions", "relatives")
+  )
+  assert [same(fresh.blocks, other.blocks) for other in others] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,8 @@ class Sapt(Method):
       "no reflection": not self.options.reflection_weight,
       f"remembers {self.options.remembered}": self.options.remembered != "pseudo_inputs",
       f"uniform {self.options.uniform}": self.options.uniform != "never",
-      "sharing": self.options.sharing,
+      "sharing": self.options.sharing and self.options.sharing_relatives,
+      "sharing from 0": self.options.sharing and not self.options.sharing_relatives,
     }
     return [self.options.attention, *(words for words, there in departures.items() if there)]
 
