@@ -99,7 +99,10 @@ def export(answering: Any, options: ExportOptions) -> str:
   mixture = learned.taken(task) if shared else jax.nn.one_hot(task, built.setting.capacity)
   if options.what == "merged":
     merged.export_merged(output, learned.blocks, mixture, pet, built.backbone)
-    return f"the backbone with what {answering.tasks[task]} takes of all blocks in {output}"
+    what = f"the backbone with what {answering.tasks[task]} takes of all blocks"
+    said = f"# {pathlib.Path(base).name}: {what}\n\nWritten by sapt_jax.export.\n"
+    (output / "README.md").write_text(said, encoding="utf-8")
+    return f"{what} in {output}"
   peft.export_mixture(output, learned.blocks, mixture, pet, backbone, base)
   return f"the mean mixture of {answering.tasks[task]} in {output}"
 

@@ -37,13 +37,16 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError(f"--run {path}: no config.json of a run is there")
   cli.keep_compiled_programs()
   with locked(path):
-    left = forget(path, options.task)
-  print(f"{path}: has {', '.join(left)}")
+    name, left = forget(path, options.task)
+  print(
+    f"{path}: {name} is forgotten, {', '.join(left)} left; while its data are there, the next "
+    "sapt_jax.train learns it again"
+  )
 
 
-def forget(path: pathlib.Path, task: str) -> list[str]:
-  """Takes a task out of the run in a folder; returns the names of those that are left. The old
-  folder goes when the new one is whole.
+def forget(path: pathlib.Path, task: str) -> tuple[str, list[str]]:
+  """Takes a task out of the run in a folder; returns its name and the names of those that are left.
+  The old folder goes when the new one is whole.
 
   Raises:
     InputError: there is no such task, or it cannot be taken out; nothing has changed then.
@@ -63,7 +66,7 @@ def forget(path: pathlib.Path, task: str) -> list[str]:
     single = read_run(alone, str(alone))
     without(single, single.names.index(name)).write(new / "single")
   replace(path, new)
-  return rest.names
+  return name, rest.names
 
 
 if __name__ == "__main__":

@@ -226,8 +226,9 @@ class Generator:
     log({"pseudo_inputs": pseudo.figures})
     if len(pseudo.pairs) < keep:
       processes.say(
-        f"{task.name}: {len(pseudo.pairs)} of {keep} pseudo inputs wanted; more generator.steps or "
-        "generator.oversample help"
+        f"{task.name}: {len(pseudo.pairs)} of {keep} pseudo inputs wanted; if the task is "
+        f"forgotten later, learn it again with more: --from-task {index + 1} "
+        f"--generator.oversample {4 * self.options.oversample:g}"
       )
     return pseudo
 

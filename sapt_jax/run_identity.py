@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from sapt_jax import saved_options
@@ -136,8 +137,19 @@ def check_begun(
   if others:
     raise InputError(
       f"{where}: by its config.json, changed since the run was begun: {', '.join(others)}; put it "
-      "back as it was, or choose another --output"
+      f"back as it was, or choose another --output{learned_anew(where, others)}"
     )
+
+
+def learned_anew(where: pathlib.Path, changed: Sequence[str]) -> str:
+  """How tasks are learned as they are now, in words; empty: more than tasks has changed."""
+  names = {key.removeprefix("tasks.").rpartition(".")[0] for key in changed}
+  if not all(key.startswith("tasks.") for key in changed):
+    return ""
+  forgotten = " and ".join(
+    f"python -m sapt_jax.forget --run {where} --task {name}" for name in sorted(names)
+  )
+  return f"; to learn it as it is now: {forgotten}, then the same command again"
 
 
 def changes(then: dict[str, Any], now: dict[str, Any], free: tuple[str, ...] = ()) -> list[str]:

@@ -181,6 +181,15 @@ def write_text(file: pathlib.Path, parts: Iterable[str]) -> None:
   sync_folder(file.parent)
 
 
+def give_usual_mode(file: pathlib.Path) -> None:
+  """Lets those read a file who may read others that this process makes; safetensors makes its files
+  for their owner alone.
+  """
+  mask = os.umask(0o077)
+  os.umask(mask)
+  file.chmod(0o666 & ~mask)
+
+
 def sync_folder(folder: pathlib.Path) -> None:
   """Has the names in a folder written to the disk."""
   opened = os.open(folder, os.O_RDONLY)

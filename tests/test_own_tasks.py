@@ -372,5 +372,6 @@ def test_what_is_odd_in_rows_is_counted_and_what_is_cut_names_its_option():
     "cut_answers": 2,
   }
   assert words_of("t", found).endswith(
-    "; inputs cut to --data.max-source-length: 1; answers cut to --data.max-target-length: 2"
+    "; inputs cut to --data.max-source-length: 1; answers cut to --data.max-target-length: 2; few "
+    "test rows: one is 100 points of the score"
   )

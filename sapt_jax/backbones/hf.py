@@ -35,7 +35,7 @@ from sapt_jax.backbones.t5 import T5
 from sapt_jax.backbones.t5_config import T5Config
 from sapt_jax.backbones.weights import Weight
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import read_object
+from sapt_jax.text_files import give_usual_mode, read_object
 
 Model = T5 | Llama
 ModelConfig = T5Config | LlamaConfig
@@ -340,11 +340,13 @@ def save_backbone(
   (folder / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
   if len(shards) == 1:
     save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+    give_usual_mode(folder / "model.safetensors")
     return
   weight_map: dict[str, str] = {}
   for number, shard in enumerate(shards, 1):
     file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
     save_file(shard, folder / file, metadata={"format": "pt"})
+    give_usual_mode(folder / file)
     weight_map |= dict.fromkeys(shard, file)
   total = sum(t.nbytes for shard in shards for t in shard.values())
   (folder / "model.safetensors.index.json").write_text(

@@ -10,6 +10,7 @@ from sapt_jax.data.prompts import Codec
 from sapt_jax.data.tasks import Example
 
 Figures = dict[str, int]
+FEW = 20  # test rows below which a score says little
 
 
 def figures_of(task: PreparedTask, codec: Codec) -> Figures:
@@ -64,4 +65,6 @@ def words_of(name: str, figures: Figures) -> str:
   }
   found: Sequence[str] = [f"{words}: {figures[key]}" for key, words in odd.items() if figures[key]]
   sizes = ", ".join(f"{figures[split]} {split}" for split in ("train", "dev", "test"))
+  if 0 < figures["test"] < FEW:
+    found = [*found, f"few test rows: one is {100 / figures['test']:.0f} points of the score"]
   return f"{name}: {sizes}" + "".join(f"; {one}" for one in found)

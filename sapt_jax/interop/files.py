@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from sapt_jax.errors import InputError
+from sapt_jax.text_files import give_usual_mode
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".bin", ".pkl")
 # What a pickled numpy array is put together from: package.name, whichever module of the package.
@@ -110,6 +111,7 @@ def write_arrays(
     np.savez(path, allow_pickle=False, **named)
   elif suffix == ".safetensors":
     safetensors.numpy.save_file(named, path)
+    give_usual_mode(path)
   elif suffix == ".pkl" and not isinstance(value, dict):
     path.write_bytes(pickle.dumps(np.ascontiguousarray(value)))
   elif suffix in (".pt", ".bin"):

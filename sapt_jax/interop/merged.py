@@ -20,7 +20,7 @@ from sapt_jax.interop.peft import fixed_mixture
 from sapt_jax.interop.sites import get, sites
 from sapt_jax.pet import blocks
 
-# What of a model folder is its weights; all else goes along.
+# What of a model folder is its weights; all else goes along, but for what is said of the old ones.
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json")
 
 
@@ -51,7 +51,8 @@ def export_merged(
       flat[path] = added(flat[path], factors["a"], factors["b"], pet.lora_scale)
   hf.save_backbone(folder, model, backbone.raw_config, traverse_util.unflatten_dict(flat, sep="/"))
   for file in backbone.folder.iterdir():
-    if file.is_file() and file.name != "config.json" and not file.name.endswith(WEIGHTS):
+    others = file.name not in ("config.json", "README.md") and not file.name.endswith(WEIGHTS)
+    if file.is_file() and others:
       shutil.copyfile(file, folder / file.name)
 
 

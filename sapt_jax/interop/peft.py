@@ -26,7 +26,7 @@ from sapt_jax.interop.files import read_arrays
 from sapt_jax.interop.sites import Site, get, misfit, put, sites
 from sapt_jax.pet import blocks
 from sapt_jax.pet.lora import init_block
-from sapt_jax.text_files import read_object
+from sapt_jax.text_files import give_usual_mode, read_object
 
 README = """---
 base_model: {base}
@@ -161,6 +161,7 @@ def export_block(
   folder.mkdir(parents=True, exist_ok=True)
   weights = folder / "adapter_model.safetensors"
   safetensors.numpy.save_file(arrays, weights, metadata={"format": "pt"})
+  give_usual_mode(weights)
   (folder / "README.md").write_text(README.format(base=base, what=what), encoding="utf-8")
   text = json.dumps(written, indent=2) + "\n"
   (folder / "adapter_config.json").write_text(text, encoding="utf-8")

@@ -268,9 +268,11 @@ class Routes:
       values = parse_json(text, "the request")
     except InputError as error:
       raise RefusedError(str(error)) from None
-    asked = read_request(values, chat, self.limits)
+    asked, worker = read_request(values, chat, self.limits), self.serving.worker
     if (state := self.serving.state()) not in ("ready", "failing"):
-      raise RefusedError(f"the server is {state}; try again", status=503, retry=2)
+      there = f" ({worker.compiled} of {worker.ready.shapes} shapes are compiled)"
+      more = there if state == "warming up" else ""
+      raise RefusedError(f"the server is {state}{more}; try again", status=503, retry=2)
     ready = self.serving.ready
     jobs = await run_in_threadpool(jobs_of, asked, ready, asyncio.get_running_loop())
     try:

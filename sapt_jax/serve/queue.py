@@ -26,6 +26,9 @@ class FullError(Exception):
   """More prompts than may wait."""
 
 
+TELL_EVERY = 20  # seconds, while programs are compiled
+
+
 @dataclasses.dataclass(frozen=True)
 class News:
   """What is written of an answer so far.
@@ -153,8 +156,12 @@ class Worker(threading.Thread):
     """Compiles, then answers until the queue is closed and empty."""
     with jax.set_mesh(self.ready.mesh):
       try:
+        said = time.monotonic()
         for _ in self.ready.warm_up():
           self.compiled += 1
+          if time.monotonic() - said > TELL_EVERY:
+            said = time.monotonic()
+            print(f"{self.compiled} of {self.ready.shapes} shapes are compiled", flush=True)
           if self.waiting.closed:
             return
       except Exception as error:  # noqa: BLE001 (whatever it is, the program ends with it)
