@@ -217,8 +217,8 @@ class RunFolder:
     if keep + 1 not in starts:
       raise InputError(
         f"--from-task {keep + 1}: {self.path} holds no snapshot of the task before; give one of "
-        f"{', '.join(map(str, [1, *starts]))}, or take the task out (sapt_jax.forget) and start the "
-        "run again"
+        f"{', '.join(map(str, [1, *starts]))}, or take the task out (sapt_jax.forget) and start "
+        "the run again"
       )
 
   def finished(self) -> int:

@@ -1,10 +1,14 @@
 """Saved trees: they come back as they were, or the harm is named."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sapt_jax.errors import InputError
+from sapt_jax.snapshots import sound_snapshots
 from sapt_jax.training import checkpoint
 
 TREE = {"a": jnp.arange(6.0).reshape(2, 3), "b": {"count": jnp.asarray(3, jnp.int32)}}
@@ -91,3 +95,15 @@ def test_what_an_older_version_has_half_pruned_has_no_arrays(tmp_path):
   sealed = {checkpoint.RECORD: checkpoint.sha256(tmp_path / "s" / checkpoint.RECORD)}
   checkpoint.write_json(tmp_path / "s" / checkpoint.MANIFEST, sealed)
   assert not checkpoint.has_arrays(tmp_path / "s")
+
+
+def test_copies_of_snapshots_are_named_or_passed_over(finished, tmp_path):
+  run = shutil.copytree(finished, tmp_path / "run")
+  newest = max((run / "snapshots").iterdir())
+  shutil.copytree(newest, newest.with_name("01-old_of_mine"))
+  assert [path.name for path in sound_snapshots(run)][-1] == newest.name
+  shutil.copytree(newest, newest.with_name(newest.name + ".bak"))
+  with pytest.raises(
+    InputError, match=f"{newest.name} and {newest.name}.bak: two snapshots of one"
+  ):
+    sound_snapshots(run)

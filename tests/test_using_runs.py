@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,8 +19,8 @@ from sapt_jax.answering import Answering
 from sapt_jax.config import Mesh
 from sapt_jax.errors import InputError
 from sapt_jax.learner import put_together
+from sapt_jax.run_identity import learned_anew
 from sapt_jax.serve.ready import Ready
-from sapt_jax.snapshots import sound_snapshots
 from sapt_jax.training import checkpoint
 from tests.classroom import same
 from tests.runs import rows_of, scores, snapshots
@@ -318,6 +319,9 @@ def test_a_block_and_a_mean_mixture_are_exported_for_peft_and_as_a_model(
     task = ["--what", what, "--task", "task002"]
     export.main(["--run", str(finished), *task, "--output", str(tmp_path / what)])
     assert "task002_count" in capsys.readouterr().out
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / what).iterdir()}
+    assert len(modes) == 1  # weights can be read by those who can read the rest
+    assert "task002_count" in (tmp_path / what / "README.md").read_text() or what == "mixture"
   learned = Answering(finished).learned
   name = "decoder.block.1.layer.1.EncDecAttention.v.lora"
   block, mixture = (
@@ -365,23 +369,20 @@ def test_what_cannot_be_exported_is_said(finished, tmp_path, arguments, named):
     export.main(["--run", str(finished), "--output", str(tmp_path / "out"), *arguments])
 
 
+def test_changed_tasks_name_how_they_are_learned_anew():
+  said = learned_anew(Path("r"), ["tasks.a.b.dev", "tasks.a.b.train", "tasks.c.definition"])
+  forgotten = [f"python -m sapt_jax.forget --run r --task {name}" for name in ("a.b", "c")]
+  assert (
+    said == f"; to learn it as it is now: {' and '.join(forgotten)}, then the same command again"
+  )
+  assert not learned_anew(Path("r"), ["tasks.a.dev", "backbone.weights"])
+
+
 def test_the_last_snapshot_that_is_missing_is_named(finished, tmp_path, capsys):
   run = shutil.copytree(finished, tmp_path / "run")
   shutil.rmtree(max((run / "snapshots").iterdir()))
   ask(run, tmp_path, [{"input": "red"}])
   assert "run: no snapshot of task002_count, though scores" in capsys.readouterr().err
-
-
-def test_copies_of_snapshots_are_named_or_passed_over(finished, tmp_path):
-  run = shutil.copytree(finished, tmp_path / "run")
-  newest = max((run / "snapshots").iterdir())
-  shutil.copytree(newest, newest.with_name("01-old_of_mine"))
-  assert [path.name for path in sound_snapshots(run)][-1] == newest.name
-  shutil.copytree(newest, newest.with_name(newest.name + ".bak"))
-  with pytest.raises(
-    InputError, match=f"{newest.name} and {newest.name}.bak: two snapshots of one"
-  ):
-    sound_snapshots(run)
 
 
 def test_questions_with_numbers_that_json_has_not_are_refused(tmp_path):
