@@ -20,7 +20,6 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import NoReturn, TypeVar
 
 import tyro
@@ -165,7 +164,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   for stream in (sys.stdout, sys.stderr):  # a terminal may not know all letters
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="backslashreplace")
-  sys.excepthook, sys.unraisablehook = print_stray, interrupt_again
+  sys.unraisablehook = unraisable
   try:
     main(sys.argv[1:])
     sys.stdout.flush()
@@ -186,24 +185,17 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     end(1, f"error: {reason_of(error)}{keep_traceback(temporary('error.log'))}")
 
 
-def print_stray(
-  kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-  """Prints an error of a thread that is not Python's, the only ones that `run` does not see. When
-  Orbax has failed, threads of its storage still tell a loop that is no longer there.
-  """
-  if str(error) != "Event loop is closed":
-    sys.__excepthook__(kind, error, trace)
+def unraisable(what: sys.UnraisableHookArgs) -> None:
+  """Prints an error that nobody can catch, but for two kinds.
 
-
-def interrupt_again(what: sys.UnraisableHookArgs) -> None:
-  """Has Ctrl-C end the program also where Python drops it: in a callback of a library's, such as
-  XLA's when memory is collected.
+  Ctrl-C in a callback of a library's, such as XLA's when memory is collected, ends the program all
+  the same. When Orbax has failed, threads of its storage still tell a loop that is no longer there:
+  that says nothing.
   """
   if what.exc_type is KeyboardInterrupt:
     # When this, too, has ended; a signal also ends a wait.
     threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
-  else:
+  elif str(what.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(what)
 
 
