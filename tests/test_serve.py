@@ -181,7 +181,12 @@ BAD = {
   "true": (400, "completions", {"prompt": "x", "n": True}, "n True"),
   "no tokens": (400, "completions", {"prompt": "x", "max_tokens": 0}, "max_tokens 0"),
   "stream": (400, "completions", {"prompt": "x", "stream": "yes"}, "stream 'yes'"),
-  "usage": (400, "completions", {"prompt": "x", "stream_options": {"a": 1}}, "include_usage alone"),
+  "usage": (
+    400,
+    "completions",
+    {"prompt": "x", "stream_options": {"a": 1}},
+    "must be an object of",
+  ),
   "slash": (404, "completions/", {"prompt": "x"}, "no such path"),
   "stop": (400, "completions", {"prompt": "x", "stop": ["a"]}, "not served"),
   "scores": (400, "completions", {"prompt": "x", "logprobs": 1}, "logprobs 1"),

@@ -61,17 +61,15 @@ class SaptOptions(config.MethodOptions):
   routing_learning_rate: float = 3e-4
   """routed: learning rate of these steps."""
   sharing: bool = False
-  """routed: a task takes from earlier blocks too, with weights that it learns and that stay its own
-  (docs/sharing.md).
-  """
+  """routed: a task takes from earlier blocks too, by weights that it learns (docs/sharing.md)."""
   sharing_learning_rate: float = 0.05
   """Of these weights."""
   sharing_relatives: int = 2
-  """Most earlier tasks whose weights they begin with: those that leave least of the loss before the
-  task is learned. They begin at 0 where none helps.
+  """Most earlier tasks with whose weights they begin. Those are taken that each halve the loss
+  before the task is learned; the weights begin at 0 where there are none.
   """
   uniform: Literal["never", "answering", "always"] = "never"
-  """For ablation: mix all blocks alike instead of by attention."""
+  """Mix all blocks alike, for ablation."""
   paper_nonlinearity: bool = False
   """SiLU between the two query matrices (the paper's Eq. 1) instead of after them (the public
   code).

@@ -110,10 +110,10 @@ BOTH: dict[str, Rule] = {
   "stream_options": (
     lambda value: (
       isinstance(value, dict)
-      and value.keys() <= {"include_usage"}
-      and isinstance(value.get("include_usage", False), bool)
+      and value.keys() <= {"include_usage", "include_obfuscation"}
+      and all(isinstance(one, bool) for one in value.values())
     ),
-    "must be an object that has include_usage alone, true or false",
+    "must be an object of include_usage and include_obfuscation, true or false",
   ),
   "max_tokens": (is_count, "must be a whole number from 1 on"),
   "temperature": (
