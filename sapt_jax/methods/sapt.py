@@ -24,10 +24,10 @@ from sapt_jax import arm, checks, config, sals, streams
 from sapt_jax.backbones.hf import Model
 from sapt_jax.data.batches import Batch
 from sapt_jax.errors import InputError
-from sapt_jax.methods import relatives
 from sapt_jax.methods.base import Method, Pool, StepView, Trainable, refuse_top_k
 from sapt_jax.methods.features import pooled_embeddings
 from sapt_jax.methods.lesson import Learned, Study
+from sapt_jax.methods.relatives import first_row
 from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 from sapt_jax.streams import stream
@@ -161,7 +161,7 @@ class Sapt(Method):
     learned = super().begin(learned, rng, study)
     if learned.shares is not None:
       losses, most = partial(study.losses, learned), self.options.sharing_relatives
-      row = relatives.first_row(losses, np.asarray(learned.shares), int(slot), most)
+      row = first_row(losses, np.asarray(learned.shares), int(slot), most)
       learned = learned.replace(shares=learned.shares.at[slot].set(row).at[slot, slot].set(1.0))
     if self.options.attention == "published":
       key = sals.init_key(stream(rng, "key"), self.setting.width)
