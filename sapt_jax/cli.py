@@ -208,13 +208,18 @@ def end(code: int, message: str) -> NoReturn:
 def reason_of(error: BaseException) -> str:
   """What an error says, in one line; with its kind, where its message alone says little."""
   text = " ".join(str(error).split())[:300]
-  # The storage library calls a full disk so, too, by a ValueError.
-  of_jax = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in text
-  if of_jax or isinstance(error, MemoryError):
-    way = (
-      "smaller batches take less, and so does --backbone.remat full; python -m sapt_jax.plan says"
+  of_jax = type(error).__name__ == "JaxRuntimeError"
+  if of_jax and "_handle_pool" in text:  # NVIDIA's libraries take theirs beside JAX's share
+    return (
+      f"out of memory ({text}); others on the device, or JAX's share, leave none to NVIDIA's "
+      "libraries: XLA_PYTHON_CLIENT_MEM_FRACTION=0.5 makes it smaller"
     )
-    return f"out of memory ({text}); {way} what fits"
+  # The storage library calls a full disk RESOURCE_EXHAUSTED, too, by a ValueError.
+  if (of_jax and "RESOURCE_EXHAUSTED" in text) or isinstance(error, MemoryError):
+    return (
+      f"out of memory ({text}); smaller batches take less, and so does --backbone.remat full; "
+      "python -m sapt_jax.plan says what fits"
+    )
   return text if isinstance(error, OSError) and text else f"{type(error).__name__}: {text}"
 
 

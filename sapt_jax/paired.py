@@ -45,6 +45,11 @@ class Pair(NamedTuple):
     ]
 
 
+def learned(run: Mapping[str, Any]) -> int:
+  """How many of its stream's tasks a run has learned."""
+  return int(run.get("learned", len(run["tasks"])))
+
+
 def words(interval: Interval | None) -> str:
   """An interval for a table; bold where it excludes zero."""
   if interval is None or interval.low != interval.low:
@@ -63,10 +68,13 @@ def pairs_of(groups: Mapping[str, Runs]) -> list[Pair]:
 
 
 def pair_of(first: str, runs: Runs, second: str, others: Runs) -> Pair | None:
-  """The difference between two groups of runs; None where they share no seed with a known AP."""
+  """The difference between two groups of runs; None where they share no seed with a known AP over
+  as many tasks.
+  """
   known = ([run for run in group if run["metrics"]["AP"] is not None] for group in (runs, others))
   left, right = ({run["seed"]: run for run in group} for group in known)
-  seeds = sorted(left.keys() & right.keys())
+  shared = left.keys() & right.keys()
+  seeds = sorted(seed for seed in shared if learned(left[seed]) == learned(right[seed]))
   if not seeds:
     return None
   aps, others_aps = (

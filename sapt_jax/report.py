@@ -26,7 +26,7 @@ import tyro
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
-from sapt_jax.paired import HEADING, pairs_of
+from sapt_jax.paired import HEADING, learned, pairs_of
 from sapt_jax.remote import readable
 from sapt_jax.run_lock import check_not_own
 from sapt_jax.run_story import read_scores, story
@@ -55,22 +55,16 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
   """
   groups: dict[str, list[dict[str, Any]]] = {}
   for run in runs:
-    # Methods differ in their steps by nature, so that these tell runs of one method apart only.
-    alike = {"steps": [other for other in runs if other["label"] == run["label"]]}
-    differing = [
-      name
-      for name in DIFFERING
-      if any(other.get(name) != run.get(name) for other in alike.get(name, runs))
-    ]
-    values = {
-      name: f"{sum(run['steps'])} steps"
-      if name == "steps" and name in run
-      else f"{run.get(name, len(run['tasks']))} tasks learned"
+    values = [
+      f"{learned(run)} tasks learned"
       if name == "learned"
+      else steps_of(run)
+      if name == "steps"
       else str(run.get(name, "?"))
-      for name in differing
-    }
-    groups.setdefault(", ".join([run["label"], *values.values()]), []).append(run)
+      for name in DIFFERING
+      if any(differ(name, run, other) for other in runs)
+    ]
+    groups.setdefault(", ".join([run["label"], *values]), []).append(run)
   groups = {
     label: runs for name, group in groups.items() for label, runs in by_run(name, group).items()
   }
@@ -80,6 +74,28 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
       key=lambda item: -statistics.mean(run["metrics"]["AP"] or 0 for run in item[1]),
     )
   )
+
+
+def differ(name: str, run: dict[str, Any], other: dict[str, Any]) -> bool:
+  """Whether two runs differ in what this is called. Methods differ in their steps by nature, so
+  these tell runs of one method apart only, by the tasks that both have learned.
+  """
+  if name == "learned":
+    return learned(run) != learned(other)
+  if name != "steps":
+    return bool(run.get(name) != other.get(name))
+  if run["label"] != other["label"]:
+    return False
+  steps, others = run.get(name, []), other.get(name, [])
+  return any(a != b for a, b in zip(steps, others, strict=False)) or (not steps) != (not others)
+
+
+def steps_of(run: dict[str, Any]) -> str:
+  """The steps of a task, or of all tasks together where they differ."""
+  steps = run.get("steps", [])
+  if not steps:
+    return "?"
+  return f"{steps[0]} steps a task" if len({*steps}) == 1 else f"{sum(steps)} steps"
 
 
 def by_run(name: str, group: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

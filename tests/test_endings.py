@@ -96,6 +96,16 @@ def test_too_little_memory_is_told_with_the_way_out(monkeypatch, capsys):
   assert "smaller batches take less" in line
 
 
+def test_nvidias_libraries_without_memory_are_told_with_the_way_out(monkeypatch, capsys):
+  # As it came on an H100 that eleven other programs shared.
+  error = jax.errors.JaxRuntimeError(
+    "INTERNAL: jaxlib/gpu/blas_handle_pool.cc:33: operation gpublasCreate(&handle) failed: cuBlas "
+    "allocation failure [executable_name='jit_train_step']"
+  )
+  code, line = ending(raising(error), monkeypatch, capsys)
+  assert (code, "XLA_PYTHON_CLIENT_MEM_FRACTION" in line, line.count("\n")) == (1, True, 1)
+
+
 def test_what_nobody_expected_is_one_line_and_a_file_with_the_traceback(
   tmp_path, monkeypatch, capsys
 ):

@@ -177,6 +177,8 @@ def test_a_run_that_is_still_learning_is_reported_as_far_as_it_is(
   report.main([str(half), str(finished), "--output", str(tmp_path / "report")])
   table = capsys.readouterr().out
   assert "1 tasks learned" in table
+  assert " less " not in table  # an AP of one task and one of two cannot be subtracted
+  assert " steps" not in table  # that one has not taken the other's yet is no difference
   data = data_of((tmp_path / "report/index.html").read_text())
   run = data["runs"][0]
   assert (run["learned"], len(run["tasks"]), len(run["scores"])) == (1, 2, 1)
@@ -189,6 +191,16 @@ def test_a_run_that_is_still_learning_is_reported_as_far_as_it_is(
   assert (code, "stands there twice" in complaint) == (2, True)
   code, complaint = tiny.run_program(report, [half, "--output", half], monkeypatch, capsys)
   assert (code, "is the folder of a run" in complaint) == (2, True)
+
+
+def test_runs_of_one_method_are_told_apart_by_their_steps(finished, tmp_path, capsys):
+  shorter = shutil.copytree(finished, tmp_path / "shorter")
+  steps = [1, *scores(finished)["steps"][1:]]
+  (shorter / "scores.json").write_text(json.dumps(scores(shorter) | {"steps": steps}))
+  report.main([str(shorter), str(finished), "--output", str(tmp_path / "report")])
+  table = capsys.readouterr().out
+  assert f", {sum(steps)} steps | 1 |" in table
+  assert f", {scores(finished)['steps'][0]} steps a task | 1 |" in table
 
 
 def test_a_finished_run_that_learns_one_task_more_is_reported_with_it(finished, tmp_path):
