@@ -40,6 +40,7 @@ def empty_memory(tasks: int, inputs: int, width: int) -> ReflectionMemory:
   )
 
 
+@jax.jit
 def remember(
   memory: ReflectionMemory, task: int, pooled: jax.Array, target: jax.Array
 ) -> ReflectionMemory:

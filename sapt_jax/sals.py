@@ -7,6 +7,7 @@ SAPT section 3.2. Letters: B batch, L tokens, D embedding width, T capacity of t
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import flax.struct
 import jax
@@ -64,6 +65,7 @@ def pool_embeddings(embedded: jax.Array, mask: jax.Array) -> jax.Array:
   return jnp.max(jnp.where(mask[:, :, None], wide, -jnp.inf), axis=1)
 
 
+@partial(jax.jit, static_argnames="between")
 @exact
 def query(projection: QueryProjection, pooled: jax.Array, between: bool = False) -> jax.Array:
   """(B, D) pooled embeddings -> (B, D) queries, float32.
@@ -95,6 +97,7 @@ def with_shares(mixture: jax.Array, shares: jax.Array) -> jax.Array:
   return mixture @ shares
 
 
+@partial(jax.jit, static_argnames="between")
 @exact
 def log_mixture(
   projection: QueryProjection,

@@ -1,5 +1,6 @@
-"""The commands of docs/your_own_tasks.md, as they stand there."""
+"""The commands of docs/your_own_tasks.md, and docs/run_folder.md, as they stand there."""
 
+import json
 import os
 import re
 import subprocess
@@ -58,3 +59,21 @@ def test_a_forgotten_task_is_gone(folder):
   assert result["tasks"] == ["film_mood", "headline_section", "chest_content"]
   assert result["scores"][-1][:2] == [None, None]
   assert not list((folder / "runs/mine").rglob("*parcel*"))
+
+
+def test_the_page_of_a_runs_folder_names_all_that_is_in_one(finished, tmp_path, monkeypatch):
+  """And its few lines of Python read it."""
+  text = (PAGE.parent / "run_folder.md").read_text(encoding="utf-8")
+  known = {word for code in re.findall(r"`([^`]+)`", text) for word in re.findall(r"[\w.]+", code)}
+  record = next(finished.glob("snapshots/*/record.json"))
+  log = {key for row in rows_of(finished / "metrics.jsonl") for key in row}
+  assert {*scores(finished), *json.loads(record.read_text()), *log} <= known
+  assert {"learn_s", "loss", "pseudo_inputs"} <= log
+  there = {path.name for path in finished.iterdir()} - {"lock"}
+  assert there <= known
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs/mini").symlink_to(finished)
+  monkeypatch.chdir(tmp_path)
+  values = {}
+  exec("".join(re.findall(r"^    (.*\n)", text, flags=re.MULTILINE)), values)
+  assert values["losses"]

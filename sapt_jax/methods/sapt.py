@@ -162,7 +162,8 @@ class Sapt(Method):
     if learned.shares is not None:
       losses, most = partial(study.losses, learned), self.options.sharing_relatives
       row = first_row(losses, np.asarray(learned.shares), int(slot), most)
-      learned = learned.replace(shares=learned.shares.at[slot].set(row).at[slot, slot].set(1.0))
+      row[int(slot)] = 1.0
+      learned = learned.replace(shares=learned.shares.at[slot].set(row))
     if self.options.attention == "published":
       key = sals.init_key(stream(rng, "key"), self.setting.width)
       return learned.replace(keys=learned.keys.at[slot].set(key))
@@ -301,6 +302,7 @@ class Sapt(Method):
     return self.with_attention(learned, attention)
 
 
+@jax.jit
 def key_at(query: jax.Array) -> jax.Array:
   """The key that lies where a mean query (D,) points, as long as sqrt(D); zeros where it points
   nowhere.
@@ -330,6 +332,7 @@ def fit_joined(method: Sapt, learned: SaptLearned) -> SaptLearned:
   return learned.replace(**attention)
 
 
+@jax.jit
 def running_centre(centre: sals.Centre, pooled: jax.Array, tasks_before: jax.Array) -> sals.Centre:
   """The centre with one more task counted: the mean over tasks of their mean pooled embedding, and
   the mean distance (RMS) to it. Inputs of a first task that are all alike have none: then a

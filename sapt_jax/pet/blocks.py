@@ -50,6 +50,7 @@ def stack(block: Block) -> Blocks:
   )
 
 
+@partial(jax.jit, static_argnames="capacity")
 def empty_pool(block: Block, capacity: int) -> Blocks:
   """Zeros with room for `capacity` blocks of this one's shape."""
 
@@ -60,6 +61,7 @@ def empty_pool(block: Block, capacity: int) -> Blocks:
   return jax.tree_util.tree_map_with_path(empty, block)
 
 
+@jax.jit
 def write(pool: Blocks, block: Block, slot: jax.Array | int) -> Blocks:
   """The pool with `block` in its slot; gradients reach the block and no other slot."""
 
@@ -70,6 +72,7 @@ def write(pool: Blocks, block: Block, slot: jax.Array | int) -> Blocks:
   return jax.tree_util.tree_map_with_path(put, pool, block)
 
 
+@jax.jit
 def read(pool: Blocks, slot: jax.Array | int) -> Block:
   """The block in a slot."""
   return jax.tree_util.tree_map_with_path(

@@ -214,6 +214,7 @@ def main_directions(
   return {"a": left / math.sqrt(3), "b": jnp.zeros_like(right)}
 
 
+@partial(jax.jit, static_argnames="rank")
 @exact
 def _singular(
   factors: dict[str, jax.Array], weights: jax.Array, rank: int

@@ -88,17 +88,19 @@ class Trainer:
     # like the gradients that they come from, and the second step would be compiled anew for them.
     self.step = jax.jit(step, donate_argnums=0, out_shardings=self.everywhere)
 
+    self.init_optimizer = jax.jit(self.optimizer.init, out_shardings=self.everywhere)
+
   def steps(self, rows: int) -> int:
     """Updates that the options ask for on so many rows."""
     return self.options.steps or self.options.epochs * self.batcher.steps_per_epoch(rows)
 
   def start(self, learned: Learned, steps: int) -> TrainState:
     """The state before the first of `steps` steps, copied out of `learned`: a step donates it."""
-    trainable = jax.tree.map(jnp.copy, self.method.trainable(learned))
+    trainable = copied(self.method.trainable(learned))
     return TrainState(
       jnp.zeros((), jnp.int32),
       trainable,
-      self.optimizer.init(trainable),
+      self.init_optimizer(trainable),
       self.method.running(learned, steps),
       None if self.schedule is None else jnp.asarray(steps, jnp.int32),
     )
@@ -201,12 +203,18 @@ class Trainer:
       # A stream that has become longer may have made room for more tasks.
       (state, best), record = checkpoint.load(folder, (state, best), grow=True)
       score, judged = record["best_score"], record["judged"]
-    return state, Best(jax.tree.map(jnp.copy, best), score), judged
+    return state, Best(copied(best), score), judged
 
   def validation_interval(self, rows: int) -> int:
     """Steps between scores on dev when a lesson has so many rows; 0: only after the last."""
     options = self.options
     return options.validate_every or options.validate_epochs * self.batcher.steps_per_epoch(rows)
+
+
+@jax.jit
+def copied(tree: Trainable) -> Trainable:
+  """The same arrays in other places, which a donated step leaves alone."""
+  return jax.tree.map(jnp.copy, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +226,7 @@ class Best:
 
   def or_better(self, trainable: Trainable, score: float) -> Best:
     """These weights, or a copy of the others where their score is higher."""
-    return Best(jax.tree.map(jnp.copy, trainable), score) if score > self.score else self
+    return Best(copied(trainable), score) if score > self.score else self
 
 
 # Seconds between two lines of progress where there is no terminal.
