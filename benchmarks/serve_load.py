@@ -160,15 +160,18 @@ async def load(
   return asking, await bad
 
 
-def compared(clients: Sequence[Client], expected: dict[str, list[Said]]) -> tuple[int, int, float]:
+def compared(
+  clients: Sequence[Client], expected: dict[str, list[Said]]
+) -> tuple[int, list[dict[str, Any]], float]:
   """Answers by both states, those whose text differs from predict's, and the largest difference of
   a weight.
   """
   answers = [one for client in clients for one in client.answers]
-  differing, largest = 0, 0.0
+  differing, largest = [], 0.0
   for number, snapshot, (text, mixture) in answers:
     other, weights = expected[snapshot][number]
-    differing += text != other
+    if text != other:
+      differing.append({"question": number, "state": snapshot, "served": text, "predicted": other})
     largest = max(largest, *(abs(mixture[task] - weights[task]) for task in weights))
   return len(answers), differing, largest
 
@@ -241,7 +244,7 @@ def main(arguments: Sequence[str]) -> None:
   with subprocess.Popen([*command, *of_server], stdout=subprocess.PIPE, text=True) as server:
     assert server.stdout is not None
     [port] = map(int, re.findall(r":(\d+)/", server.stdout.readline()))
-    server.stdout.readline()
+    next(line for line in server.stdout if line == "ready\n")
     say("seconds until ready", time.monotonic() - began)
     try:
       measure(port, questions, expected, options, lambda: aside.rename(newest))
@@ -287,7 +290,8 @@ def measure(
   clients = alone.clients + together.clients
   by_state = Counter(state for client in clients for _, state, _ in client.answers)
   count, differing, largest = compared(clients, expected)
-  say("answers whose text is not predict's", differing, of=count, states=dict(by_state))
+  say("answers whose text is not predict's", len(differing), of=count, states=dict(by_state))
+  write_lines(options.output / "differing.jsonl", differing)
   say("largest difference of a weight", largest)
 
 
