@@ -15,6 +15,10 @@ One row per pool size:
     tokens_per_s  batch * new / s
     peak_rss_mb   most memory that the process held, compiling included, in MiB
     compile_s     tracing, lowering and compiling the program
+    gemm_gflops   rate of a float32 product of matrices, in the same process, in GFLOP/s
+    read_gbytes   rate at which a product with a vector reads its matrix, in GB/s
+    floor_s       seconds that the work and the bytes take at these rates (Sizes.answer_floor_s)
+    share         floor_s / s
 """
 
 from __future__ import annotations
@@ -45,14 +49,26 @@ def measure(
   answer = answerer.answer_batch.lower(max_new=new, choose=answerer.choose, **given).compile()
   compile_s = time.perf_counter() - began
   seconds = sizes.timed(lambda: jax.block_until_ready(answer(**given)), warmup, repeat)
-  median = statistics.median(seconds)
+  median, peak = statistics.median(seconds), sizes.peak_rss_mb()
+  one, other, large, vector = (
+    jax.numpy.ones(shape)
+    for shape in (2 * (sizes.GEMM,), 2 * (sizes.GEMM,), 2 * (sizes.READ,), (sizes.READ,))
+  )
+  product = jax.jit(jax.numpy.matmul)
+  rate = sizes.gemm_gflops(lambda: jax.block_until_ready(product(one, other)))
+  read = sizes.read_gbytes(lambda: jax.block_until_ready(product(large, vector)))
+  floor = s.answer_floor_s(new, rate, read, llama)
   return {
     "tasks": tasks,
     "s": median,
     "tokens_per_s": s.batch * new / median,
     "all_s": seconds,
-    "peak_rss_mb": sizes.peak_rss_mb(),
+    "peak_rss_mb": peak,
     "compile_s": compile_s,
+    "gemm_gflops": rate,
+    "read_gbytes": read,
+    "floor_s": floor,
+    "share": floor / median,
   }
 
 

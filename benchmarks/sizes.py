@@ -24,6 +24,7 @@ from sapt_jax.errors import InputError
 TUNED = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # Rows and columns of the float32 product whose rate is the yardstick: enough for the full rate.
 GEMM = 2048
+READ = 1 << 13  # side of the matrix that is read for the rate of memory: 256 MiB
 Row = dict[str, Any]
 
 
@@ -108,6 +109,23 @@ class Sizes:
     cores = 2 * inner * self.batch * length**2
     frozen = self.batch * (self.layers * length * layer + head)
     return 2e-9 * (2 * frozen + 3 * self.layers * cores)
+
+  def answer_floor_s(self, new: int, gflops: float, gbytes: float, llama: bool) -> float:
+    """Least seconds to answer a batch with `new` tokens a row in float32, where products reach so
+    many GFLOP/s and so many GB/s are read: the sources at the rate of products; of each token the
+    cache at the rate of reading, and the weights at that or at the rate of products, whichever
+    takes longer. The pool, norms, softmax and activations are not counted.
+    """
+    inner, source = self.heads * self.d_kv, self.batch * self.src
+    projection, mlp = self.d_model * inner, 3 * self.d_model * self.d_ff
+    crossed = 0 if llama else 2 * projection  # cross k v of every source token; cross q o below
+    cores = 2 * inner * self.batch * self.src**2
+    sources = self.layers * (source * (4 * projection + mlp + crossed) + cores)
+    weights = self.layers * (4 * projection + crossed + mlp) + self.d_model * self.vocab
+    cache = self.layers * 2 * inner * self.batch * (self.src + new / 2)
+    token = max(2e-9 * self.batch * weights / gflops, 4e-9 * weights / gbytes)
+    token += 4e-9 * cache / gbytes
+    return 2e-9 * sources / gflops + (new - llama) * token
 
 
 class Parser(argparse.ArgumentParser):
@@ -216,6 +234,13 @@ def timed_in_turn(
 def gemm_gflops(product: Callable[[], object]) -> float:
   """The rate in GFLOP/s of a call that multiplies two GEMM x GEMM matrices: the median of ten."""
   return 2e-9 * GEMM**3 / statistics.median(timed(product, 2, 10))
+
+
+def read_gbytes(product: Callable[[], object]) -> float:
+  """The rate in GB/s of a call that multiplies a READ x READ matrix by a vector, and so reads each
+  of its numbers once: the median of ten.
+  """
+  return 4e-9 * READ**2 / statistics.median(timed(product, 2, 10))
 
 
 def peak_rss_mb() -> float:

@@ -189,6 +189,32 @@ def test_the_torch_peer_does_the_same_work(peer, tmp_path):
   assert answers.shape == (3, 6)
 
 
+# Parameters that a token of an answer does not read, or that are too small to count.
+UNREAD = ["embedding", "encoder", "bias", "norm", "cross_attention']['k", "cross_attention']['v"]
+
+
+@pytest.mark.parametrize("llama", [False, True])
+def test_the_floor_of_an_answer_counts_what_is_there(llama):
+  from step_cost import prepare
+
+  s, new = small(), 4
+  params = jax.tree_util.tree_leaves_with_path(prepare(s, 1, memory=1, llama=llama).backbone.params)
+  read = [
+    (jax.tree_util.keystr(path), x)
+    for path, x in params
+    if x.ndim > 1 and not any(word in jax.tree_util.keystr(path) for word in UNREAD)
+  ]
+  assert len(read) == (8 if llama else 10)
+  weights = sum(x.size for _, x in read)
+  cache = s.layers * 2 * s.heads * s.d_kv * s.batch * (s.src + new / 2)
+  # Where products cost nothing, what is left is the reading of weights and cache.
+  bytes_read = 1e9 * s.answer_floor_s(new, math.inf, 1.0, llama)
+  assert bytes_read == pytest.approx((new - llama) * 4 * (weights + cache))
+  # Where reading costs nothing, the products with weights are left, and those with the sources.
+  work = s.answer_floor_s(new, 1.0, math.inf, llama) - s.answer_floor_s(1, 1.0, math.inf, llama)
+  assert work == pytest.approx(2e-9 * (new - 1) * s.batch * weights)
+
+
 @pytest.mark.parametrize("program", ["step_cost", "decode_cost", "torch_peer"])
 def test_wrong_options_are_one_line(program):
   command = [sys.executable, BENCHMARKS / f"{program}.py", "--tasks", "1,x"]
@@ -213,5 +239,6 @@ def test_step_and_decoder_rows_have_what_is_promised(capsys):
     "tasks s_per_step all_s peak_rss_mb compile_s gemm_gflops model_gflops reflection_ratio".split()
   )
   assert {"tasks", "s", "tokens_per_s", "peak_rss_mb"} <= decode.keys()
+  assert decode["share"] == pytest.approx(decode["floor_s"] / decode["s"])
   assert (step["tasks"], len(step["all_s"])) == (3, 3)
   assert decode["tokens_per_s"] == pytest.approx(10 / decode["s"])
