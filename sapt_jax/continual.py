@@ -129,7 +129,8 @@ class Continual:
     if self.built.backbone.folder == T5_MINI and not self.config.data.is_generated:
       processes.say(
         "backbone t5-mini knows the little language of the mini tasks alone, and learns other "
-        "texts slowly, if at all: raise --fit.steps, or name a model with --backbone.path"
+        "texts slowly: give --fit.steps 600 (and --fresh, where tasks have been learned), or a "
+        "real model with --backbone.path"
       )
     processes.say(f"attention: {self.attention_words}")
     if self.shapes:
@@ -249,6 +250,7 @@ class Continual:
       dev_score if fit.validate_every or fit.validate_epochs else None,
       study.progress.saved,
       self.profile,
+      warns=not (fit.validate_every or fit.validate_epochs),
     )
     return self.built.trainer(fit).fit(learned, lesson.rows, plan)
 

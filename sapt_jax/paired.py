@@ -12,7 +12,7 @@ Runs = Sequence[Mapping[str, Any]]
 HEADING = [
   "method",
   "less",
-  "seeds in common",
+  "in common",
   "AP difference",
   "95 % over seeds",
   "95 % over test rows",
@@ -38,7 +38,7 @@ class Pair(NamedTuple):
     return [
       self.first,
       self.second,
-      " ".join(map(str, self.seeds)),
+      ("seed " if len(self.seeds) == 1 else "seeds ") + ", ".join(map(str, self.seeds)),
       f"{self.by_seed.mean:+.1f}",
       words(self.by_seed),
       words(self.by_row),

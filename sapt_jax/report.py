@@ -178,12 +178,14 @@ def write_table(folder: pathlib.Path, name: str, rows: Rows) -> None:
 
 
 def differing_options(stories: Sequence[dict[str, Any]]) -> list[list[str]]:
-  """A row for each option that is not the same in all runs, a column for each run."""
+  """A row for each option that is not the same in all runs, a column for each run; all options of
+  a run that stands alone.
+  """
   rows = [["option", *(story["run"] for story in stories)]]
   names = sorted({name for story in stories for name in story["options"]})
   for name in names:
     values = [story["options"].get(name, "-") for story in stories]
-    if len(set(values)) > 1:
+    if len(set(values)) > 1 or len(stories) == 1:
       rows.append([name, *values])
   return rows
 

@@ -1,6 +1,7 @@
 """Tasks of the user's own: files in their real formats, hubs, and what is wrong with them."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -102,6 +103,11 @@ def test_a_list_of_texts_is_several_references(tmp_path):
       r"no column \'input\' among question, output; say in .*mail\.toml which it is: input = ",
     ),
     ("mail.jsonl", '{"input": 3}\n', r"mail\.jsonl:1: no column 'output'"),
+    (
+      "mail.csv",
+      "text,label\na,b\n",
+      r"no column 'input' or 'output' among text, label; .*: input = \S+, output = \S+$",
+    ),
     (
       "mail.jsonl",
       '{"input": null, "output": "x"}\n',
@@ -370,7 +376,13 @@ def test_what_is_odd_in_rows_is_counted_and_what_is_cut_names_its_option():
     "empty": 1,
     "cut_inputs": 1,
     "cut_answers": 2,
+    "commonest": 0,
   }
+  usual_answer = PreparedTask(0, dataclasses.replace(task, test=(usual, *rows[3:])), codec)
+  assert figures_of(usual_answer, codec)["commonest"] == 50
+  assert "(the commonest answer is right for 50 % of test); " in words_of(
+    "t", figures_of(usual_answer, codec)
+  )
   assert words_of("t", found).endswith(
     "; inputs cut to --data.max-source-length: 1; answers cut to --data.max-target-length: 2; few "
     "test rows: one is 100 points of the score"

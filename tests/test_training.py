@@ -262,3 +262,27 @@ def test_a_step_changes_by_its_part_of_the_rate_and_constant_rates_need_no_total
     moved["none"],
     moved["linear"],
   )
+
+
+@pytest.mark.parametrize(
+  ("losses", "rise"),
+  [
+    ([2.0] * 5 + [0.003] * 20 + [0.35, 1.4, 0.9, 0.4, 0.4], (0.003, 0.4)),  # as a newcomer met it
+    ([2.0] * 5 + [0.003] * 20 + [0.003, 1.4, 0.003, 0.4, 0.003], None),  # single batches
+    ([2.0] * 5 + [0.003] * 20 + [0.05] * 5, None),  # too little to matter
+    ([2.0, 1.0, 0.1, 3.0], None),  # too few to tell
+  ],
+)
+def test_a_loss_that_ends_far_above_where_it_was_is_named_with_the_way_out(losses, rise, capsys):
+  assert fit.rise_of(losses) == rise
+  batch = Batch(*(np.ones((1, 1), bool) for _ in range(4)), np.zeros(1, int))
+  for warns in (True, False):
+    plan = Plan("3/3 task", len(losses), None, lambda row: None, warns=warns)
+    with fit.Meter(plan, 0, 1) as meter:
+      for step, loss in enumerate(losses, 1):
+        figures = {"loss": loss, "gradient_norm": 1.0, "own_weight": 1.0}
+        meter.add(step, batch, figures)
+    said = capsys.readouterr().err
+    assert ("warning: 3/3 task: the loss was 0.003 once, and is 0.4 at the end" in said) == bool(
+      warns and rise
+    )

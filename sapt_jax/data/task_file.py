@@ -26,6 +26,7 @@ import pathlib
 import re
 import tomllib
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from sapt_jax.checks import require
@@ -79,30 +80,37 @@ class TaskFile:
       InputError: a column is not there, or does not hold what it should.
     """
     place, columns = row
+    self._check(place, columns)
     answers = columns.get(self.output) if "{" not in self.output else None
     if isinstance(answers, list):
       if not answers:
         raise InputError(f"{place}: column {self.output!r} holds an empty list; give an answer")
       references = tuple(self._named(self._text(answer, self.output, place)) for answer in answers)
     else:
-      references = (self._named(self._filled(self.output, "output", row)),)
-    return Example(self._filled(self.input, "input", row), references)
+      references = (self._named(self._filled(self.output, row)),)
+    return Example(self._filled(self.input, row), references)
 
-  def _filled(self, pattern: str, key: str, row: PlacedRow) -> str:
+  def _check(self, place: str, columns: Mapping[str, Any]) -> None:
+    """Names all that is missing at once."""
+    lacking = {
+      key: name
+      for key, pattern in (("input", self.input), ("output", self.output))
+      for name in re.findall(PLACE, template_of(pattern))
+      if name not in columns
+    }
+    if lacking:
+      raise InputError(
+        f"{place}: no column {' or '.join(map(repr, lacking.values()))} among "
+        f"{', '.join(map(str, columns))}; say in {self.where} which it is: "
+        + ", ".join(f'{key} = "COLUMN"' for key in lacking)
+      )
+
+  def _filled(self, pattern: str, row: PlacedRow) -> str:
     """A column's text, or a template with the texts of its columns in it."""
     place, columns = row
-    template = pattern if "{" in pattern else f"{{{pattern}}}"
-
-    def text_of(match: re.Match) -> str:
-      name = match.group(1)
-      if name not in columns:
-        raise InputError(
-          f"{place}: no column {name!r} among {', '.join(map(str, columns))}; "
-          f'say in {self.where} which it is: {key} = "COLUMN"'
-        )
-      return self._text(columns[name], name, place)
-
-    return re.sub(PLACE, text_of, template)
+    return re.sub(
+      PLACE, lambda found: self._text(columns[found[1]], found[1], place), template_of(pattern)
+    )
 
   @staticmethod
   def _text(value: Any, column: str, place: str) -> str:
@@ -125,6 +133,11 @@ class TaskFile:
         + ", ".join(f"{number} for {name!r}" for number, name in self.labels.items())
       )
     return text
+
+
+def template_of(pattern: str) -> str:
+  """A column's name as a template of that column alone."""
+  return pattern if "{" in pattern else f"{{{pattern}}}"
 
 
 def read_task_file(file: pathlib.Path) -> TaskFile:

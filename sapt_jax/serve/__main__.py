@@ -96,8 +96,8 @@ def serve(options: ServeOptions, key: str, place: socket.socket) -> None:
   shown = f"[{host}]" if ":" in host else host
   print(f"{name}: {len(answering.tasks)} tasks at http://{shown}:{port}/", flush=True)
   print(
-    f"compiling {serving.ready.shapes} shapes of batches, which takes minutes the first time; a "
-    "smaller --batch-size needs fewer",
+    f"compiling {serving.ready.shapes} shapes of batches, which takes seconds to minutes the first "
+    "time; a smaller --batch-size needs fewer",
     flush=True,
   )
   serving.start()

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +49,7 @@ class Plan:
       are kept.
     saved: called after each checkpoint.
     profile: traces some of the steps.
+    warns: say so when the loss ends far above where it was.
   """
 
   label: str
@@ -57,6 +59,7 @@ class Plan:
   validate: Callable[[Learned], float] | None = None
   saved: Callable[[], None] = lambda: None
   profile: Profile = NO_PROFILE
+  warns: bool = False
 
 
 class Trainer:
@@ -229,6 +232,21 @@ class Best:
     return Best(copied(trainable), score) if score > self.score else self
 
 
+WINDOW = 5  # logged losses whose median counts
+
+
+def rise_of(losses: Sequence[float]) -> tuple[float, float] | None:
+  """The least loss and the last one, medians over WINDOW, where the last is more than four times as
+  large, and larger by 0.1; else None.
+  """
+  medians = [
+    statistics.median(losses[end - WINDOW : end]) for end in range(WINDOW, len(losses) + 1)
+  ]
+  if not medians or not medians[-1] > max(4 * min(medians), min(medians) + 0.1):
+    return None
+  return min(medians), medians[-1]
+
+
 # Seconds between two lines of progress where there is no terminal.
 LINE_EVERY = 10.0
 
@@ -250,6 +268,7 @@ class Meter:
       dynamic_ncols=True,
       disable=not (self.terminal and processes.is_first()),
     )
+    self.losses: list[float] = []  # those that are logged
     self.pending: tuple[int, dict[str, jax.Array]] | None = None
     self.tokens, self.since = 0, time.monotonic()
 
@@ -295,6 +314,14 @@ class Meter:
       words = ", ".join(f"{name} {value}" for name, value in shown.items())
       processes.say(f"{self.plan.label}: step {step} of {self.plan.steps}, {words}", sys.stderr)
     self.plan.log({"step": step, **figures, "tokens_per_s": round(rate)})
+    self.losses.append(figures["loss"])
+    if step == self.plan.steps and self.plan.warns and (rise := rise_of(self.losses)):
+      processes.say(
+        f"warning: {self.plan.label}: the loss was {rise[0]:.3g} once, and is {rise[1]:.3g} at the "
+        "end; learn it again (--from-task) with --fit.decay cosine, or with --fit.validate-epochs "
+        "5, which keeps the best weights",
+        sys.stderr,
+      )
 
   def is_time(self, step: int) -> bool:
     """Whether a line is due: LINE_EVERY seconds after the last one, and at the end."""
