@@ -11,7 +11,7 @@ import numpy as np
 
 import sapt_jax
 from sapt_jax.config import Config, Pet
-from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
+from sapt_jax.evaluation.continual_metrics import alignment, blocks_used, continual_metrics
 from sapt_jax.methods.base import Method
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.scoring import metric_of
@@ -53,6 +53,8 @@ def summary(
   mixtures = {j: row for j, row in enumerate(records[-1]["testing_mixture"]) if row is not None}
   if method.block_per_task and mixtures:
     result["own_weight"] = round(float(np.mean([row[j] for j, row in mixtures.items()])), 4)
+    learning = [records[j]["training_mixture"] for j in mixtures]
+    result["alignment"] = alignment(learning, list(mixtures.values()))
   result["blocks_used"] = round(blocks_used(list(mixtures.values())), 2) if mixtures else None
   notes = []
   last = records[-1]

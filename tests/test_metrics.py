@@ -2,6 +2,7 @@
 and the public scorer's forms written out by hand.
 """
 
+import math
 import random
 
 import pytest
@@ -10,7 +11,7 @@ from rouge_score import rouge_scorer, tokenizers
 from sapt_jax import config
 from sapt_jax.config import tasks
 from sapt_jax.errors import InputError
-from sapt_jax.evaluation.continual_metrics import blocks_used, continual_metrics
+from sapt_jax.evaluation.continual_metrics import alignment, blocks_used, continual_metrics
 from sapt_jax.evaluation.text_metrics import METRICS, MultilingualTokenizer, score, scoring_of
 
 WORDS = (
@@ -237,3 +238,19 @@ def test_a_run_under_way_takes_the_baseline_of_the_tasks_it_has_seen():
 )
 def test_blocks_in_use_are_counted_by_the_weight_they_get(mixtures, count):
   assert blocks_used(mixtures) == pytest.approx(count)
+
+
+@pytest.mark.parametrize(
+  ("learning", "answering", "expected"),
+  [
+    ([[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.25, 0.75]], 0.0),
+    ([[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5], [0.0, 1.0]], math.log(2) / 2),
+    ([[1.0, 0.0]], [[0.0, 1.0]], math.log(1e6)),  # no weight at all is as little as can be told
+    ([[1.0, 0.0], [0.7, 1.0]], [[1.0, 0.0], [0.7, 1.0]], None),  # sharing
+    ([], [], None),
+  ],
+)
+def test_alignment_is_the_mean_divergence_of_answering_from_learning(learning, answering, expected):
+  assert alignment(learning, answering) == (
+    None if expected is None else pytest.approx(expected, abs=1e-9)
+  )

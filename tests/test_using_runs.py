@@ -286,6 +286,7 @@ def test_a_report_averages_seeds_of_one_experiment_alone():
     "protocol": "clean",
     "metric": "rouge_l",
     "pet": "lora of rank 4",
+    "tasks": ["one", "two"],
     "steps": [5, 5],
     "seed": 0,
     "run": "one",

@@ -67,6 +67,9 @@ def continual_metrics(
   }
 
 
+LEAST = 1e-6  # weights are rounded to this
+
+
 def blocks_used(mixtures: Sequence[Sequence[float]]) -> float:
   """How many blocks the tasks' mean mixtures (a row each) put their weight on: the exponential of
   the entropy of the mean row. A weight below 0 counts by its size.
@@ -75,3 +78,24 @@ def blocks_used(mixtures: Sequence[Sequence[float]]) -> float:
   rows = [[weight / sum(mixture) for weight in mixture] for mixture in sizes]
   mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
   return math.exp(-sum(weight * math.log(weight) for weight in mean if weight > 0))
+
+
+def alignment(
+  learning: Sequence[Sequence[float]], answering: Sequence[Sequence[float]]
+) -> float | None:
+  """How far the mixtures of answering are from those of learning: the mean over tasks of
+  KL(learning || answering) in nats, of their mean mixtures (a row each). None where weights are no
+  shares: below 0, or not 1 in sum.
+  """
+  rows = [(row, other[: len(row)]) for row, other in zip(learning, answering, strict=True)]
+  if (
+    not rows
+    or not all(learning)
+    or any(min(row) < 0 or abs(sum(row) - 1) > 1e-3 for pair in rows for row in pair)
+  ):
+    return None
+  divergences = [
+    sum(p * math.log(p / max(q, LEAST)) for p, q in zip(row, other, strict=True) if p > 0)
+    for row, other in rows
+  ]
+  return sum(divergences) / len(divergences)
