@@ -114,7 +114,8 @@ class Sizes:
     """Least seconds to answer a batch with `new` tokens a row in float32, where products reach so
     many GFLOP/s and so many GB/s are read: the sources at the rate of products; of each token the
     cache at the rate of reading, and the weights at that or at the rate of products, whichever
-    takes longer. The pool, norms, softmax and activations are not counted.
+    takes longer. Attention is counted as in step_gflops; not counted: the pool, norms, softmax,
+    activations, and the logits of a LLaMA's first token.
     """
     inner, source = self.heads * self.d_kv, self.batch * self.src
     projection, mlp = self.d_model * inner, 3 * self.d_model * self.d_ff

@@ -14,28 +14,38 @@ shift 4
 python=${PYTHON:-.venv/bin/python} at_once=${AT_ONCE:-1}
 mkdir -p "$output"
 tasks=${TASKS:-$(ls "$data/SuperNI")}
+if ! [[ $at_once =~ ^[1-9][0-9]*$ ]]; then
+  echo "AT_ONCE=$at_once: must be a whole number of at least 1" >&2
+  exit 2
+fi
 if ((at_once > 1)); then # a quarter stays for NVIDIA's own libraries in each of them
   XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-$(awk "BEGIN {print 0.75 / $at_once}")}
   export XLA_PYTHON_CLIENT_MEM_FRACTION
 fi
 
 learn() { # METHOD SEED SECONDS [options]
-  local run=$output/$1.$2 code=0 pseudo=()
-  # The pseudo inputs of a seed are the same in every run, so they are generated once.
-  [[ $1 != sapt && -e $output/sapt.$2/scores.json ]] && pseudo=(--generator.folder "$output/sapt.$2/pseudo_inputs")
+  local run=$output/$1.$2 code=0 line child
   # shellcheck disable=SC2086
   timeout --signal=TERM "$3" "$python" -m sapt_jax.train --config configs/superni_smollm2.py \
     --backbone.path "$model" --data.root "$data" --stream.tasks $tasks --backbone.dtype bfloat16 \
     --fit.steps 400 --generator.steps 200 --method.name "$1" --seed "$2" --output "$run" \
-    "${pseudo[@]}" "${@:4}" >"$run.log" 2>&1 || code=$?
+    "${@:4}" >"$run.log" 2>&1 &
+  child=$!
+  trap 'kill -TERM "$child" 2>/dev/null || true' INT TERM
+  while kill -0 "$child" 2>/dev/null; do
+    code=0
+    wait "$child" || code=$?
+  done
   if ((code == 0)); then
-    "$python" -c 'import json, sys; s = json.load(open(sys.argv[1])); print(json.dumps({k: s[k] for k in ("method", "seed", "metrics", "wall_s")}))' \
-      "$run/scores.json" | tee -a "$output/results.jsonl"
+    line=$("$python" -c 'import json, sys; s = json.load(open(sys.argv[1])); print(json.dumps({k: s[k] for k in ("method", "seed", "metrics", "wall_s")}))' "$run/scores.json")
+    echo "$line" >>"$output/results.jsonl"
+    echo "$line"
   elif ((code != 75 && code != 124)); then
     echo "failed: $1, seed $2: $(tail -n 1 "$run.log")" >&2
   fi
 }
 
+trap 'trap "" INT TERM; kill $(jobs -rp) 2>/dev/null; wait; exit 130' INT TERM
 for seed in ${SEEDS:-0 1 2}; do
   for method in ${METHODS:-sapt per_task epi sequential}; do
     [[ -e $output/$method.$seed/scores.json ]] && continue

@@ -16,7 +16,7 @@ import jax
 
 from sapt_jax import learner, processes, results, streams
 from sapt_jax.backbones.attention import choose
-from sapt_jax.config import Config
+from sapt_jax.config import Config, Fit
 from sapt_jax.cost import Cost
 from sapt_jax.data.inspection import Figures, figures_of, words_of
 from sapt_jax.data.prepared import PreparedTask
@@ -30,13 +30,16 @@ from sapt_jax.remote import mirror_of
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.run_identity import changes, tasks_in
 from sapt_jax.run_inputs import RunInputs, check_rows, most_pseudo_inputs, read_inputs
-from sapt_jax.scoring import Evaluation, Scorer, metric_of, share_changed
+from sapt_jax.scoring import Evaluation, Scorer, metric_of, score_of_commonest, share_changed
 from sapt_jax.single import single_scores
 from sapt_jax.stored_run import fork
 from sapt_jax.study import Instruments, TaskStudy
 from sapt_jax.text_files import json_lines
 from sapt_jax.training.fit import Plan
 from sapt_jax.training.profile import Profile
+
+# Steps of a task with which t5-mini learns short texts that are not of its own language.
+ENOUGH = 600
 
 
 def run(
@@ -71,6 +74,18 @@ def run(
     )
     with Cost() as cost:
       return Continual(config, inputs, folder, cost).run(single)
+
+
+def advice_of(fit: Fit, index: int) -> str:
+  """What to do if the loss of the index-th task rises again; empty where the best weights are
+  kept anyhow.
+  """
+  if fit.validate_every or fit.validate_epochs:
+    return ""
+  falling = "" if fit.decay != "none" else "--fit.decay cosine, or "
+  return (
+    f"--from-task {index + 1}, and {falling}--fit.validate-epochs 5, which keeps the best weights"
+  )
 
 
 def time_left(seconds: Sequence[float], tasks: int) -> str:
@@ -126,11 +141,12 @@ class Continual:
       if otherwise := changes(earlier, usual) if earlier else []:
         processes.say(f"learned otherwise than {records[-1]['task']}: {'; '.join(otherwise)}")
     self.folder.go_on(records)
-    if self.built.backbone.folder == T5_MINI and not self.config.data.is_generated:
+    of_mini = self.built.backbone.folder == T5_MINI and not self.config.data.is_generated
+    if of_mini and not records and 0 < self.config.fit.steps < ENOUGH:
       processes.say(
         "backbone t5-mini knows the little language of the mini tasks alone, and learns other "
-        "texts slowly: give --fit.steps 600 (and --fresh, where tasks have been learned), or a "
-        "real model with --backbone.path"
+        f"texts slowly: give --fit.steps {ENOUGH} --fit.decay cosine, or a real model with "
+        "--backbone.path"
       )
     processes.say(f"attention: {self.attention_words}")
     if self.shapes:
@@ -203,8 +219,9 @@ class Continual:
 
   @cache  # noqa: B019 (the loop lives as long as its run)
   def oddities(self, task: PreparedTask) -> Figures:
-    """What is odd in a task's rows."""
-    return figures_of(task, self.codec)
+    """What is odd in a task's rows, and what always the commonest answer would score."""
+    commonest = round(score_of_commonest(self.config, task.task))
+    return figures_of(task, self.codec) | {"commonest": commonest}
 
   def changed(self, index: int, evaluation: Evaluation) -> dict[str, float]:
     """The share of answers to each earlier task that the index-th task has changed."""
@@ -250,7 +267,7 @@ class Continual:
       dev_score if fit.validate_every or fit.validate_epochs else None,
       study.progress.saved,
       self.profile,
-      warns=not (fit.validate_every or fit.validate_epochs),
+      advice=advice_of(fit, study.index),
     )
     return self.built.trainer(fit).fit(learned, lesson.rows, plan)
 

@@ -56,7 +56,7 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
   groups: dict[str, list[dict[str, Any]]] = {}
   for run in runs:
     values = [
-      f"{learned(run)} tasks learned"
+      f"{learned(run)} of {len(run['tasks'])} tasks learned"
       if name == "learned"
       else steps_of(run)
       if name == "steps"
@@ -91,11 +91,11 @@ def differ(name: str, run: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def steps_of(run: dict[str, Any]) -> str:
-  """The steps of a task, or of all tasks together where they differ."""
+  """The steps of every task, or of each where they differ."""
   steps = run.get("steps", [])
   if not steps:
     return "?"
-  return f"{steps[0]} steps a task" if len({*steps}) == 1 else f"{sum(steps)} steps"
+  return f"{steps[0]} steps a task" if len({*steps}) == 1 else f"{'+'.join(map(str, steps))} steps"
 
 
 def by_run(name: str, group: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

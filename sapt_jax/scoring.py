@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -44,6 +46,17 @@ def scoring_of_task(config: Config, task: Task) -> Scoring:
   for one in rows[:1]:  # a function of the user's is tried before anything is computed
     scoring(one.references[0], one.references)
   return scoring
+
+
+def score_of_commonest(config: Config, task: Task) -> float:
+  """The test score (0-100) of always giving the commonest right answer of the training rows; 0
+  without rows.
+  """
+  answers = Counter(answer for one in task.train for answer in one.references)
+  if not answers or not task.test:
+    return 0.0
+  scoring, [(answer, _)] = scoring_of_task(config, task), answers.most_common(1)
+  return statistics.mean(scoring(answer, one.references) for one in task.test)
 
 
 @dataclasses.dataclass(frozen=True)

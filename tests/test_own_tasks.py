@@ -15,6 +15,7 @@ from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
 from sapt_jax.mini import T5_MINI
 from sapt_jax.mini.default import config as mini_config
+from sapt_jax.scoring import score_of_commonest
 
 ROWS = [{"input": f"text {i}, with a comma", "output": ["yes", "no"][i % 2]} for i in range(20)]
 
@@ -100,13 +101,13 @@ def test_a_list_of_texts_is_several_references(tmp_path):
     (
       "mail.csv",
       "question,output\na,b\n",
-      r"no column \'input\' among question, output; say in .*mail\.toml which it is: input = ",
+      r"no column \'input\' among question, output; say in .*mail\.toml what to read: input = ",
     ),
     ("mail.jsonl", '{"input": 3}\n', r"mail\.jsonl:1: no column 'output'"),
     (
       "mail.csv",
       "text,label\na,b\n",
-      r"no column 'input' or 'output' among text, label; .*: input = \S+, output = \S+$",
+      r"no column 'input', 'output' among text, label; .*: input = \S+, output = \S+$",
     ),
     (
       "mail.jsonl",
@@ -376,14 +377,29 @@ def test_what_is_odd_in_rows_is_counted_and_what_is_cut_names_its_option():
     "empty": 1,
     "cut_inputs": 1,
     "cut_answers": 2,
-    "commonest": 0,
   }
-  usual_answer = PreparedTask(0, dataclasses.replace(task, test=(usual, *rows[3:])), codec)
-  assert figures_of(usual_answer, codec)["commonest"] == 50
-  assert "(the commonest answer is right for 50 % of test); " in words_of(
-    "t", figures_of(usual_answer, codec)
+  assert words_of("t", found | {"commonest": 50}).startswith(
+    "t: 4 train, 1 dev, 1 test (always the commonest answer would score 50); "
   )
   assert words_of("t", found).endswith(
     "; inputs cut to --data.max-source-length: 1; answers cut to --data.max-target-length: 2; few "
     "test rows: one is 100 points of the score"
   )
+
+
+@pytest.mark.parametrize(
+  ("train", "test", "score"),
+  [
+    ([("Yes",)] * 5 + [("No",)] * 3, [("yes",)] * 8 + [("no",)] * 2, 80),  # as exact_match reads it
+    ([("a", "b")] * 3 + [("b", "c")] * 2, [("b",)] * 4, 100),  # any of the right ones
+    ([("a",)], [], 0),
+    ([], [("a",)], 0),
+  ],
+)
+def test_always_the_commonest_answer_is_scored_as_answers_are(train, test, score):
+  rows = [tuple(Example("x", answers) for answers in split) for split in (train, test)]
+  task = Task("t", "Do it.", rows[0], (), rows[1])
+  config = dataclasses.replace(
+    mini_config, evaluation=dataclasses.replace(mini_config.evaluation, metric="exact_match")
+  )
+  assert score_of_commonest(config, task) == score

@@ -276,13 +276,15 @@ def test_a_step_changes_by_its_part_of_the_rate_and_constant_rates_need_no_total
 def test_a_loss_that_ends_far_above_where_it_was_is_named_with_the_way_out(losses, rise, capsys):
   assert fit.rise_of(losses) == rise
   batch = Batch(*(np.ones((1, 1), bool) for _ in range(4)), np.zeros(1, int))
-  for warns in (True, False):
-    plan = Plan("3/3 task", len(losses), None, lambda row: None, warns=warns)
-    with fit.Meter(plan, 0, 1) as meter:
-      for step, loss in enumerate(losses, 1):
+  for advice, before in (("--from-task 3", 0), ("--from-task 3", len(losses) - 2), ("", 0)):
+    plan = Plan("3/3 task", len(losses), None, lambda row: None, advice=advice)
+    plan.losses.extend(losses[:before])  # as a checkpoint has them
+    with fit.Meter(plan, before, 1) as meter:
+      for step, loss in enumerate(losses[before:], before + 1):
         figures = {"loss": loss, "gradient_norm": 1.0, "own_weight": 1.0}
         meter.add(step, batch, figures)
     said = capsys.readouterr().err
-    assert ("warning: 3/3 task: the loss was 0.003 once, and is 0.4 at the end" in said) == bool(
-      warns and rise
+    words = (
+      "warning: 3/3 task: the loss was 0.003 once, and is 0.4 at the end; learn the task again: "
     )
+    assert (words + "--from-task 3\n" in said) == bool(advice and rise)

@@ -308,8 +308,8 @@ def test_a_report_averages_seeds_of_one_experiment_alone():
     "sapt, prompt of 10": 1,
     "epi, lora of rank 4, one": 1,  # the same seed twice: something else differs
     "epi, lora of rank 4, other": 1,
-    "replay, lora of rank 4, 14 steps": 1,
-    "replay, lora of rank 4, 15 steps": 1,
+    "replay, lora of rank 4, 5+9 steps": 1,
+    "replay, lora of rank 4, 5+10 steps": 1,
   }
 
 

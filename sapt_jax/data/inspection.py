@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from sapt_jax.data.batches import Row
@@ -12,14 +11,13 @@ from sapt_jax.data.tasks import Example
 
 Figures = dict[str, int]
 FEW = 20  # test rows below which a score says little
-COMMON = 10  # percent of test rows from which on it is said that one answer is right for so many
+COMMON = 10  # points from which on it is said what one answer for all would score
 
 
 def figures_of(task: PreparedTask, codec: Codec) -> Figures:
   """How many rows each split has, and how many of all of them are odd: training rows that stand in
   train twice (`duplicates`), dev and test inputs that stand in train (`seen`), rows whose input or
   answer is blank (`empty`), and prompts and answers that are cut (`cut_inputs`, `cut_answers`).
-  And for how many percent of the test rows the commonest training answer is right (`commonest`).
   """
   splits = {"train": task.train, "dev": task.dev, "test": task.test}
   rows = task.train.examples
@@ -29,8 +27,6 @@ def figures_of(task: PreparedTask, codec: Codec) -> Figures:
   pairs = [
     pair for split in splits.values() for pair in zip(split.rows, split.examples, strict=True)
   ]
-  answers = Counter(example.references[0] for example in rows).most_common(1)
-  right = [any(answer in one.references for answer, _ in answers) for one in task.test.examples]
   return {name: len(split) for name, split in splits.items()} | {
     "duplicates": len(rows) - len({(example.input, example.references[0]) for example in rows}),
     "seen": sum(example.input in learned for example in held_out),
@@ -39,7 +35,6 @@ def figures_of(task: PreparedTask, codec: Codec) -> Figures:
     ),
     "cut_inputs": sum(input_is_cut(*pair, task.definition, codec) for pair in pairs),
     "cut_answers": sum(answer_is_cut(*pair, codec) for pair in pairs),
-    "commonest": round(100 * sum(right) / len(right)) if right else 0,
   }
 
 
@@ -61,7 +56,9 @@ def answer_is_cut(row: Row, example: Example, codec: Codec) -> bool:
 
 
 def words_of(name: str, figures: Figures) -> str:
-  """The figures in a line; what is not odd is left out."""
+  """The figures in a line, and what always the commonest answer would score, if that is among them;
+  what is not odd is left out.
+  """
   odd = {
     "duplicates": "training rows that stand there twice",
     "seen": "dev or test inputs that stand in train",
@@ -73,6 +70,6 @@ def words_of(name: str, figures: Figures) -> str:
   sizes = ", ".join(f"{figures[split]} {split}" for split in ("train", "dev", "test"))
   if 0 < figures["test"] < FEW:
     found = [*found, f"few test rows: one is {100 / figures['test']:.0f} points of the score"]
-  if figures["commonest"] >= COMMON:
-    sizes += f" (the commonest answer is right for {figures['commonest']} % of test)"
+  if figures.get("commonest", 0) >= COMMON:
+    sizes += f" (always the commonest answer would score {figures['commonest']})"
   return f"{name}: {sizes}" + "".join(f"; {one}" for one in found)

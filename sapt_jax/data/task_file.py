@@ -92,17 +92,19 @@ class TaskFile:
 
   def _check(self, place: str, columns: Mapping[str, Any]) -> None:
     """Names all that is missing at once."""
-    lacking = {
-      key: name
-      for key, pattern in (("input", self.input), ("output", self.output))
-      for name in re.findall(PLACE, template_of(pattern))
-      if name not in columns
-    }
-    if lacking:
+    patterns = {"input": self.input, "output": self.output}
+    named = {key: re.findall(PLACE, template_of(pattern)) for key, pattern in patterns.items()}
+    lacking = {key: [x for x in names if x not in columns] for key, names in named.items()}
+    if any(lacking.values()):
+      missing = dict.fromkeys(name for names in lacking.values() for name in names)
+      ways = ", ".join(
+        f'{key} = "{{COLUMN}} {{COLUMN}}"' if "{" in patterns[key] else f'{key} = "COLUMN"'
+        for key, names in lacking.items()
+        if names
+      )
       raise InputError(
-        f"{place}: no column {' or '.join(map(repr, lacking.values()))} among "
-        f"{', '.join(map(str, columns))}; say in {self.where} which it is: "
-        + ", ".join(f'{key} = "COLUMN"' for key in lacking)
+        f"{place}: no column {', '.join(map(repr, missing))} among {', '.join(map(str, columns))}; "
+        f"say in {self.where} what to read: {ways}"
       )
 
   def _filled(self, pattern: str, row: PlacedRow) -> str:

@@ -49,7 +49,8 @@ class Plan:
       are kept.
     saved: called after each checkpoint.
     profile: traces some of the steps.
-    warns: say so when the loss ends far above where it was.
+    advice: what to do if the loss ends far above where it was; empty: nothing is said then.
+    losses: those that have been logged.
   """
 
   label: str
@@ -59,7 +60,8 @@ class Plan:
   validate: Callable[[Learned], float] | None = None
   saved: Callable[[], None] = lambda: None
   profile: Profile = NO_PROFILE
-  warns: bool = False
+  advice: str = ""
+  losses: list[float] = dataclasses.field(default_factory=list)
 
 
 class Trainer:
@@ -119,7 +121,7 @@ class Trainer:
     """
     learned = sharding.to_devices(learned, self.everywhere)
     state = sharding.to_devices(self.start(learned, plan.steps), self.everywhere)
-    state, best, judged = self.restored(state, plan.folder)
+    state, best, judged = self.restored(state, plan)
     every = self.validation_interval(len(rows))
     batches = self.batcher.training(rows, int(state.step), plan.steps)
     if not judged:  # it was stopped while dev was scored
@@ -186,7 +188,8 @@ class Trainer:
   def save(self, plan: Plan, state: TrainState, best: Best, judged: bool = True) -> None:
     """Writes a checkpoint, if there is a place for it."""
     if plan.folder is not None:
-      record = {"step": int(state.step), "best_score": best.score, "judged": judged}
+      record: dict[str, Any] = {"step": int(state.step), "losses": plan.losses}
+      record |= {"best_score": best.score, "judged": judged}
       checkpoint.save(plan.folder, (state, best.trainable), record)
       plan.saved()
 
@@ -195,17 +198,16 @@ class Trainer:
     saved = "" if plan.folder is None else " is saved"
     return Stopped(f"as asked; {plan.label}, step {step} of {plan.steps}{saved}")
 
-  def restored(
-    self, state: TrainState, folder: pathlib.Path | None
-  ) -> tuple[TrainState, Best, bool]:
-    """The state and the best weights of a checkpoint in the folder, if there is one, and whether
-    the state's score on dev is among those; else the state given.
+  def restored(self, state: TrainState, plan: Plan) -> tuple[TrainState, Best, bool]:
+    """The state and the best weights of a checkpoint in the plan's folder, if there is one, and
+    whether the state's score on dev is among those; else the state given.
     """
-    best, score, judged = state.trainable, -math.inf, True
+    best, score, judged, folder = state.trainable, -math.inf, True, plan.folder
     if folder is not None and processes.first_says(lambda: checkpoint.is_finished(folder)):
       # A stream that has become longer may have made room for more tasks.
       (state, best), record = checkpoint.load(folder, (state, best), grow=True)
       score, judged = record["best_score"], record["judged"]
+      plan.losses.extend(record.get("losses", []))
     return state, Best(copied(best), score), judged
 
   def validation_interval(self, rows: int) -> int:
@@ -268,7 +270,6 @@ class Meter:
       dynamic_ncols=True,
       disable=not (self.terminal and processes.is_first()),
     )
-    self.losses: list[float] = []  # those that are logged
     self.pending: tuple[int, dict[str, jax.Array]] | None = None
     self.tokens, self.since = 0, time.monotonic()
 
@@ -314,12 +315,11 @@ class Meter:
       words = ", ".join(f"{name} {value}" for name, value in shown.items())
       processes.say(f"{self.plan.label}: step {step} of {self.plan.steps}, {words}", sys.stderr)
     self.plan.log({"step": step, **figures, "tokens_per_s": round(rate)})
-    self.losses.append(figures["loss"])
-    if step == self.plan.steps and self.plan.warns and (rise := rise_of(self.losses)):
+    self.plan.losses.append(figures["loss"])
+    if step == self.plan.steps and self.plan.advice and (rise := rise_of(self.plan.losses)):
       processes.say(
         f"warning: {self.plan.label}: the loss was {rise[0]:.3g} once, and is {rise[1]:.3g} at the "
-        "end; learn it again (--from-task) with --fit.decay cosine, or with --fit.validate-epochs "
-        "5, which keeps the best weights",
+        f"end; learn the task again: {self.plan.advice}",
         sys.stderr,
       )
 
