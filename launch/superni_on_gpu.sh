@@ -32,7 +32,8 @@ learn() { # METHOD SEED SECONDS [options]
     "${@:4}" >"$run.log" 2>&1 &
   child=$!
   trap 'kill -TERM "$child" 2>/dev/null || true' INT TERM
-  while kill -0 "$child" 2>/dev/null; do
+  wait "$child" || code=$?
+  while ((code > 128)) && kill -0 "$child" 2>/dev/null; do # a signal came, and was handed on
     code=0
     wait "$child" || code=$?
   done

@@ -241,7 +241,7 @@ def check_rows(inputs: RunInputs, stream: Stream, learned: int) -> None:
     if not (len(task.train) and len(task.dev) and len(task.test)):
       raise InputError(
         f"task {task.name}: its rows are not all there, and it has to be learned: its snapshot is "
-        f"not finished, damaged, or was removed; put its files back, or begin anew with --fresh or "
+        "not finished, damaged, or was removed; put its files back, or begin anew with --fresh or "
         "another --output"
       )
 

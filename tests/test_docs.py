@@ -39,6 +39,7 @@ def folder(tmp_path_factory):
   assert done.returncode == 0, done.stderr[-3000:]
   sizes = "film_mood: 324 train, 36 dev, 40 test"
   assert sizes in done.stdout
+  assert done.stdout.count("knows the little language") == 1  # when nothing has been learned yet
   return folder
 
 
@@ -69,8 +70,8 @@ def test_the_page_of_a_runs_folder_names_all_that_is_in_one(finished, tmp_path, 
   log = {key for row in rows_of(finished / "metrics.jsonl") for key in row}
   assert {*scores(finished), *json.loads(record.read_text()), *log} <= known
   assert {"learn_s", "loss", "pseudo_inputs"} <= log
-  there = {path.name for path in finished.iterdir()} - {"lock"}
-  assert there <= known
+  assert json.loads(record.read_text())["data"].keys() <= known
+  assert {path.name for path in finished.iterdir()} <= known
   (tmp_path / "runs").mkdir()
   (tmp_path / "runs/mini").symlink_to(finished)
   monkeypatch.chdir(tmp_path)

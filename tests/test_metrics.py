@@ -2,6 +2,7 @@
 and the public scorer's forms written out by hand.
 """
 
+import dataclasses
 import math
 import random
 
@@ -10,9 +11,12 @@ from rouge_score import rouge_scorer, tokenizers
 
 from sapt_jax import config
 from sapt_jax.config import tasks
+from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
 from sapt_jax.evaluation.continual_metrics import alignment, blocks_used, continual_metrics
 from sapt_jax.evaluation.text_metrics import METRICS, MultilingualTokenizer, score, scoring_of
+from sapt_jax.mini.default import config as mini_config
+from sapt_jax.scoring import score_of_commonest
 
 WORDS = (
   "The movie's running-times weren't good; 3.5 stars_ (relations): singing CATS, a1b2 "
@@ -254,3 +258,21 @@ def test_alignment_is_the_mean_divergence_of_answering_from_learning(learning, a
   assert alignment(learning, answering) == (
     None if expected is None else pytest.approx(expected, abs=1e-9)
   )
+
+
+@pytest.mark.parametrize(
+  ("train", "test", "score"),
+  [
+    ([("Yes",)] * 5 + [("No",)] * 3, [("yes",)] * 8 + [("no",)] * 2, 80),  # as exact_match reads it
+    ([("a", "b")] * 3 + [("b", "c")] * 2, [("b",)] * 4, 100),  # any of the right ones
+    ([("a",)], [], 0),
+    ([], [("a",)], 0),
+  ],
+)
+def test_always_the_commonest_answer_is_scored_as_answers_are(train, test, score):
+  rows = [tuple(Example("x", answers) for answers in split) for split in (train, test)]
+  task = Task("t", "Do it.", rows[0], (), rows[1])
+  config = dataclasses.replace(
+    mini_config, evaluation=dataclasses.replace(mini_config.evaluation, metric="exact_match")
+  )
+  assert score_of_commonest(config, task) == score

@@ -1,7 +1,6 @@
 """Tasks of the user's own: files in their real formats, hubs, and what is wrong with them."""
 
 import csv
-import dataclasses
 import json
 
 import numpy as np
@@ -11,11 +10,12 @@ from sapt_jax import config, learner
 from sapt_jax.data.inspection import figures_of, words_of
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.sources import load_stream
+from sapt_jax.data.tables import read_table
+from sapt_jax.data.task_file import read_task_file
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
 from sapt_jax.mini import T5_MINI
 from sapt_jax.mini.default import config as mini_config
-from sapt_jax.scoring import score_of_commonest
 
 ROWS = [{"input": f"text {i}, with a comma", "output": ["yes", "no"][i % 2]} for i in range(20)]
 
@@ -387,19 +387,15 @@ def test_what_is_odd_in_rows_is_counted_and_what_is_cut_names_its_option():
   )
 
 
-@pytest.mark.parametrize(
-  ("train", "test", "score"),
-  [
-    ([("Yes",)] * 5 + [("No",)] * 3, [("yes",)] * 8 + [("no",)] * 2, 80),  # as exact_match reads it
-    ([("a", "b")] * 3 + [("b", "c")] * 2, [("b",)] * 4, 100),  # any of the right ones
-    ([("a",)], [], 0),
-    ([], [("a",)], 0),
-  ],
-)
-def test_always_the_commonest_answer_is_scored_as_answers_are(train, test, score):
-  rows = [tuple(Example("x", answers) for answers in split) for split in (train, test)]
-  task = Task("t", "Do it.", rows[0], (), rows[1])
-  config = dataclasses.replace(
-    mini_config, evaluation=dataclasses.replace(mini_config.evaluation, metric="exact_match")
-  )
-  assert score_of_commonest(config, task) == score
+def test_the_three_tasks_of_the_page_are_written_as_it_says(tmp_path):
+  import own_tasks
+
+  own_tasks.main([str(tmp_path)])
+  sizes = {"helpdesk_topic": 460, "hotel_comments": 420, "meeting_day": 440}
+  for name, count in sizes.items():
+    said = read_task_file(tmp_path / f"{name}.toml")
+    examples = [said.example(row) for row in read_table(tmp_path / f"{name}.csv")]
+    assert len({example.input for example in examples}) == len(examples) == count
+    answers = {example.references[0] for example in examples}
+    assert len(answers) == (3 if name == "hotel_comments" else 5)
+  assert "My laptop fan is roaring" in (tmp_path / "helpdesk_topic.csv").read_text()

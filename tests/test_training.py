@@ -12,6 +12,7 @@ import tiny
 
 from sapt_jax import config, learner, sharding
 from sapt_jax.backbones import hf
+from sapt_jax.continual import advice_of
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.methods.sapt import SaptOptions
 from sapt_jax.pet import blocks
@@ -267,7 +268,7 @@ def test_a_step_changes_by_its_part_of_the_rate_and_constant_rates_need_no_total
 @pytest.mark.parametrize(
   ("losses", "rise"),
   [
-    ([2.0] * 5 + [0.003] * 20 + [0.35, 1.4, 0.9, 0.4, 0.4], (0.003, 0.4)),  # as a newcomer met it
+    ([2.0] * 5 + [0.003] * 20 + [0.35, 1.4, 0.9, 0.4, 0.4], (0.003, 0.4)),  # as on three own tasks
     ([2.0] * 5 + [0.003] * 20 + [0.003, 1.4, 0.003, 0.4, 0.003], None),  # single batches
     ([2.0] * 5 + [0.003] * 20 + [0.05] * 5, None),  # too little to matter
     ([2.0, 1.0, 0.1, 3.0], None),  # too few to tell
@@ -288,3 +289,29 @@ def test_a_loss_that_ends_far_above_where_it_was_is_named_with_the_way_out(losse
       "warning: 3/3 task: the loss was 0.003 once, and is 0.4 at the end; learn the task again: "
     )
     assert (words + "--from-task 3\n" in said) == bool(advice and rise)
+
+
+def test_the_losses_of_before_a_stop_are_in_its_checkpoint(tmp_path):
+  (model, params), (method, learned) = backbone("llama"), sapt("llama")
+  whole = hf.Backbone(model, params, Path(), tiny.LLAMA)
+  options = config.Fit(batch_size=2)
+  trainer = Trainer(whole, method, options, Batcher(True, 0, 2), sharding.make_mesh())
+  plan, later = (Plan("task", 7, tmp_path / "learn", print) for _ in range(2))
+  plan.losses.extend([2.0, 1.0])
+  state = trainer.start(learned, 7)
+  trainer.save(plan, state, fit.Best(state.trainable, 0.0))
+  trainer.restored(state, later)
+  assert later.losses == [2.0, 1.0]
+
+
+@pytest.mark.parametrize(
+  ("options", "advice"),
+  [
+    ({}, "--from-task 3, and --fit.decay cosine, or --fit.validate-epochs 5"),
+    ({"decay": "cosine"}, "--from-task 3, and --fit.validate-epochs 5"),  # it has that already
+    ({"validate_epochs": 5}, ""),
+  ],
+)
+def test_what_to_do_about_a_rising_loss_fits_the_options(options, advice):
+  words = advice_of(config.Fit(**options), 2)
+  assert words.removesuffix(", which keeps the best weights") == advice
