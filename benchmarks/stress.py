@@ -13,7 +13,8 @@ Mutations: data, model folder, tokenizer, questions or the command line are chan
 program must end well, or with exit code 2 and one line; it must not hang for a minute.
 Places: a disk that is full from one of so many moments on; a read-only one; no HOME; a terminal of
 ASCII alone; a user without a name. The program must say one line, and go on to the same end.
-Tasks: one process learns that many tiny tasks; its memory after each of them is noted.
+Tasks: one process learns that many tiny tasks, and its memory after each of them is noted; then
+another one that keeps its snapshots in memory, without the storage library.
 
 Each case is a line of DIR/cases.jsonl as soon as it is known; started again, only cases that are
 missing are tried. The random numbers of a case depend on its number alone.
@@ -22,18 +23,13 @@ missing are tried. The random numbers of a case depend on its number alone.
 from __future__ import annotations
 
 import argparse
-import atexit
-import contextlib
 import dataclasses
 import hashlib
-import importlib
 import json
-import multiprocessing
 import os
 import pathlib
 import random
 import shutil
-import signal
 import socket
 import sys
 import time
@@ -43,10 +39,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from growth import grown
 from jax.sharding import SingleDeviceSharding
 from mutations import changed_text, mutated_file, mutated_options
 from orbax.checkpoint import v1 as ocp
 from places import Place, places, tried
+from programs import FORKS, PATIENCE, end, start
 
 from sapt_jax import cli
 from sapt_jax.mini import T5_MINI
@@ -61,8 +59,6 @@ OPTIONS = (
   "--generator.oversample 1.5 --generator.max-length 64 --generator.rank 2 "
   "--evaluation.batch-size 4 --evaluation.metric exact_match --pet.rank 2"
 ).split()
-FORKS = multiprocessing.get_context("forkserver")
-PATIENCE = 60  # seconds that a program may take beyond what an undisturbed one takes
 KILLS_OF_A_RUN = 5
 START = 4  # seconds that a program of its own takes to import the library
 
@@ -98,39 +94,6 @@ class World:
     shutil.copytree(T5_MINI, self.folder / "model")
     for number in range(2):
       self.task(number, "data", 40)
-
-
-def start(arguments: Sequence[str], log: pathlib.Path, module: str = "train") -> BaseProcess:
-  """A program of the library, in a session of its own; what it says goes to a file. It is forked
-  from a process that has imported the library, which is half of what a small run takes.
-  """
-  process = FORKS.Process(target=program, args=(list(arguments), log, module))
-  process.start()
-  return process
-
-
-def program(arguments: list[str], log: pathlib.Path, module: str) -> None:
-  """Runs `python -m sapt_jax.MODULE` in this process."""
-  os.setsid()
-  with log.open("wb") as out:
-    for stream in (sys.stdout, sys.stderr):
-      os.dup2(out.fileno(), stream.fileno())
-  os.chdir(log.parent)
-  sys.argv[1:] = arguments
-  try:
-    cli.run(importlib.import_module(f"sapt_jax.{module}").main)
-  finally:
-    atexit._run_exitfuncs()  # a fork ends without
-
-
-def end(process: BaseProcess, seconds: float) -> int | None:
-  """Its exit code; None: it had not ended by then, and was killed with all that it started."""
-  process.join(seconds)
-  if process.exitcode is None and process.pid:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.join()
-    return None
-  return process.exitcode
 
 
 def outcome(run: pathlib.Path) -> dict[str, Any]:
@@ -278,34 +241,6 @@ def placed(world: World, number: int, whole: dict[str, Any], place: Place) -> Ca
   return {"what": place.what, "code": code, "said": line[-300:], "fine": spoken and exact}
 
 
-def grown(world: World, count: int) -> Case:
-  """The memory of one process that learns so many tasks, in MiB, after each of them."""
-  for number in range(count):
-    world.task(number, "many", 8)
-  run, log = world.folder / "grown", world.folder / "grown.log"
-  shutil.rmtree(run, ignore_errors=True)
-  arguments = [*world.options, "--data.root", str(world.folder / "many"), "--output", str(run)]
-  process = start([*arguments, "--evaluation.no-every-task", "--keep-snapshots", "1"], log)
-  status = pathlib.Path(f"/proc/{process.pid}/status")
-  after: list[float] = []
-  while process.is_alive():
-    learned = len(list(run.glob("snapshots/*/manifest.json")))
-    with contextlib.suppress(OSError, StopIteration):  # it has just ended
-      lines = status.read_text().splitlines()
-      resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-      after += [round(resident / 1024, 1)] * (learned - len(after))
-    time.sleep(0.05)
-  if end(process, PATIENCE) or len(after) < count:
-    sys.exit(f"the run of {count} tasks failed; see {log}")
-  last = finished_snapshots(run)[-1]
-  sizes = ocp.metadata(str((last / "tree").absolute())).metadata.values()
-  learned_mib = sum(np.prod(one.shape) * np.dtype(one.dtype).itemsize for one in sizes) / 2**20
-  early, late = (float(np.median(part)) for part in (after[20:30], after[-10:]))
-  shutil.rmtree(run)
-  grew = {"grew_mib": round(late - early, 1), "learned_mib": round(float(learned_mib), 1)}
-  return {"resident_mib": after} | grew
-
-
 def references(world: World) -> tuple[dict[str, Any], float]:
   """What undisturbed runs end with, of one process and of two, and the seconds that one takes when
   its programs are compiled; leaves the folders whole and half.
@@ -388,9 +323,17 @@ def main(arguments: Sequence[str]) -> None:
   ):
     known = list(cases(file, name, number, try_one))
     words.append(f"{name} {sum(case['fine'] for case in known)} of {len(known)} named")
-  for case in cases(file, "tasks", int(options.tasks > 0), lambda _: grown(world, options.tasks)):
+  many = world.folder / "many"
+
+  def growth(_: int) -> Case:
+    for number in range(options.tasks):
+      world.task(number, many.name, 8)
+    return grown([*world.options, "--data.root", str(many)], world.folder, options.tasks)
+
+  for case in cases(file, "tasks", int(options.tasks > 0), growth):
     words.append(
-      f"memory {case['grew_mib']} MiB more after {len(case['resident_mib'])} tasks than after 25, "
+      f"memory {case['grew_mib']} MiB more after {len(case['resident_mib'])} tasks than after 25 "
+      f"({case['apart_grew_mib']} without the storage library), "
       f"what was learned has {case['learned_mib']}"
     )
   print(f"stress: {', '.join(words)}")
