@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sapt_jax import sharding
-from sapt_jax.evaluation.decode import begin, generate, go_on, pays_apart, sampler
+from sapt_jax.evaluation.decode import begin, generate, go_on, greedy, pays_apart, sampler
 from sapt_jax.evaluation.stepwise import lengths_of, rows_to_take, sizes_of
 from sapt_jax.pet.adapters import Adapters
 from tests.classroom import (
@@ -108,6 +108,15 @@ def test_answers_do_not_depend_on_padding_or_neighbours(on):
     bare = alone.replace(source=alone.source[:, keep], source_mask=alone.source_mask[:, keep])
     real = np.asarray(batch.target_mask[row])
     np.testing.assert_allclose(answers(bare)[0][real], together[row][real], atol=2e-5)
+
+
+def test_the_most_likely_token_is_the_one_that_argmax_finds():
+  logits = np.random.default_rng(0).integers(0, 9, (50, 300)).astype(np.float32)  # with equal ones
+  logits[0], logits[1], logits[2, 7:9] = 0, -np.inf, np.inf
+  found = jax.jit(greedy)(logits, None, None, None)
+  assert found.dtype == jnp.int32
+  np.testing.assert_array_equal(found, np.argmax(logits, axis=-1))
+  assert 0 <= int(greedy(jnp.full((1, 5), jnp.nan), None, None, None)[0]) < 5
 
 
 def test_sampling_keeps_to_the_top_k_and_away_from_what_was_written():
