@@ -396,6 +396,5 @@ def test_the_three_tasks_of_the_page_are_written_as_it_says(tmp_path):
     said = read_task_file(tmp_path / f"{name}.toml")
     examples = [said.example(row) for row in read_table(tmp_path / f"{name}.csv")]
     assert len({example.input for example in examples}) == len(examples) == count
-    answers = {example.references[0] for example in examples}
-    assert len(answers) == (3 if name == "hotel_comments" else 5)
+    assert len({one.references[0] for one in examples}) == (3 if name == "hotel_comments" else 5)
   assert "My laptop fan is roaring" in (tmp_path / "helpdesk_topic.csv").read_text()
