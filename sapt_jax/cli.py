@@ -171,7 +171,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   except InputError as error:
     end(2, f"error: {error}")
   except Stopped as stop:
-    end(75, f"stopped: {stop}; the same command continues this run")  # EX_TEMPFAIL of sysexits.h
+    but = ", but without --fresh or --from-task" if stop.anew else ""
+    # EX_TEMPFAIL of sysexits.h
+    end(75, f"stopped: {stop}; the same command continues this run{but}")
   except FailedError as error:
     end(1, f"error: {error}")
   except KeyboardInterrupt:

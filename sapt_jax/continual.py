@@ -27,8 +27,9 @@ from sapt_jax.pet.blocks import capacity_for
 from sapt_jax.provenance import provenance
 from sapt_jax.remat import resolved
 from sapt_jax.remote import mirror_of
+from sapt_jax.requeued import is_later, start_of_job
 from sapt_jax.run_folder import RunFolder
-from sapt_jax.run_identity import changes, tasks_in
+from sapt_jax.run_identity import BEGUN_IN, changes, tasks_of, values_in
 from sapt_jax.run_inputs import RunInputs, check_rows, most_pseudo_inputs, read_inputs
 from sapt_jax.scoring import Evaluation, Scorer, metric_of, score_of_commonest, share_changed
 from sapt_jax.single import single_scores
@@ -64,7 +65,11 @@ def run(
   path = pathlib.Path(output) if mirror is None else mirror.local
   if source:
     processes.first_does(lambda: fork(source, path, mirror is not None, config))
-  begun = tasks_in(path, mirror)[:keep]
+  values = values_in(path, mirror)
+  if keep is not None and is_later(start_of_job(), values.get(BEGUN_IN)):
+    processes.say("the job was started again: the run goes on, and begins anew no more")
+    keep = None
+  begun = tasks_of(values)[:keep]
   if keep and not begun and not (path / "config.json").exists():
     raise InputError(f"--from-task {keep + 1}: {output} has no task yet; leave it out")
   inputs = processes.all_or_none(lambda: read_inputs(config, begun))
@@ -92,10 +97,11 @@ def time_left(seconds: Sequence[float], tasks: int) -> str:
   """What the rest of a stream of so many tasks will take, in words, from the seconds of those that
   are learned; empty: none is left.
   """
-  left = (tasks - len(seconds)) * statistics.median(seconds) / 60
+  left = (tasks - len(seconds)) * statistics.median(seconds)
   if len(seconds) == tasks:
     return ""
-  words = f"{left / 60:.1f} hours" if left >= 120 else f"{max(left, 1):.0f} min"
+  words = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
+  words = f"{left / 3600:.1f} hours" if left >= 7200 else words
   return f"{len(seconds)} of {tasks} tasks learned, about {words} left"
 
 

@@ -210,7 +210,11 @@ class Generator:
     rows, rng = self.rows(task), streams.of_seed(seed, "generator", index)
     steps = min(self.options.steps, self.trainer.steps(len(rows)))
     plan = Plan(
-      f"{task.name} (inputs)", steps, progress.checkpoint("inputs"), log, saved=progress.saved
+      f"task {index + 1}, {task.name} (inputs)",
+      steps,
+      progress.checkpoint("inputs"),
+      log,
+      saved=progress.saved,
     )
     learned = self.trainer.fit(self.method.start(rng), rows, plan)
     keep = self.options.kept_of(len(task.train))
@@ -226,8 +230,8 @@ class Generator:
     log({"pseudo_inputs": pseudo.figures})
     if len(pseudo.pairs) < keep:
       processes.say(
-        f"{task.name}: {len(pseudo.pairs)} of {keep} pseudo inputs wanted; if the task is "
-        f"forgotten later, learn it again with more: --from-task {index + 1} "
+        f"{task.name}: {len(pseudo.pairs)} of {keep} pseudo inputs wanted, which is no error; if "
+        f"the task is forgotten later, learn it again with more: --from-task {index + 1} "
         f"--generator.oversample {4 * self.options.oversample:g}"
       )
     return pseudo

@@ -49,7 +49,7 @@ def read_questions(file: pathlib.Path) -> list[dict[str, Any]]:
     InputError: no such file, or a line that is not that; the message names it.
   """
   questions = []
-  for place, question in json_lines(file, f"--input {file}"):
+  for place, question in json_lines(file, f"--input {file}", pipe=True):
     if not isinstance(question, dict):
       raise InputError(f'{place}: must be an object with "input", not {type(question).__name__}')
     for field, usual in (("input", None), ("definition", "")):
@@ -93,7 +93,12 @@ def main(arguments: Sequence[str]) -> None:
     for question, (text, mixture) in zip(questions, answering(pairs), strict=True)
   )
   write_answers(output, rows)
-  print(f"{len(questions)} answers in {options.output}", file=sys.stderr)
+  count, alone = len(questions), sum(definition is None for definition, _ in pairs)
+  print(
+    f"{count} answer{'' if count == 1 else 's'} in {options.output}"
+    + (f"; {alone} to inputs without a definition, as whole prompts" if alone else ""),
+    file=sys.stderr,
+  )
 
 
 def check_output(file: pathlib.Path) -> None:

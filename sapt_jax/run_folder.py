@@ -36,10 +36,17 @@ from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.lesson import Learned
 from sapt_jax.progress import Progress
 from sapt_jax.remote import Mirror
-from sapt_jax.run_identity import asked, check_begun, tasks_of
-from sapt_jax.run_lock import recover, take_lock
+from sapt_jax.requeued import start_of_job
+from sapt_jax.run_identity import BEGUN_IN, asked, check_begun, tasks_of
+from sapt_jax.run_lock import check_kinds, recover, take_lock
 from sapt_jax.run_log import RunLog
-from sapt_jax.snapshots import check_files, finished_snapshots, number_of
+from sapt_jax.snapshots import (
+  check_files,
+  check_snapshots,
+  finished_snapshots,
+  number_of,
+  record_of,
+)
 from sapt_jax.text_files import read_object, write_json, write_lines
 from sapt_jax.training import checkpoint
 
@@ -75,6 +82,7 @@ class RunFolder:
     self.run_log = RunLog(path / "metrics.jsonl")
     self.tracking = tracking.Tracking(config.track, path, mirror.url if mirror else str(path))
     self.at = "at the start"  # in words, for errors
+    self._has_begun = False
     self._lock: TextIO | None = None
 
   def __enter__(self) -> RunFolder:
@@ -95,6 +103,7 @@ class RunFolder:
       InputError: it is not one and the same folder to all processes.
     """
     processes.first_does(self._begin)
+    self._has_begun = True
     seen = processes.all_say(self._seen())
     if not all(seen):
       raise InputError(
@@ -112,6 +121,8 @@ class RunFolder:
     if values is not None and tasks_of(values) != list(self.identity.get("tasks", ())):
       for answers in self.path.glob("progress/*/*.jsonl"):  # given by a pool of another size
         answers.unlink()
+    if self.keep is not None:
+      values = (values or {}) | {BEGUN_IN: start_of_job()}
     write_json(file, asked(self.config, self.identity, values))
     self.snapshots.mkdir(exist_ok=True)
     self.push()
@@ -126,6 +137,7 @@ class RunFolder:
     for task in self.identity.get("tasks", ()):
       checkpoint.check_path(self.snapshot(0, task))
     recover(self.path)
+    check_kinds(self.path)
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = (self.path / "lock").open("a+")
@@ -170,6 +182,8 @@ class RunFolder:
     return False
 
   def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
+    if isinstance(error, Stopped):
+      error.anew = self._has_begun and self.keep is not None
     try:
       if isinstance(error, Exception) and not isinstance(error, InputError | Stopped | FailedError):
         raise FailedError(self._failure(error)) from error
@@ -202,24 +216,12 @@ class RunFolder:
         )
     if self.keep == 0 or not self._begun():  # whatever the run was begun with
       return
-    if self.keep:
-      self._check_keep(self.keep)
     learning = self.keep is None and any(
       map(checkpoint.is_finished, self.path.glob("progress/*/*"))
     )
     values, again = read_object(file), self.keep is not None
     check_begun(self.path, values, self.config, self.identity, self.finished(), learning, again)
-
-  def _check_keep(self, keep: int) -> None:
-    starts = [
-      number_of(path) + 2 for path in finished_snapshots(self.path) if checkpoint.has_arrays(path)
-    ]
-    if keep + 1 not in starts:
-      raise InputError(
-        f"--from-task {keep + 1}: {self.path} holds no snapshot of the task before; give one of "
-        f"{', '.join(map(str, [1, *starts]))}, or take the task out (sapt_jax.forget) and start "
-        "the run again"
-      )
+    check_snapshots(self.path, list(self.identity.get("tasks", ())), self.keep)
 
   def finished(self) -> int:
     """How many tasks have been learned, and stay."""
@@ -232,8 +234,9 @@ class RunFolder:
       if number_of(place) >= keep:
         shutil.rmtree(place) if place.is_dir() else place.unlink()
     shutil.rmtree(self.path / "progress", ignore_errors=True)
-    for place in [self.path / "scores.json", self.path / "predictions.jsonl"]:
-      place.unlink(missing_ok=True)
+    for pattern in ("scores.json", "predictions.jsonl", "mixture_*.png"):
+      for place in self.path.glob(pattern):
+        place.unlink()
 
   def snapshot(self, index: int, task: str) -> pathlib.Path:
     """The folder of the snapshot after a task."""
@@ -353,11 +356,12 @@ class RunFolder:
       print(f"warning: {manifest}: missing; what was saved there is not used", file=sys.stderr)
 
   def _records(self, tasks: list[str]) -> list[dict[str, Any]]:
-    return [checkpoint.read_record(self.snapshot(i, task)) for i, task in enumerate(tasks)]
+    return [record_of(self.snapshot(i, task)) for i, task in enumerate(tasks)]
 
   def go_on(self, records: list[dict[str, Any]]) -> None:
     """Drops what was left of tasks that are not among these finished ones and cannot be gone on
-    with: checkpoints that are damaged, and lines of the log that will be written again.
+    with: checkpoints that are damaged, and lines of the log that will be written again. Says where
+    the run goes on, if it does.
     """
 
     def drop() -> None:
@@ -367,6 +371,9 @@ class RunFolder:
         self._name_unfinished(place)
         if checkpoint.is_finished(place) and self._is_sound(place):
           steps[phase] = checkpoint.read_record(place)["step"]
+      if (done or steps) and done < len(tasks := self.identity.get("tasks", ())):
+        inside = [f"{phase} after step {step}" for phase, step in steps.items()]
+        print("; ".join([f"going on: {done} of {len(tasks)} tasks learned", *inside]))
       self.run_log.trim(done, steps)
       self.tracking.begin(asked(self.config, {}), self.run_log.rows(), records)
 

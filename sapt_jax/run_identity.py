@@ -23,6 +23,8 @@ NUMBERS = 2
 FREE = ("mesh.", "keep_snapshots", "profile", "track")
 # Options that say how a task is learned and scored; other ones may hold for tasks that come later.
 OF_A_TASK = ("fit.", "generator.", "evaluation.batch", "evaluation.every", "stream.", "single")
+# The job in which --fresh or --from-task was obeyed.
+BEGUN_IN = "begun_in"
 # Hashes of what belongs to a task, by its name.
 BY_TASK = {"tasks", "pseudo_inputs", "blocks"}
 # Options that say where something is, and the hash by which it is known wherever it is.
@@ -41,7 +43,7 @@ def asked(
 
   Args:
     values: what it held before: hashes of files of its tasks that are no longer there stay, and
-      which run it was begun with.
+      which run it was begun with, and in which job (requeued.py).
   """
   options = json.loads(json.dumps(dataclasses.asdict(config)))
   del options["distributed"]  # each process has its own
@@ -50,8 +52,8 @@ def asked(
     merged[hashes] = {
       task: one for task, one in merged[hashes].items() if task in identity["tasks"]
     }
-  from_another = {key: (values or {})[key] for key in ("started_from",) if key in (values or {})}
-  return options | merged | from_another | {"numbers": NUMBERS}
+  kept = {key: (values or {})[key] for key in ("started_from", BEGUN_IN) if (values or {}).get(key)}
+  return options | merged | kept | {"numbers": NUMBERS}
 
 
 def _merged(then: Any, now: Any) -> Any:
@@ -60,17 +62,17 @@ def _merged(then: Any, now: Any) -> Any:
   return then | {name: _merged(then.get(name), value) for name, value in now.items()}
 
 
-def tasks_in(path: pathlib.Path, mirror: Mirror | None) -> list[str]:
-  """The tasks of the run in a folder, before it is entered; none: there is no run yet, or what it
-  says cannot be read, which entering finds out.
+def values_in(path: pathlib.Path, mirror: Mirror | None) -> dict[str, Any]:
+  """What config.json of the run in a folder holds, before it is entered; nothing: there is no run
+  yet, or what it says cannot be read, which entering finds out.
   """
   file = path / "config.json"
   content = mirror.peek(file.name) if mirror else file.read_bytes() if file.is_file() else None
   try:
     values = parse_json((content or b"").decode(), str(file))
   except (InputError, UnicodeDecodeError):
-    return []
-  return tasks_of(values) if isinstance(values, dict) else []
+    return {}
+  return values if isinstance(values, dict) else {}
 
 
 def tasks_of(values: dict[str, Any]) -> list[str]:

@@ -14,11 +14,29 @@ from typing import TextIO
 from sapt_jax.errors import InputError
 
 # What a run leaves in its folder; the rest is the user's.
-OWN = (
+OWN_FILES = (
   *("config.json", "metrics.jsonl", "metrics.seal.*", "scores.json", "predictions.jsonl"),
-  *("errors*.log", "*lock", "mixture_*.png", "snapshots", "predictions", "pseudo_*"),
-  *("progress", "single"),
+  *("errors*.log", "*lock", "mixture_*.png"),
 )
+OWN_FOLDERS = ("snapshots", "predictions", "pseudo_*", "progress", "single")
+OWN = OWN_FILES + OWN_FOLDERS
+
+
+def check_kinds(run: pathlib.Path) -> None:
+  """Whether what a run finds in its folder by the names of its own files is files (opening a pipe
+  would wait for ever), and folders by those of its folders.
+
+  Raises:
+    InputError: something is not.
+  """
+  lines = [*run.glob("*/[0-9]*_*.jsonl"), *run.glob("progress/*/*.jsonl")]
+  for entry in [*run.iterdir(), *lines] if run.is_dir() else ():
+    if entry in lines or any(map(entry.match, OWN_FILES)):
+      right, what = entry.is_file(), "file"
+    else:
+      right, what = entry.is_dir() or not any(map(entry.match, OWN_FOLDERS)), "folder"
+    if not right:
+      raise InputError(f"{entry}: is no {what}, as a run has it there; move it elsewhere")
 
 
 def check_not_own(option: str, path: pathlib.Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from sapt_jax import learner, results, saved_options
 from sapt_jax.errors import InputError
 from sapt_jax.run_identity import tasks_of
-from sapt_jax.snapshots import finished_snapshots, number_of, numbered
+from sapt_jax.snapshots import finished_snapshots, number_of, numbered, record_of
 from sapt_jax.text_files import flat, object_lines, parse_json, read_object, read_text
 from sapt_jax.training import checkpoint
 
@@ -95,7 +95,7 @@ def records_of(folder: pathlib.Path) -> list[Row]:
     InputError: one is damaged.
   """
   try:
-    return [checkpoint.read_record(place) for place in finished_snapshots(folder)]
+    return [record_of(place) for place in finished_snapshots(folder)]
   except checkpoint.DamagedError as error:
     raise InputError(str(error)) from None
 

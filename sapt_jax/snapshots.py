@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pathlib
 import re
@@ -33,6 +34,20 @@ def finished_snapshots(run: pathlib.Path, keep: int | None = None) -> list[pathl
     if number_of(path) == number_of(other):
       raise InputError(f"{path} and {other.name}: two snapshots of one task; put one elsewhere")
   return [path for path in found if keep is None or number_of(path) < keep]
+
+
+def record_of(folder: pathlib.Path) -> dict[str, Any]:
+  """The record of a task's snapshot.
+
+  Raises:
+    DamagedError: see checkpoint.read_record.
+    InputError: it is that of another task, or of another place in the stream.
+  """
+  record = checkpoint.read_record(folder)
+  name = f"{len(record['scores']) - 1:02d}_{record['task']}"
+  if folder.name != name:
+    raise InputError(f"{folder}: holds the snapshot {name}; give each folder its own name again")
+  return record
 
 
 def numbered(folder: pathlib.Path, names: str) -> list[pathlib.Path]:
@@ -71,7 +86,7 @@ def unbroken(run: pathlib.Path, finished: list[pathlib.Path]) -> list[pathlib.Pa
   place among them is its block's place in the pool.
 
   Raises:
-    InputError: there is none, or one is missing.
+    InputError: there is none, one is missing, or see record_of.
   """
   if not finished:
     raise InputError(f"{run}: no finished snapshot; the run has not learned a task yet")
@@ -81,7 +96,39 @@ def unbroken(run: pathlib.Path, finished: list[pathlib.Path]) -> list[pathlib.Pa
       f"{run / 'snapshots'}: that of task {missing[0] + 1} is missing or has no manifest, though "
       "later ones are there; put it back, or have the run's command learn from there again"
     )
+  for folder in finished:
+    with contextlib.suppress(checkpoint.DamagedError):  # the newest one is all that is needed
+      record_of(folder)
   return finished
+
+
+def check_snapshots(run: pathlib.Path, tasks: Sequence[str], keep: int | None) -> None:
+  """Whether a run's finished snapshots are, by their names, those of these tasks, and the run can
+  be learned again behind the first `keep` of them.
+
+  Args:
+    tasks: none: they are not known.
+    keep: None: it goes on where it is.
+
+  Raises:
+    InputError: one is not, or it cannot.
+  """
+  own = [f"{index:02d}_{task}" for index, task in enumerate(tasks)]
+  for folder in finished_snapshots(run, keep):
+    if tasks and folder.name not in own:
+      raise InputError(
+        f"{folder}: by its name of no task of this run; give it its own name again, or put it "
+        "elsewhere"
+      )
+  found = [path for path in finished_snapshots(run) if checkpoint.has_arrays(path)]
+  starts = [1, *(number_of(path) + 2 for path in found if number_of(path) + 1 < len(tasks))]
+  if keep and keep + 1 not in starts:
+    raise InputError(
+      f"--from-task {keep + 1}: {run} holds no snapshot of the task before; give one of "
+      f"{', '.join(map(str, starts))}"
+      if keep < len(tasks)
+      else f"--from-task {keep + 1}: the stream has {len(tasks)} tasks; give one of them, from 1"
+    )
 
 
 def check_files(run: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import NoReturn
+
+BEGIN_ANEW = ("--fresh", "--from-task", "--from_task")
 
 
 def end_at_once_if_asked() -> None:
@@ -16,8 +19,10 @@ def end_at_once_if_asked() -> None:
   """
 
   def end(number: int, _: object) -> NoReturn:
-    said = b"stopped: at once, as asked; the same command goes on with what was saved\n"
-    os.write(2, said)  # not print: what the signal came into may be printing
+    said = "stopped: at once, as asked; the same command goes on with what was saved"
+    if any(given.startswith(BEGIN_ANEW) for given in sys.argv):
+      said += ", if it is given without --fresh or --from-task"
+    os.write(2, f"{said}\n".encode())  # not print: what the signal came into may be printing
     os._exit(75)
 
   for number in (signal.SIGTERM, signal.SIGINT):

@@ -20,14 +20,20 @@ STRANGERS = {
 }
 
 
-def read_text(file: pathlib.Path, called: str = "") -> str:
-  """A UTF-8 file's text; a byte-order mark is allowed. `called`: what an error calls the file.
+def read_text(file: pathlib.Path, called: str = "", pipe: bool = False) -> str:
+  """A UTF-8 file's text; a byte-order mark is allowed.
+
+  Args:
+    called: what an error calls the file.
+    pipe: it may be a pipe or a device, for whose writer the program then waits.
 
   Raises:
     InputError: no such file, one that cannot be read, or not UTF-8.
   """
   called = called or str(file)
   try:
+    if file.exists() and not (pipe or file.is_file() or file.is_dir()):
+      raise InputError(f"{called}: is a pipe or a device; put a file in its place")
     return file.read_bytes().decode("utf-8-sig")
   except FileNotFoundError:
     there = "file" if file.parent.is_dir() else f"folder as {file.parent}"
@@ -37,6 +43,8 @@ def read_text(file: pathlib.Path, called: str = "") -> str:
     raise InputError(
       f"{called}:{line}: not UTF-8 (byte {error.object[error.start]:#04x}); save the file as UTF-8"
     ) from None
+  except InputError:
+    raise
   except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte
     reason = getattr(error, "strerror", None) or error
     raise InputError(f"{called}: cannot be read ({reason})") from None
@@ -149,11 +157,13 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return found
 
 
-def json_lines(file: pathlib.Path, called: str = "") -> Iterator[tuple[str, Any]]:
+def json_lines(
+  file: pathlib.Path, called: str = "", pipe: bool = False
+) -> Iterator[tuple[str, Any]]:
   """The value of each line of a file of JSON lines, with its place, FILE:LINE; blank lines are
   passed over. (splitlines would also split at U+2028 and the like, which texts may hold.)
   """
-  for number, line in enumerate(read_text(file, called).split("\n"), 1):
+  for number, line in enumerate(read_text(file, called, pipe).split("\n"), 1):
     if line.strip():
       yield f"{file}:{number}", parse_json(line, f"{file}:{number}")
 

@@ -44,7 +44,7 @@ HOUSE = """
   sals pet data.tasks
   cli plots processes losses run_log remote
   sharding config cost precision streams provenance
-  checks text_files run_lock option_help
+  checks text_files run_lock requeued option_help
   errors stopping
 """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}

@@ -104,7 +104,7 @@ def test_rows_are_read_as_they_were_written_whatever_is_in_them(tmp_path):
 def test_the_time_left_is_that_of_a_usual_task_for_each_that_is_left():
   assert continual.time_left([60, 600, 60], 8) == "3 of 8 tasks learned, about 5 min left"
   assert continual.time_left([3600], 4) == "1 of 4 tasks learned, about 3.0 hours left"
-  assert continual.time_left([2], 3) == "1 of 3 tasks learned, about 1 min left"
+  assert continual.time_left([2], 3) == "1 of 3 tasks learned, about 4 s left"
   assert continual.time_left([2, 3], 2) == ""
 
 

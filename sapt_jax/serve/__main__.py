@@ -119,7 +119,7 @@ def key_of(options: ServeOptions) -> str:
   given = options.key or os.environ.get("SAPT_JAX_KEY", "")
   key = given.strip()
   if key.startswith("@"):
-    key = read_text(pathlib.Path(key[1:]), f"{source} {key}").partition("\n")[0].strip()
+    key = read_text(pathlib.Path(key[1:]), f"{source} {key}", pipe=True).partition("\n")[0].strip()
   if given and not key:
     raise InputError(
       f"{source} {given!r}: the key is empty; write one, in a file as its first line"
