@@ -14,7 +14,7 @@ from sapt_jax import config, learner, saved_options
 from sapt_jax.backbones import hf
 from sapt_jax.data.batches import Row
 from sapt_jax.errors import InputError
-from sapt_jax.snapshots import finished_snapshots, sound_snapshots, unbroken
+from sapt_jax.snapshots import finished_snapshots, record_of, sound_snapshots, unbroken
 from sapt_jax.text_files import read_object
 from sapt_jax.training import checkpoint
 
@@ -46,7 +46,7 @@ class Answering:
         f"--run {run}: {folder} does not hold the weights that it was trained on; name the folder "
         "that does with --backbone.path"
       )
-    self.sizes = sizes_of(checkpoint.read_record(snapshots[-1]))
+    self.sizes = self._sizes(snapshots)
     self.codec = learner.make_codec(self.options, folder)
     self.built = learner.build(self.options, folder, *self.sizes)
     self._restore(snapshots)
@@ -102,16 +102,22 @@ class Answering:
         f"{self.run}: another run is there now (its {', '.join(differing) or 'weights'} differ)"
       )
     snapshots = unbroken(self.run, finished_snapshots(self.run))
-    try:
-      new.sizes = sizes_of(checkpoint.read_record(snapshots[-1]))
-    except checkpoint.DamagedError as error:
-      raise InputError(str(error)) from None
+    new.sizes = self._sizes(snapshots)
     if new.sizes != self.sizes:
       new.built = learner.put_together(
         new.options, self.built.mesh, self.built.backbone, *new.sizes
       )
     new._restore(snapshots)
     return new
+
+  @staticmethod
+  def _sizes(snapshots: list[pathlib.Path]) -> tuple[int, int]:
+    """capacity and memory_inputs (methods.base.Setting) of the last of these snapshots."""
+    try:
+      record = record_of(snapshots[-1])
+    except checkpoint.DamagedError as error:
+      raise InputError(str(error)) from None
+    return record["capacity"], record["memory_inputs"]
 
   @staticmethod
   def options_of(run: pathlib.Path, values: Any) -> config.Config:
@@ -192,8 +198,3 @@ def shared(options: config.Config) -> dict[str, Any]:
     "pet": options.pet,
     "seed": options.seed,
   }
-
-
-def sizes_of(record: dict[str, Any]) -> tuple[int, int]:
-  """capacity and memory_inputs (methods.base.Setting) of a snapshot, by its record."""
-  return record["capacity"], record["memory_inputs"]

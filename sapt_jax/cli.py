@@ -24,7 +24,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from sapt_jax import option_help
+from sapt_jax import option_help, stopping
 from sapt_jax.errors import FailedError, InputError, Stopped
 
 T = TypeVar("T")
@@ -171,13 +171,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   except InputError as error:
     end(2, f"error: {error}")
   except Stopped as stop:
-    but = ", but without --fresh or --from-task" if stop.anew else ""
-    # EX_TEMPFAIL of sysexits.h
-    end(75, f"stopped: {stop}; the same command continues this run{but}")
+    end(75, f"stopped: {stop}; {stopping.again()}")  # EX_TEMPFAIL of sysexits.h
   except FailedError as error:
     end(1, f"error: {error}")
   except KeyboardInterrupt:
     end(130, "stopped: Ctrl-C; what was saved before is there")
+  except PermissionError as error:
+    end(2, f"error: {error.filename}: this user may not use it so; give rights, or name another")
   except BrokenPipeError:  # as when the output goes to `head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)

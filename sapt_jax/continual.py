@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import statistics
-import time
 from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any
@@ -20,7 +19,7 @@ from sapt_jax.config import Config, Fit
 from sapt_jax.cost import Cost
 from sapt_jax.data.inspection import Figures, figures_of, words_of
 from sapt_jax.data.prepared import PreparedTask
-from sapt_jax.errors import InputError
+from sapt_jax.errors import InputError, Stopped
 from sapt_jax.methods.lesson import Learned, Lesson
 from sapt_jax.mini import T5_MINI
 from sapt_jax.pet.blocks import capacity_for
@@ -66,7 +65,8 @@ def run(
   if source:
     processes.first_does(lambda: fork(source, path, mirror is not None, config))
   values = values_in(path, mirror)
-  if keep is not None and is_later(start_of_job(), values.get(BEGUN_IN)):
+  anew = keep is not None
+  if anew and is_later(start_of_job(), values.get(BEGUN_IN)):
     processes.say("the job was started again: the run goes on, and begins anew no more")
     keep = None
   begun = tasks_of(values)[:keep]
@@ -74,6 +74,7 @@ def run(
     raise InputError(f"--from-task {keep + 1}: {output} has no task yet; leave it out")
   inputs = processes.all_or_none(lambda: read_inputs(config, begun))
   with RunFolder(path, config, inputs.identity, keep, mirror) as folder:
+    folder.anew = anew
     single = processes.all_or_none(
       lambda: single_scores(config, inputs.names, path, inputs.fingerprint, run)
     )
@@ -145,7 +146,9 @@ class Continual:
     if records and len(records) < len(self.stream):
       earlier, usual = records[-1].get("options", {}), self.options_of(len(records))
       if otherwise := changes(earlier, usual) if earlier else []:
-        processes.say(f"learned otherwise than {records[-1]['task']}: {'; '.join(otherwise)}")
+        processes.say(
+          f"new tasks are learned otherwise than {records[-1]['task']}: {'; '.join(otherwise)}"
+        )
     self.folder.go_on(records)
     of_mini = self.built.backbone.folder == T5_MINI and not self.config.data.is_generated
     if of_mini and not records and 0 < self.config.fit.steps < ENOUGH:
@@ -158,9 +161,12 @@ class Continual:
     if self.shapes:
       sizes = ", ".join(f"{source}+{answer}" for source, answer in self.shapes)
       processes.say(f"batches are padded to these lengths of sources + answers: {sizes}")
-    self.cost.lap("start")
     for index in range(len(records), len(self.stream)):
-      learned, record = self.one_task(learned, index)
+      try:
+        learned, record = self.one_task(learned, index)
+      except Stopped:
+        self.folder.progress(index).keep_cost(self.cost.so_far())
+        raise
       records.append(record)
       processes.say(results.score_table(self.names, [record["scores"] for record in records]))
       if left := time_left([record["wall_s"] for record in records], len(self.stream)):
@@ -180,25 +186,26 @@ class Continual:
 
   def one_task(self, learned: Learned, index: int) -> tuple[Learned, dict[str, Any]]:
     """Learns the index-th task; returns what is known then, and the record of the task."""
-    began, study = time.monotonic(), self.study(index)
+    study = self.study(index)
     self.folder.at = f"task {study.task.name}"
+    self.cost.task(study.progress.cost())
     rng = streams.of_seed(self.config.seed, "task", index)
     learned = self.method.begin(learned, rng, study)
     lesson = self.method.lesson(learned, study)
     steps = self.steps(lesson, index)
-    self.cost.lap("begin")
 
+    self.cost.phase("learn")
     learned = self.learn(learned, lesson, steps, study)
     training_mixture = self.scorer.training_mixture(learned, study.features("train"), index)
-    self.cost.lap("learn")
 
+    self.cost.phase("remember")
     learned = self.method.remember(learned, study)
-    self.cost.lap("remember")
 
+    self.cost.phase("evaluate")
     scored = self.scored_after(index, lesson)
     evaluation = self.scorer.evaluate(learned, index, scored, study.progress)
-    self.cost.lap("evaluate")
 
+    self.cost.phase("save")
     record = {
       "task": study.task.name,
       "definition": study.task.task.definition,
@@ -209,7 +216,7 @@ class Continual:
       "rows": evaluation.rows,
       "training_mixture": training_mixture,
       "testing_mixture": evaluation.mixtures,
-      "wall_s": round(time.monotonic() - began, 1),
+      "wall_s": round(self.cost.so_far()["wall_s"], 1),
       "made": provenance(),
       "attention": self.built.backbone.config.attention,
     }
@@ -219,7 +226,6 @@ class Continual:
     record |= {"without_test_rows": absent} if absent else {}
     lines = {"predictions": evaluation.answers} | study.left
     self.folder.save(index, study.task.name, learned, record, lines)
-    self.cost.lap("save")
     study.log(self.cost.take())
     return learned, record
 
@@ -246,13 +252,18 @@ class Continual:
 
   def study(self, index: int) -> TaskStudy:
     """The index-th task as the method sees it; what is logged of it names the task."""
-    name = self.names[index]
+    name, progress = self.names[index], self.folder.progress(index)
+
+    def saved() -> None:
+      progress.keep_cost(self.cost.so_far())
+      progress.saved()
+
     return TaskStudy(
       self.instruments,
       self.stream,
       index,
       log=lambda figures: self.folder.log({"index": index, "task": name, **figures}),
-      progress=self.folder.progress(index),
+      progress=dataclasses.replace(progress, saved=saved),
     )
 
   def steps(self, lesson: Lesson, index: int) -> int:

@@ -10,12 +10,7 @@ class InputError(ValueError):
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
   """The run was asked to stop (SIGTERM, Ctrl-C), has saved what it can, and will continue when it
   is started again. Exit code 75.
-
-  Attributes:
-    anew: the run has begun anew, and would do so again by the same command.
   """
-
-  anew = False
 
 
 class FailedError(RuntimeError):

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import shutil
 from collections.abc import Sequence
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
-from sapt_jax.run_lock import clear, locked, recover, replace
+from sapt_jax.run_lock import clear, locked, recover, replace, successor
+from sapt_jax.text_files import remove
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,8 @@ def forget(path: pathlib.Path, task: str) -> tuple[str, list[str]]:
   from sapt_jax.stored_run import read_run, without
 
   clear(path)
-  new = path.with_name(f".{path.name}.forgetting")
-  shutil.rmtree(new, ignore_errors=True)  # of a process that was killed
+  new = successor(path)
+  remove(new)  # of a process that was killed
   run = read_run(path, f"--run {path}")
   [name] = choose(run.names, [task], str(path), "--task")
   rest = without(run, run.names.index(name))
@@ -65,7 +65,7 @@ def forget(path: pathlib.Path, task: str) -> tuple[str, list[str]]:
   if (alone / "config.json").is_file():
     single = read_run(alone, str(alone))
     without(single, single.names.index(name)).write(new / "single")
-  replace(path, new)
+  replace(path)
   return name, rest.names
 
 

@@ -230,7 +230,7 @@ class Generator:
     log({"pseudo_inputs": pseudo.figures})
     if len(pseudo.pairs) < keep:
       processes.say(
-        f"{task.name}: {len(pseudo.pairs)} of {keep} pseudo inputs wanted, which is no error; if "
+        f"{task.name}: {len(pseudo.pairs)} of {keep} wanted pseudo inputs, which is no error; if "
         f"the task is forgotten later, learn it again with more: --from-task {index + 1} "
         f"--generator.oversample {4 * self.options.oversample:g}"
       )

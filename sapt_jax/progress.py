@@ -1,14 +1,19 @@
 """What is kept of a task while it is learned, so that a run that is stopped or killed goes on where
-it was: a checkpoint of each training, and the answers given so far.
+it was: a checkpoint of each training, the answers given so far, and what it has cost.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from sapt_jax import processes
 from sapt_jax.evaluation.kept_answers import KeptAnswers
+from sapt_jax.text_files import add_checked_line, checked_lines, parse_json
+
+COST = "cost.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +28,17 @@ class Progress:
   def checkpoint(self, phase: str) -> pathlib.Path:
     """Where a training keeps its checkpoint: "learn", or "inputs" for the generator's."""
     return self.folder / phase
+
+  def keep_cost(self, figures: Mapping[str, int | float]) -> None:
+    """Keeps what the task has cost so far (Cost.so_far)."""
+    if processes.is_first():
+      add_checked_line(self.folder / COST, json.dumps(dict(figures)))
+
+  def cost(self) -> dict[str, int | float]:
+    """What was kept of it last; empty: nothing."""
+    file = self.folder / COST
+    lines = checked_lines(file)
+    return parse_json(lines[-1], str(file)) if lines else {}
 
   def answers(self, name: str) -> KeptAnswers:
     """The answers of this name that were given so far, to be added to."""

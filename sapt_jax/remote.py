@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
-import shutil
 import socket
 import uuid
 from typing import Any
 
 from sapt_jax.errors import InputError
 from sapt_jax.run_lock import recover
+from sapt_jax.text_files import remove
 
 OWNER, TOKEN, MANIFEST = "owner", "owner.lock", "manifest.json"
 # Of this machine alone: locks, what is being written, and what is about to be replaced.
@@ -134,10 +134,8 @@ class Mirror:
     """Makes the local folder what the remote one is."""
     self.local.mkdir(parents=True, exist_ok=True)
     for path in self.local.iterdir():
-      if path.is_dir():
-        shutil.rmtree(path)
-      elif path.name not in LOCKS:
-        path.unlink()
+      if path.name not in LOCKS:
+        remove(path)
     for name in self._remote_files():
       file = self.local / name
       file.parent.mkdir(parents=True, exist_ok=True)

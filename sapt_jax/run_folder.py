@@ -23,14 +23,13 @@ import contextlib
 import json
 import pathlib
 import re
-import shutil
 import sys
 import time
 from typing import Any, TextIO
 
 import jax
 
-from sapt_jax import cli, processes, tracking
+from sapt_jax import cli, processes, stopping, tracking
 from sapt_jax.config import Config
 from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.lesson import Learned
@@ -38,7 +37,7 @@ from sapt_jax.progress import Progress
 from sapt_jax.remote import Mirror
 from sapt_jax.requeued import start_of_job
 from sapt_jax.run_identity import BEGUN_IN, asked, check_begun, tasks_of
-from sapt_jax.run_lock import check_kinds, recover, take_lock
+from sapt_jax.run_lock import check_kinds, clear, recover, take_lock
 from sapt_jax.run_log import RunLog
 from sapt_jax.snapshots import (
   check_files,
@@ -46,8 +45,9 @@ from sapt_jax.snapshots import (
   finished_snapshots,
   number_of,
   record_of,
+  words_of_place,
 )
-from sapt_jax.text_files import read_object, write_json, write_lines
+from sapt_jax.text_files import read_object, remove, write_json, write_lines
 from sapt_jax.training import checkpoint
 
 # What a run may have left in its folder that ended before there was a config.json.
@@ -82,7 +82,7 @@ class RunFolder:
     self.run_log = RunLog(path / "metrics.jsonl")
     self.tracking = tracking.Tracking(config.track, path, mirror.url if mirror else str(path))
     self.at = "at the start"  # in words, for errors
-    self._has_begun = False
+    self.anew = keep is not None  # the same command would remove what is learned
     self._lock: TextIO | None = None
 
   def __enter__(self) -> RunFolder:
@@ -103,7 +103,7 @@ class RunFolder:
       InputError: it is not one and the same folder to all processes.
     """
     processes.first_does(self._begin)
-    self._has_begun = True
+    stopping.removed = self.anew
     seen = processes.all_say(self._seen())
     if not all(seen):
       raise InputError(
@@ -147,6 +147,7 @@ class RunFolder:
       ) from None
     try:
       take_lock(self._lock, self.path)
+      clear(self.path)
       if self.mirror is not None:
         self.mirror.take()
         self.mirror.fetch()
@@ -182,8 +183,8 @@ class RunFolder:
     return False
 
   def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
-    if isinstance(error, Stopped):
-      error.anew = self._has_begun and self.keep is not None
+    if isinstance(error, Stopped) and str(error) == "as asked":
+      error.args = (f"as asked; {self.at}",)
     try:
       if isinstance(error, Exception) and not isinstance(error, InputError | Stopped | FailedError):
         raise FailedError(self._failure(error)) from error
@@ -229,11 +230,14 @@ class RunFolder:
 
   def _forget_after(self, keep: int) -> None:
     """Removes all that was learned after the first tasks; log lines go when the run goes on."""
+    gone = [path.name for path in finished_snapshots(self.path) if number_of(path) >= keep]
+    if gone:
+      print(f"{self.path}: what was learned is removed, as asked: {', '.join(gone)}")
     numbered = [*self.path.glob("snapshots/[0-9]*_*"), *self.path.glob("*/[0-9]*_*.jsonl")]
     for place in numbered:
       if number_of(place) >= keep:
-        shutil.rmtree(place) if place.is_dir() else place.unlink()
-    shutil.rmtree(self.path / "progress", ignore_errors=True)
+        remove(place)
+    remove(self.path / "progress")
     for pattern in ("scores.json", "predictions.jsonl", "mixture_*.png"):
       for place in self.path.glob(pattern):
         place.unlink()
@@ -272,7 +276,7 @@ class RunFolder:
       record = record | {"files": sealed}
     checkpoint.save(self.snapshot(index, task), learned, record)
     if processes.is_first():
-      shutil.rmtree(self.path / "progress", ignore_errors=True)
+      remove(self.path / "progress")
       self._prune(index)
       self.tracking.scored(record)
       self.push()
@@ -294,7 +298,7 @@ class RunFolder:
     def look() -> int:
       there = finished_snapshots(self.path, self.keep)
       try:
-        return int(checkpoint.read_record(there[-1]).get(name, 0)) if there else 0
+        return int(record_of(there[-1])[name]) if there else 0
       except checkpoint.DamagedError:
         return 0
 
@@ -343,7 +347,7 @@ class RunFolder:
         self._records(tasks[:done])
       except checkpoint.DamagedError as error:
         print(f"warning: {error}; going back to the snapshot before", file=sys.stderr)
-        shutil.rmtree(self.path / "progress", ignore_errors=True)
+        remove(self.path / "progress")
         continue
       return done
     return 0
@@ -371,9 +375,8 @@ class RunFolder:
         self._name_unfinished(place)
         if checkpoint.is_finished(place) and self._is_sound(place):
           steps[phase] = checkpoint.read_record(place)["step"]
-      if (done or steps) and done < len(tasks := self.identity.get("tasks", ())):
-        inside = [f"{phase} after step {step}" for phase, step in steps.items()]
-        print("; ".join([f"going on: {done} of {len(tasks)} tasks learned", *inside]))
+      name = self.mirror.url if self.mirror else str(self.path)
+      print(f"{name}: {words_of_place(list(self.identity.get('tasks', ())), done, steps)}")
       self.run_log.trim(done, steps)
       self.tracking.begin(asked(self.config, {}), self.run_log.rows(), records)
 
@@ -385,7 +388,7 @@ class RunFolder:
       checkpoint.verify(place)
     except checkpoint.DamagedError as error:
       print(f"warning: {error}; the task is learned from its beginning", file=sys.stderr)
-      shutil.rmtree(place.parent)
+      remove(place.parent)
       return False
     return True
 

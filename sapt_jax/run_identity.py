@@ -67,10 +67,10 @@ def values_in(path: pathlib.Path, mirror: Mirror | None) -> dict[str, Any]:
   yet, or what it says cannot be read, which entering finds out.
   """
   file = path / "config.json"
-  content = mirror.peek(file.name) if mirror else file.read_bytes() if file.is_file() else None
   try:
+    content = mirror.peek(file.name) if mirror else file.read_bytes() if file.is_file() else None
     values = parse_json((content or b"").decode(), str(file))
-  except (InputError, UnicodeDecodeError):
+  except (InputError, UnicodeDecodeError, PermissionError):
     return {}
   return values if isinstance(values, dict) else {}
 
@@ -126,11 +126,11 @@ def check_begun(
     free += ("method.",)  # but for the name, all options differ
     begun, now = (one | {"method": one["method.name"]} for one in (begun, now))
   if changed := changes(begun, now, FREE + free):
-    anew = all(entry.startswith(OF_A_TASK) for entry in changed) and 0 < finished < len(wanted)
+    anew = all(entry.startswith(OF_A_TASK) for entry in changed) and finished < len(wanted)
     raise InputError(
       f"{where}: by its config.json learned with another configuration ({'; '.join(changed)}); use "
       "the same one, "
-      + (f"--from-task {finished + 1} to learn the rest with this one, " if anew else "")
+      + (f"--from-task {finished + 1} to learn the rest anew with this one, " if anew else "")
       + "or another --output"
     )
   known = {name: values[name] for name in identity if name in values}

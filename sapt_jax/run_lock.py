@@ -6,17 +6,17 @@ import contextlib
 import fcntl
 import os
 import pathlib
-import shutil
 import socket
 from collections.abc import Iterator
 from typing import TextIO
 
 from sapt_jax.errors import InputError
+from sapt_jax.text_files import remove
 
 # What a run leaves in its folder; the rest is the user's.
 OWN_FILES = (
   *("config.json", "metrics.jsonl", "metrics.seal.*", "scores.json", "predictions.jsonl"),
-  *("errors*.log", "*lock", "mixture_*.png"),
+  *("errors*.log", "*lock", "mixture_*.png", "*.json.draft", "*.jsonl.draft"),
 )
 OWN_FOLDERS = ("snapshots", "predictions", "pseudo_*", "progress", "single")
 OWN = OWN_FILES + OWN_FOLDERS
@@ -29,14 +29,31 @@ def check_kinds(run: pathlib.Path) -> None:
   Raises:
     InputError: something is not.
   """
-  lines = [*run.glob("*/[0-9]*_*.jsonl"), *run.glob("progress/*/*.jsonl")]
-  for entry in [*run.iterdir(), *lines] if run.is_dir() else ():
+  if not run.is_dir():
+    return
+  check_rights(run)
+  lines = [*run.glob("*/[0-9]*_*.jsonl*"), *run.glob("progress/*/*.jsonl*")]
+  for entry in [*run.iterdir(), *lines]:
     if entry in lines or any(map(entry.match, OWN_FILES)):
       right, what = entry.is_file(), "file"
+    elif any(map(entry.match, OWN_FOLDERS)):
+      right, what = entry.is_dir(), "folder"
     else:
-      right, what = entry.is_dir() or not any(map(entry.match, OWN_FOLDERS)), "folder"
+      continue
     if not right:
       raise InputError(f"{entry}: is no {what}, as a run has it there; move it elsewhere")
+    check_rights(entry)
+
+
+def check_rights(entry: pathlib.Path) -> None:
+  """Whether this process may read and change a file or a folder.
+
+  Raises:
+    InputError: it may not.
+  """
+  needed = os.R_OK | os.W_OK | (os.X_OK if entry.is_dir() else 0)
+  if not os.access(entry, needed, effective_ids=True):
+    raise InputError(f"{entry}: this user may not read and change it; give rights (chmod u+rwX)")
 
 
 def check_not_own(option: str, path: pathlib.Path) -> None:
@@ -78,28 +95,49 @@ def take_lock(lock: TextIO, folder: pathlib.Path) -> None:
   lock.flush()
 
 
-def replace(folder: pathlib.Path, new: pathlib.Path) -> None:
-  """Puts another run's folder in the place of this one; the user's own files stay."""
+def successor(folder: pathlib.Path) -> pathlib.Path:
+  """The folder that is made to take the place of a run's (replace)."""
+  return folder.with_name(f".{folder.name}.forgetting")
+
+
+def replace(folder: pathlib.Path) -> None:
+  """Puts a run's successor in its place; the user's own files stay."""
   folder.rename(_before(folder))
-  new.rename(folder)
+  successor(folder).rename(folder)
   clear(folder)
 
 
 def recover(folder: pathlib.Path) -> None:
-  """Takes a run's folder back, if a process was killed in `replace` before the new one had its
+  """Takes a run's folder back, if a process was killed in `replace` before the successor had its
   name.
   """
-  if folder.name and not folder.exists() and _before(folder).is_dir():
+  if not folder.name or folder.exists() or not successor(folder).is_dir():
+    return
+  if _before(folder).is_dir():
     _before(folder).rename(folder)
 
 
 def clear(folder: pathlib.Path) -> None:
-  """Removes what `replace` has replaced, but for the user's own files, which move."""
+  """Removes what `replace` has replaced, but for the user's own files, which move.
+
+  Raises:
+    InputError: one of these has a name that is taken by now; nothing has changed.
+  """
   before = _before(folder)
-  for entry in before.iterdir() if before.is_dir() else ():
-    if not any(map(entry.match, OWN)):
-      entry.rename(folder / entry.name)
-  shutil.rmtree(before, ignore_errors=True)
+  kept = [
+    entry
+    for entry in (before.iterdir() if before.is_dir() else ())
+    if not any(map(entry.match, OWN))
+  ]
+  for entry in kept:
+    if os.path.lexists(folder / entry.name):
+      raise InputError(
+        f"{folder / entry.name}: is there twice, as a program was killed while it moved it from "
+        f"{before}; move one of the two elsewhere"
+      )
+  for entry in kept:
+    entry.rename(folder / entry.name)
+  remove(before)
 
 
 def _before(folder: pathlib.Path) -> pathlib.Path:

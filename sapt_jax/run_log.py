@@ -43,10 +43,18 @@ class RunLog:
     draft.write_text(json.dumps(_sealed(self.file.read_bytes())) + "\n", encoding="utf-8")
     draft.replace(self.seal)
 
-  def _check(self, content: bytes) -> None:
-    """Names a log that does not begin with the lines that were sealed last; one line more may stand
-    there, whose writer was killed before it was sealed.
+  def check(self) -> bytes | None:
+    """What the log holds; None: there is none, and no seal. Names one that does not begin with the
+    lines that were sealed last; one line more may stand there, whose writer was killed before it
+    was sealed.
     """
+    if not self.file.exists() and not self.seal.exists():
+      return None
+    content = self.file.read_bytes() if self.file.exists() else b""
+    self._check(content)
+    return content
+
+  def _check(self, content: bytes) -> None:
     try:
       seal = read_object(self.seal)
     except InputError as error:
@@ -65,10 +73,9 @@ class RunLog:
       steps: the step that a phase of the next task goes on from; phases that are not named begin
         anew.
     """
-    if not self.file.exists() and not self.seal.exists():
+    content = self.check()
+    if content is None:
       return
-    content = self.file.read_bytes() if self.file.exists() else b""
-    self._check(content)
     lines = content.decode(errors="backslashreplace").split("\n")
     write_text(self.file, self._kept(lines, done, steps))
     self._close()

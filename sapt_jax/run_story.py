@@ -4,7 +4,6 @@ were gained and lost, pseudo inputs, cost, options.
 
 from __future__ import annotations
 
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -14,7 +13,14 @@ from sapt_jax import learner, results, saved_options
 from sapt_jax.errors import InputError
 from sapt_jax.run_identity import tasks_of
 from sapt_jax.snapshots import finished_snapshots, number_of, numbered, record_of
-from sapt_jax.text_files import flat, object_lines, parse_json, read_object, read_text
+from sapt_jax.text_files import (
+  flat,
+  is_number,
+  object_lines,
+  parse_json,
+  read_object,
+  read_text,
+)
 from sapt_jax.training import checkpoint
 
 NEEDED = ("method", "backbone", "tasks", "scores", "metrics", "protocol", "seed", "wall_s")
@@ -57,16 +63,13 @@ def fits(tasks: Any, scores: Any, metrics: Any) -> bool:
   """Whether there is a score or null for each task, after at most as many of them, and metrics."""
   if not (isinstance(tasks, list) and isinstance(scores, list) and isinstance(metrics, dict)):
     return False
+  if not all(isinstance(task, str) for task in tasks):
+    return False
   if not (0 < len(scores) <= len(tasks) and {"AP", "F.Ra", "BWT", "FWT"} <= metrics.keys()):
     return False
   if not all(isinstance(row, list) and len(row) == len(tasks) for row in scores):
     return False
   return all(figure is None or is_number(figure) for figure in chain(*scores, metrics.values()))
-
-
-def is_number(value: Any) -> bool:
-  """Whether a value is a finite number."""
-  return isinstance(value, int | float) and math.isfinite(value)
 
 
 def scores_so_far(folder: pathlib.Path) -> Row:
@@ -129,7 +132,8 @@ def log_of(file: pathlib.Path) -> list[Row]:
       row = parse_json(line, f"{file}:{number}")
     except InputError:
       continue
-    if isinstance(row, dict) and isinstance(row.get("task"), str):
+    named = isinstance(row, dict) and isinstance(row.get("task"), str)
+    if named and isinstance(row.get("phase", ""), str):
       rows.append(row)
   return rows
 

@@ -4,15 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import read_object
+from sapt_jax.text_files import is_number, read_object
 from sapt_jax.training import checkpoint
+
+
+def _numbers(value: Any) -> bool:
+  return isinstance(value, list) and all(map(is_number, value))
+
+
+def _rows(value: Any) -> bool:
+  return isinstance(value, list) and all(row is None or _numbers(row) for row in value)
+
+
+def _count(value: Any) -> bool:
+  return type(value) is int and 0 <= value < 2**24
+
+
+# What a record has to hold, by its key; None: it is not there.
+RECORD: dict[str, Callable[[Any], bool]] = (
+  {
+    "task": lambda value: isinstance(value, str),
+    "scores": lambda value: (
+      isinstance(value, list) and all(one is None or is_number(one) for one in value)
+    ),
+    "capacity": lambda value: _count(value) and value > 0,
+    "memory_inputs": _count,
+    "rows": lambda value: value is None or _rows(value),
+    "training_mixture": lambda value: value is None or _numbers(value),
+    "testing_mixture": lambda value: value is None or _rows(value),
+    "wall_s": lambda value: value is None or is_number(value),
+    "forgotten": lambda value: value is None or _count(value),
+    "without_test_rows": lambda value: (
+      value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    ),
+  }
+  | {
+    key: lambda value: value is None or isinstance(value, dict)
+    for key in ("files", "changed", "options", "made", "data")
+  }
+  | {
+    key: lambda value: value is None or isinstance(value, str)
+    for key in ("metric", "attention", "definition")
+  }
+)
 
 
 def number_of(folder: pathlib.Path) -> int:
@@ -41,9 +83,14 @@ def record_of(folder: pathlib.Path) -> dict[str, Any]:
 
   Raises:
     DamagedError: see checkpoint.read_record.
-    InputError: it is that of another task, or of another place in the stream.
+    InputError: it is that of another task, or of another place in the stream; or it is none.
   """
   record = checkpoint.read_record(folder)
+  for key, fits in RECORD.items():
+    if not fits(record.get(key)):
+      raise InputError(
+        f"{folder / checkpoint.RECORD}: {key}: not what a run writes; put it back as it was"
+      )
   name = f"{len(record['scores']) - 1:02d}_{record['task']}"
   if folder.name != name:
     raise InputError(f"{folder}: holds the snapshot {name}; give each folder its own name again")
@@ -52,6 +99,8 @@ def record_of(folder: pathlib.Path) -> dict[str, Any]:
 
 def numbered(folder: pathlib.Path, names: str) -> list[pathlib.Path]:
   """What a run has left in a folder for each task, NUMBER_TASK, in order of the stream."""
+  if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK, effective_ids=True):
+    raise InputError(f"{folder}: this user may not read it; give rights (chmod u+rX)")
   found = [path for path in folder.glob(names) if re.match(r"\d+_", path.name)]
   return sorted(found, key=lambda path: (number_of(path), path.name))
 
@@ -129,6 +178,22 @@ def check_snapshots(run: pathlib.Path, tasks: Sequence[str], keep: int | None) -
       if keep < len(tasks)
       else f"--from-task {keep + 1}: the stream has {len(tasks)} tasks; give one of them, from 1"
     )
+
+
+def words_of_place(tasks: Sequence[str], done: int, steps: Mapping[str, int]) -> str:
+  """Where a run of these tasks begins or goes on.
+
+  Args:
+    done: tasks that are learned.
+    steps: those of the next task that are saved, by the phase.
+  """
+  if done == len(tasks):
+    return f"all {done} tasks are learned"
+  if not (done or steps):
+    return f"a new run of {len(tasks)} tasks"
+  words = {"learn": "learned up to step", "inputs": "its generator up to step"}
+  saved = [f"{words[phase]} {step}" for phase, step in steps.items()]
+  return ", ".join([f"going on with task {done + 1} of {len(tasks)}, {tasks[done]}", *saved])
 
 
 def check_files(run: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:

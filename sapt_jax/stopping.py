@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import NoReturn
 
-BEGIN_ANEW = ("--fresh", "--from-task", "--from_task")
+# Whether --fresh or --from-task has removed what this run had learned: the program's own, as
+# signals are.
+removed = False
+
+
+def again() -> str:
+  """How a run that was stopped is continued, in words."""
+  if not removed:
+    return "the same command continues this run"
+  words = "to continue this run, give the same command without --fresh and --from-task"
+  in_job = "; SLURM may start this job again as it is"
+  return words + (in_job if "SLURM_JOB_ID" in os.environ else "")
 
 
 def end_at_once_if_asked() -> None:
@@ -19,10 +29,8 @@ def end_at_once_if_asked() -> None:
   """
 
   def end(number: int, _: object) -> NoReturn:
-    said = "stopped: at once, as asked; the same command goes on with what was saved"
-    if any(given.startswith(BEGIN_ANEW) for given in sys.argv):
-      said += ", if it is given without --fresh or --from-task"
-    os.write(2, f"{said}\n".encode())  # not print: what the signal came into may be printing
+    said = f"stopped: at once, as asked; what was saved before is there; {again()}\n"
+    os.write(2, said.encode())  # not print: what the signal came into may be printing
     os._exit(75)
 
   for number in (signal.SIGTERM, signal.SIGINT):

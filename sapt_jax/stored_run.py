@@ -9,7 +9,6 @@ import dataclasses
 import pathlib
 import re
 import shlex
-import shutil
 from typing import Any
 
 import jax
@@ -27,9 +26,17 @@ from sapt_jax.remote import readable
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.run_identity import BY_TASK, check_begun, tasks_of
 from sapt_jax.run_inputs import read_inputs
+from sapt_jax.run_log import RunLog
 from sapt_jax.scoring import metric_of
-from sapt_jax.snapshots import check_files, finished_snapshots, sound_snapshots
-from sapt_jax.text_files import json_lines, read_object, write_json, write_lines
+from sapt_jax.snapshots import check_files, finished_snapshots, record_of, sound_snapshots
+from sapt_jax.text_files import (
+  json_lines,
+  object_lines,
+  read_object,
+  remove,
+  write_json,
+  write_lines,
+)
 from sapt_jax.training import checkpoint
 
 Rows = list[dict[str, Any]]
@@ -77,7 +84,7 @@ class StoredRun:
     if not all(np.isfinite(np.asarray(x, float)).all() for x in jax.tree.leaves(self.learned)):
       raise FailedError(f"{path}: what would be written holds numbers that are none")
     draft = path.with_name(f".{path.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
+    remove(draft)
     folder = RunFolder(draft, self.config, {})
     draft.mkdir(parents=True)
     for index, record in enumerate(self.records):
@@ -132,7 +139,7 @@ def read_run(path: pathlib.Path, called: str) -> StoredRun:
     raise InputError(f"{called}: {error}") from None
   snapshots = sound_snapshots(path)
   try:
-    records = [checkpoint.read_record(folder) for folder in snapshots]
+    records = [record_of(folder) for folder in snapshots]
     sizes = [records[-1][name] for name in ("capacity", "memory_inputs")]
     method, shapes = learner.abstract(config, learner.backbone_folder(config), *sizes)
     learned, _ = checkpoint.load(snapshots[-1], shapes)
@@ -154,7 +161,7 @@ def read_run(path: pathlib.Path, called: str) -> StoredRun:
     kind: [_rows(folder.lines_of(kind, index, name)) for index, name in enumerate(names)]
     for kind in kinds
   }
-  log = _log(path / "metrics.jsonl")
+  log = _log(folder.run_log, len(names))
   file = path / "scores.json"
   single = read_object(file).get("single") if file.is_file() else None
   return StoredRun(values, records, lines, log, method, learned, single)
@@ -188,17 +195,19 @@ def fork(source: str, path: pathlib.Path, remote: bool, config: Config) -> None:
   dataclasses.replace(run, values=run.values | {"started_from": begun}).write(path)
 
 
-def _log(file: pathlib.Path) -> Rows:
+def _log(log: RunLog, tasks: int) -> Rows:
+  """The lines of a log of so many tasks; one that was changed is named on stderr."""
   rows = []
-  for place, row in json_lines(file) if file.is_file() else ():
-    if not (isinstance(row, dict) and isinstance(row.get("index"), int)):
+  log.check()
+  for place, row in json_lines(log.file) if log.file.is_file() else ():
+    if not (isinstance(row, dict) and row.get("index") in range(tasks)):
       raise InputError(f"{place}: no line that a run has logged; take it out")
     rows.append(row)
   return rows
 
 
 def _rows(file: pathlib.Path) -> Rows | None:
-  return [row for _, row in json_lines(file)] if file.is_file() else None
+  return [row for _, row in object_lines(file)] if file.is_file() else None
 
 
 def without(run: StoredRun, index: int) -> StoredRun:

@@ -5,9 +5,12 @@ that names the file, the place and what is wrong there; our own are written whol
 from __future__ import annotations
 
 import json
+import math
 import os
 import pathlib
 import re
+import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -149,6 +152,14 @@ def read_object(file: pathlib.Path, called: str = "") -> dict[str, Any]:
   return value
 
 
+def is_number(value: Any) -> bool:
+  """Whether a JSON value is a finite number; one too large for a float is none."""
+  try:
+    return type(value) in (int, float) and math.isfinite(value)
+  except OverflowError:
+    return False
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """The values of nested objects by their names with dots."""
   found: dict[str, Any] = {}
@@ -200,6 +211,16 @@ def give_usual_mode(file: pathlib.Path) -> None:
   file.chmod(0o666 & ~mask)
 
 
+def remove(place: pathlib.Path) -> None:
+  """Removes a file, a folder with all that is in it, or a link: what that points to stays. Where
+  there is nothing, nothing happens.
+  """
+  if place.is_dir() and not place.is_symlink():
+    shutil.rmtree(place)
+  else:
+    place.unlink(missing_ok=True)
+
+
 def sync_folder(folder: pathlib.Path) -> None:
   """Has the names in a folder written to the disk."""
   opened = os.open(folder, os.O_RDONLY)
@@ -218,3 +239,32 @@ def write_lines(file: pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
   """Writes a file of JSON lines; see write_text."""
   file.parent.mkdir(parents=True, exist_ok=True)
   write_text(file, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def add_checked_line(file: pathlib.Path, line: str) -> None:
+  """Adds a line with its checksum; nothing waits for the disk."""
+  file.parent.mkdir(parents=True, exist_ok=True)
+  with file.open("a", encoding="utf-8") as out:
+    out.write(_checked(line))
+
+
+def write_checked_lines(file: pathlib.Path, lines: Iterable[str]) -> None:
+  """Writes lines with their checksums; see write_text."""
+  write_text(file, map(_checked, lines))
+
+
+def checked_lines(file: pathlib.Path) -> list[str]:
+  """The lines of such a file, without their checksums, up to the first that is not as it was
+  written; none: there is no file.
+  """
+  sound = []
+  for line in file.read_bytes().split(b"\n") if file.exists() else ():
+    checksum, _, text = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+      break
+    sound.append(text.decode())
+  return sound
+
+
+def _checked(line: str) -> str:
+  return f"{zlib.crc32(line.encode()):08x} {line}\n"

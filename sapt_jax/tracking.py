@@ -18,7 +18,6 @@ import math
 import os
 import pathlib
 import re
-import shutil
 import sys
 import time
 import uuid
@@ -27,7 +26,7 @@ from typing import Any, ClassVar, Protocol
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import flat, read_object
+from sapt_jax.text_files import flat, read_object, remove
 
 PROJECT = "sapt-jax"  # what a tool has the runs under, where no variable of its own names another
 SENT = "tracking"  # the folder in which a run keeps what its tools have been sent
@@ -144,7 +143,7 @@ class TensorBoard:
 
     self.id = run.id or "tensorboard"
     if not run.id:
-      shutil.rmtree(run.folder / "tensorboard", ignore_errors=True)
+      remove(run.folder / "tensorboard")
     self.writer = tensorboardX.SummaryWriter(str(run.folder / "tensorboard"))
     if not run.id:
       self.writer.add_text("options", f"```\n{json.dumps(run.options, indent=2)}\n```")
@@ -273,7 +272,7 @@ def check(tool: str) -> None:
 
 def forget(folder: pathlib.Path) -> None:
   """Has a run be a new one to every tool, since it is learned anew."""
-  shutil.rmtree(folder / SENT, ignore_errors=True)
+  remove(folder / SENT)
 
 
 class Tracking:

@@ -73,6 +73,10 @@ def main(arguments: Sequence[str]) -> None:
     not (chosen.start_from and chosen.fresh),
     "--start-from and --fresh: give one of them; a new run starts in a new folder",
   )
+  require(
+    not (chosen.fresh and chosen.from_task),
+    f"--fresh and --from-task {chosen.from_task}: give one of them",
+  )
   require(chosen.from_task >= 0, f"--from-task {chosen.from_task}: must not be negative")
   keep = 0 if chosen.fresh else chosen.from_task - 1 if chosen.from_task else None
   cli.keep_compiled_programs()

@@ -1,17 +1,24 @@
 """What a run finds in its folder and does not take for its own, and runs that begin anew."""
 
 import json
+import math
 import os
 import shutil
 import signal
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 
-from sapt_jax import predict, report, train
+from sapt_jax import forget, predict, report, train
+from sapt_jax.errors import InputError
 from sapt_jax.requeued import is_later, start_of_job
-from sapt_jax.text_files import read_text
-from sapt_jax.training import fit
+from sapt_jax.run_lock import check_kinds
+from sapt_jax.snapshots import finished_snapshots
+from sapt_jax.text_files import read_text, write_json
+from sapt_jax.training import checkpoint, fit
 from tests.runs import assert_same_run, killed_after, scores, snapshots
 
 
@@ -90,8 +97,9 @@ def test_what_has_a_name_of_a_runs_and_is_no_such_thing_is_named_and_nothing_is_
   place.rmdir() if place.is_dir() else place.unlink()
   if aside.exists():
     aside.rename(place)
-  train.main(list(map(str, arguments)))
-  assert_same_run(folder, finished)
+  if what == "folder" and name in ("lock", "metrics.jsonl"):
+    train.main(list(map(str, arguments)))
+    assert_same_run(folder, finished)
 
 
 def test_snapshots_under_each_others_names_are_refused(
@@ -143,12 +151,13 @@ def test_a_stop_says_which_option_not_to_give_again_and_without_it_the_run_goes_
     stopping_at(signal.SIGTERM, 3, patch)
     code, complaint = tiny.run_program(train, [*arguments, *option.split()], patch, capsys)
   assert code == 75
-  assert "the same command continues this run, but without --fresh or --from-task" in complaint
+  assert "to continue this run, give the same command without --fresh and --from-task" in complaint
   assert not list(folder.glob("mixture_*.png"))  # pictures of what is no longer there
   train.main(arguments)
   done = option.endswith("2")
   said = capsys.readouterr().out
-  assert f"going on: {int(done)} of 2 tasks learned; learn after step 3\n" in said
+  name = "2 of 2, task002_count" if done else "1 of 2, task001_colour"
+  assert f"{folder}: going on with task {name}, learned up to step 3\n" in said
   assert_same_run(folder, finished)
 
 
@@ -164,7 +173,7 @@ def test_a_job_that_is_put_back_into_the_queue_begins_anew_once(
   assert code == 75
   monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
   train.main(command)
-  assert "learn after step 3" in capsys.readouterr().out
+  assert "learned up to step 3" in capsys.readouterr().out
   assert_same_run(folder, finished)
   began = scores(folder)["made"]
   train.main(command)  # as by SLURM's command in the same job: it has its count still
@@ -182,3 +191,132 @@ def test_a_later_start_is_one_of_the_same_job():
   assert not is_later(now, {"job": "8", "restarts": 0})
   assert not any(is_later(now, odd) for odd in (None, 3, {"job": "7", "restarts": "1"}))
   assert start_of_job({}) is None
+
+
+def test_a_link_in_the_place_of_a_folder_keeps_nothing_of_what_is_to_go(world, finished, tmp_path):
+  """What is saved of a task may lie on another disk; the link goes, and nothing is gone on with."""
+  folder, disk = killed_after(finished, 7, tmp_path), tmp_path / "disk"
+  (folder / "progress").rename(disk)
+  (folder / "progress").symlink_to(disk)
+  command = [*world, "--output", str(folder), "--from-task", "2", "--fit.learning-rate", "0.03"]
+  train.main(command)
+  other = shutil.copytree(finished, tmp_path / "other")
+  train.main([*command[:-5], str(other), *command[-4:]])
+  assert_same_run(folder, other)
+  assert (disk / "01" / "learn").is_dir()
+
+
+@pytest.mark.parametrize("harm", ["link to a folder", "dangling link"])
+def test_links_where_something_was_left_half_done_are_no_hindrance(harm, world, finished, tmp_path):
+  folder, elsewhere = killed_after(finished, 6, tmp_path), tmp_path / "elsewhere"
+  if harm == "link to a folder":
+    elsewhere.mkdir()
+    (elsewhere / "mine.txt").write_text("mine")
+  for place in ("snapshots/01_task002_count.draft", "snapshots/01_task002_count.before"):
+    (folder / place).symlink_to(elsewhere)
+  for place in ("progress/01/learn.draft", "snapshots/01_task002_count"):
+    (folder / place).symlink_to(tmp_path / "nowhere")
+  train.main([*world, "--output", str(folder)])
+  assert_same_run(folder, finished)
+  assert harm != "link to a folder" or (elsewhere / "mine.txt").read_text() == "mine"
+
+
+def with_record(folder, **changed):
+  """Changes the newest record of a run, and its hash with it."""
+  newest = snapshots(folder)[-1]
+  record = json.loads((newest / checkpoint.RECORD).read_text()) | changed
+  write_json(newest / checkpoint.RECORD, record)
+  manifest = json.loads((newest / checkpoint.MANIFEST).read_text())
+  manifest[checkpoint.RECORD] = checkpoint.sha256(newest / checkpoint.RECORD)
+  write_json(newest / checkpoint.MANIFEST, manifest)
+
+
+# What no run writes into a record, by the key.
+WRONG: dict[str, list[Any]] = {
+  "capacity": [-1, 0, 2.5, "2", 10**12, None],
+  "memory_inputs": [-1, math.nan, [1]],
+  "scores": [-3, ["x"], [math.nan, 1.0], None],
+  "testing_mixture": [-3, [["a"]], [[math.nan, 1.0]], {}],
+  "training_mixture": ["x", [None, 1.0]],
+  "rows": [[[None]]],
+  "files": [[1]],
+  "changed": [5],
+  "options": [[]],
+  "metric": [{}],
+  "attention": [[1]],
+  "wall_s": [[1]],
+  "forgotten": ["x"],
+  "without_test_rows": [[1]],
+  "task": [["x"]],
+}
+
+
+@pytest.mark.parametrize(
+  ("key", "value"), [(key, value) for key, values in WRONG.items() for value in values]
+)
+def test_a_record_that_no_run_writes_is_named_by_every_program(
+  key, value, world, finished, tmp_path, monkeypatch, capsys
+):
+  folder = shutil.copytree(finished, tmp_path / "run")
+  with_record(folder, **{key: value})
+  (tmp_path / "questions.jsonl").write_text('{"input": "thing"}\n')
+  programs: list[Any] = [
+    (report, [folder, "--output", tmp_path / "report"]),
+    (train, [*world, "--output", folder]),
+    (predict, ["--run", folder, "--input", tmp_path / "questions.jsonl", "--output", "/dev/null"]),
+    (forget, ["--run", folder, "--task", "task001"]),
+  ]
+  for program, arguments in programs if value in (10**12, -3) else programs[:1]:
+    code, line = tiny.run_program(program, arguments, monkeypatch, capsys)
+    assert (code, f"record.json: {key}: not what a run writes" in line) == (2, True), line
+
+
+def test_forget_names_a_log_that_was_changed_and_refuses_lines_of_no_task(
+  finished, tmp_path, monkeypatch, capsys
+):
+  folder = shutil.copytree(finished, tmp_path / "run")
+  command = ["--run", str(folder), "--task", "task001"]
+  with (folder / "metrics.jsonl").open("a") as log:
+    log.write('{"index": 99, "task": "x"}\n')
+  code, line = tiny.run_program(forget, command, monkeypatch, capsys)
+  assert (code, "no line that a run has logged; take it out" in line) == (2, True)
+  (folder / "metrics.jsonl").write_text("")
+  forget.main(command)
+  assert "metrics.jsonl: changed since it was written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  "row", [{"phase": [1], "loss": 1.0, "step": 1}, {"loss": 1.0, "step": 10**400}]
+)
+def test_a_report_passes_over_odd_lines_of_the_log(row, finished, tmp_path):
+  folder = shutil.copytree(finished, tmp_path / "run")
+  with (folder / "metrics.jsonl").open("a") as log:
+    log.write(json.dumps({"index": 0, "task": "task001_colour"} | row) + "\n")
+  report.main([str(folder), "--output", str(tmp_path / "report")])
+  assert (tmp_path / "report/index.html").is_file()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("name", ["", "snapshots", "predictions", "metrics.jsonl", "config.json"])
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_what_a_user_may_not_change_is_named(name, mode):
+  # pytest's own folders are closed to others.
+  with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as made:
+    run = Path(made)
+    for folder in ("snapshots", "predictions"):
+      (run / folder).mkdir()
+    for file in ("metrics.jsonl", "config.json"):
+      (run / file).touch()
+    for place in (run, *run.iterdir()):
+      os.chown(place, 65534, 65534)
+    (run / name).chmod(mode)
+    os.seteuid(65534)
+    try:
+      with pytest.raises(InputError, match="give rights") as told:
+        check_kinds(run)
+      if name == "snapshots":
+        with pytest.raises(InputError, match="give rights"):
+          finished_snapshots(run)
+    finally:
+      os.seteuid(0)
+    assert str(told.value).startswith(f"{run / name}: this user may not")

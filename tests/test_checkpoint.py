@@ -71,7 +71,7 @@ def test_what_is_saved_anew_stays_until_the_new_one_is_written(tmp_path, monkeyp
 
 def test_pruning_that_is_killed_leaves_all_arrays_or_none(tmp_path, monkeypatch):
   checkpoint.save(tmp_path / "s", TREE, {"step": 1})
-  real = checkpoint.shutil.rmtree
+  real = shutil.rmtree
   with monkeypatch.context() as patched:
 
     def killed(folder, **given):
@@ -79,7 +79,7 @@ def test_pruning_that_is_killed_leaves_all_arrays_or_none(tmp_path, monkeypatch)
         real(folder / "state", ignore_errors=True)
         raise KeyboardInterrupt
 
-    patched.setattr(checkpoint.shutil, "rmtree", killed)
+    patched.setattr(checkpoint, "remove", killed)
     with pytest.raises(KeyboardInterrupt):
       checkpoint.prune(tmp_path / "s")
   assert not checkpoint.has_arrays(tmp_path / "s")

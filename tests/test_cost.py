@@ -44,7 +44,8 @@ def test_each_new_program_is_counted_once_and_only_while_the_count_is_entered():
     for length in (3, 3, 4):
       program(np.ones(length, np.float32))
     figures = cost.take()
-    assert cost.take() == {"compilations": 0, "from_cache": 0, "compile_s": 0.0}
+    again = cost.take()
+    assert [again[name] for name in ("compilations", "from_cache", "compile_s")] == [0, 0, 0.0]
   program(np.ones(5, np.float32))
   assert figures["compilations"] + figures["from_cache"] == 2
   assert figures["compile_s"] > 0
@@ -65,18 +66,42 @@ def test_a_program_read_from_the_persistent_cache_is_not_counted_as_compiled():
   assert (figures["compilations"], figures["from_cache"]) == (0, 1)
 
 
-def test_seconds_go_to_the_phase_that_ends_and_those_of_compiling_to_none():
+def test_seconds_go_to_the_phase_that_is_on_and_those_of_compiling_to_none():
   with Cost() as cost:
+    cost.phase("first")
     time.sleep(0.02)
-    cost.lap("first")
+    cost.phase("second")
     jax.monitoring.record_event_duration_secs("/jax/core/compile/backend_compile_duration", 5.0)
-    cost.lap("second")
+    cost.phase("first")
     time.sleep(0.02)
-    cost.lap("first")
     figures = cost.take()
   assert figures["first_s"] >= 0.04
   assert figures["second_s"] < 0
   assert (figures["compilations"], figures["compile_s"]) == (1, 5.0)
+
+
+def test_what_a_task_cost_in_earlier_starts_counts_and_the_time_between_them_does_not():
+  compiling = "/jax/core/compile/backend_compile_duration"
+  with Cost() as cost:
+    cost.task({})
+    jax.monitoring.record_event_duration_secs(compiling, 5.0)
+    cost.phase("learn")
+    time.sleep(0.02)
+    first = cost.so_far()
+  time.sleep(0.5)
+  with Cost() as cost:
+    cost.task(first)
+    cost.phase("learn")
+    time.sleep(0.02)
+    jax.monitoring.record_event_duration_secs(compiling, 2.0)
+    second = cost.so_far()
+    taken = cost.take()
+    cost.task({})
+    assert cost.so_far()["wall_s"] < 0.02
+  assert (second["compilations"], second["compile_s"]) == (2, 7.0)
+  assert second["learn_s"] - first["learn_s"] == pytest.approx(0.02 - 2.0, abs=0.1)
+  assert 0.04 <= second["wall_s"] < 0.4
+  assert "wall_s" not in taken
 
 
 def test_later_tasks_of_the_same_shapes_compile_nothing():

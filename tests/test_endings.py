@@ -66,7 +66,10 @@ def test_a_run_that_is_asked_to_stop_while_it_starts_is_one_to_be_started_again(
     text=True,
     check=False,
   )
-  line = "stopped: at once, as asked; the same command goes on with what was saved\n"
+  line = (
+    "stopped: at once, as asked; what was saved before is there; "
+    "the same command continues this run\n"
+  )
   assert (done.returncode, done.stderr) == (75, line)
 
 

@@ -209,7 +209,7 @@ def test_a_task_that_was_begun_in_a_wrong_way_can_be_begun_again_or_left_out(
   monkeypatch.undo()
   line = refused(world, grown, longer, monkeypatch, capsys)
   assert "fit.steps: 9 -> 4" in line
-  assert "--from-task 4 to learn the rest with this one" in line
+  assert "--from-task 4 to learn the rest anew with this one" in line
   left_out = shutil.copytree(grown, grown.with_name("left out"))
   train.main([*world, "--output", str(left_out), "--stream.tasks", *NAMES[:3]])
   forget.main(["--run", str(left_out), "--task", NAMES[2]])

@@ -223,9 +223,17 @@ def test_a_run_is_found_again_after_a_kill_while_it_forgot(of_sapt, tmp_path):
   """Between the two renames, and before the old folder was gone."""
   run, before = tmp_path / "run", tmp_path / ".run.before"
   shutil.copytree(of_sapt, before)
+  with pytest.raises(ValueError, match="there is no such folder"):  # its user has removed it
+    Answering(readable(str(run)))
+  shutil.copytree(of_sapt, tmp_path / ".run.forgetting")
   Answering(readable(str(run)))
   shutil.copytree(run, before)
   (before / "mine.txt").write_text("a file of the user's")
+  (run / "mine.txt").write_text("a newer one")
+  with pytest.raises(ValueError, match=r"mine\.txt: is there twice"):
+    forget.main(["--run", str(run), "--task", NAMES[0]])
+  assert (run / "mine.txt").read_text() == "a newer one"
+  (run / "mine.txt").unlink()
   link = tmp_path / "link"
   link.symlink_to(run)
   forget.main(["--run", str(link), "--task", NAMES[0]])

@@ -43,8 +43,8 @@ HOUSE = """
   arm
   sals pet data.tasks
   cli plots processes losses run_log remote
-  sharding config cost precision streams provenance
-  checks text_files run_lock requeued option_help
+  sharding config cost precision streams provenance run_lock
+  checks text_files requeued option_help
   errors stopping
 """
 FLOORS = {name: floor for floor, names in enumerate(HOUSE.split("\n")) for name in names.split()}

@@ -7,14 +7,13 @@ from __future__ import annotations
 import json
 import pathlib
 import time
-import zlib
 from typing import Any
 
 import numpy as np
 
 from sapt_jax import processes
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import write_text
+from sapt_jax.text_files import add_checked_line, checked_lines, write_checked_lines
 
 
 class KeptAnswers:
@@ -25,15 +24,15 @@ class KeptAnswers:
 
   def __init__(self, file: pathlib.Path):
     self.file = file
-    self.earlier = self._first_lines(processes.first_says(lambda: len(_sound_lines(file))))
+    self.earlier = self._first_lines(processes.first_says(lambda: len(checked_lines(file))))
     self._shorten(len(self.earlier))
 
   def _first_lines(self, count: int) -> list[dict[str, Any]]:
     """As many lines as process 0 has found; file systems of clusters may show them late."""
     for _ in range(10):
-      lines = _sound_lines(self.file)
+      lines = checked_lines(self.file)
       if len(lines) >= count:
-        return [json.loads(line.split(" ", 1)[1]) for line in lines[:count]]
+        return [json.loads(line) for line in lines[:count]]
       time.sleep(1)
     raise InputError(f"{self.file}: process 0 finds {count} lines there, another one fewer")
 
@@ -53,25 +52,11 @@ class KeptAnswers:
     """Forgets all batches but the first ones."""
     del self.earlier[count:]
     if processes.is_first() and self.file.exists():
-      write_text(self.file, [f"{line}\n" for line in _sound_lines(self.file)[:count]])
+      write_checked_lines(self.file, checked_lines(self.file)[:count])
 
   def add(self, rows: np.ndarray, ids: np.ndarray, mixtures: np.ndarray) -> None:
     """Keeps one more batch."""
     if not processes.is_first():
       return
-    self.file.parent.mkdir(parents=True, exist_ok=True)
     kept = {"rows": rows.tolist(), "ids": ids.tolist(), "mixtures": mixtures.tolist()}
-    text = json.dumps(kept)
-    with self.file.open("a", encoding="utf-8") as out:
-      out.write(f"{zlib.crc32(text.encode()):08x} {text}\n")
-
-
-def _sound_lines(file: pathlib.Path) -> list[str]:
-  """The lines of a file up to the first that is not as it was written."""
-  sound = []
-  for line in file.read_bytes().split(b"\n") if file.exists() else ():
-    checksum, _, text = line.partition(b" ")
-    if checksum != b"%08x" % zlib.crc32(text):
-      break
-    sound.append(line.decode())
-  return sound
+    add_checked_line(self.file, json.dumps(kept))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sapt_jax.serve.options import Limits
+from sapt_jax.text_files import is_number
 
 Pair = tuple[str | None, str]  # (definition, input), as predict reads them
 
@@ -71,11 +72,6 @@ class Answer:
   text: str
   finish: str | None
   mixture: dict[str, float] | None
-
-
-def is_number(value: Any) -> bool:
-  """Whether this is a number of JSON; true and false are none."""
-  return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def is_count(value: Any) -> bool:

@@ -16,7 +16,6 @@ import logging
 import os
 import pathlib
 import re
-import shutil
 from functools import partial
 from typing import Any
 
@@ -26,7 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from sapt_jax import processes
 from sapt_jax.errors import InputError
-from sapt_jax.text_files import read_object, sync_folder, write_json
+from sapt_jax.text_files import read_object, remove, sync_folder, write_json
 
 MANIFEST, RECORD, TREE = "manifest.json", "record.json", "tree"
 
@@ -66,7 +65,7 @@ def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
   draft = folder.with_name(folder.name + ".draft")
 
   def make_room() -> None:
-    shutil.rmtree(draft, ignore_errors=True)
+    remove(draft)
     draft.mkdir(parents=True)
 
   def seal() -> None:
@@ -74,12 +73,12 @@ def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
     _sync(draft)
     write_json(draft / MANIFEST, _hashes(draft))
     before = folder.with_name(folder.name + ".before")
-    shutil.rmtree(before, ignore_errors=True)
-    if folder.exists():
+    remove(before)
+    if folder.is_symlink() or folder.exists():
       folder.rename(before)
     draft.rename(folder)
     sync_folder(folder.parent)
-    shutil.rmtree(before, ignore_errors=True)
+    remove(before)
 
   processes.first_does(make_room)
   flat = _flat(tree)
@@ -188,10 +187,10 @@ def settle(place: pathlib.Path) -> None:
   for left in [*place.glob("*.draft"), *place.glob("*.before")]:
     folder = left.with_suffix("")
     if left.is_dir() and (left / MANIFEST).is_file() and not (folder / MANIFEST).is_file():
-      shutil.rmtree(folder, ignore_errors=True)
+      remove(folder)
       left.rename(folder)
   for left in [*place.glob("*.draft"), *place.glob("*.before")]:
-    shutil.rmtree(left) if left.is_dir() else left.unlink()
+    remove(left)
 
 
 def save_record(folder: pathlib.Path, record: dict[str, Any]) -> None:
@@ -206,10 +205,10 @@ def prune(folder: pathlib.Path) -> None:
   them or none.
   """
   aside = folder.with_name(folder.name + ".before")  # which `settle` removes
-  shutil.rmtree(aside, ignore_errors=True)
+  remove(aside)
   (folder / TREE).rename(aside)
   write_json(folder / MANIFEST, {RECORD: sha256(folder / RECORD)})
-  shutil.rmtree(aside)
+  remove(aside)
 
 
 def has_arrays(folder: pathlib.Path) -> bool:
