@@ -166,6 +166,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
       stream.reconfigure(errors="backslashreplace")
   sys.unraisablehook = unraisable
   try:
+    pathlib.Path.cwd()  # which libraries ask for
+  except FileNotFoundError:
+    end(2, "error: the working directory is not there any more; cd to another one")
+  try:
     main(sys.argv[1:])
     sys.stdout.flush()
   except InputError as error:

@@ -62,7 +62,7 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
       if name == "steps"
       else str(run.get(name, "?"))
       for name in DIFFERING
-      if any(differ(name, run, other) for other in runs)
+      if any(differ(name, run, other) for other in runs) or (name == "learned" and name in run)
     ]
     groups.setdefault(", ".join([run["label"], *values]), []).append(run)
   groups = {
@@ -306,7 +306,7 @@ def main(arguments: Sequence[str]) -> None:
   if len(differing := differing_options(stories)) > 1:
     write_table(output, "options", differing)
   write_page(output / "index.html", groups, stories, tables)
-  print("\n\n".join(map(markdown, tables)))
+  print("\n\n".join([*map(markdown, tables), f"{output / 'index.html'}"]))
 
 
 if __name__ == "__main__":

@@ -193,15 +193,21 @@ def test_a_later_start_is_one_of_the_same_job():
   assert start_of_job({}) is None
 
 
-def test_a_link_in_the_place_of_a_folder_keeps_nothing_of_what_is_to_go(world, finished, tmp_path):
+def test_a_link_in_the_place_of_a_folder_keeps_nothing_of_what_is_to_go(
+  world, finished, tmp_path, monkeypatch, capsys
+):
   """What is saved of a task may lie on another disk; the link goes, and nothing is gone on with."""
   folder, disk = killed_after(finished, 7, tmp_path), tmp_path / "disk"
   (folder / "progress").rename(disk)
   (folder / "progress").symlink_to(disk)
   command = [*world, "--output", str(folder), "--from-task", "2", "--fit.learning-rate", "0.03"]
+  code, line = tiny.run_program(train, [*command, "--fresh"], monkeypatch, capsys)
+  assert (code, line) == (2, "error: --fresh and --from-task 2: give one of them\n")
   train.main(command)
   other = shutil.copytree(finished, tmp_path / "other")
   train.main([*command[:-5], str(other), *command[-4:]])
+  removed = f"{other}: what was learned is removed, as asked: 01_task002_count\n"
+  assert removed in capsys.readouterr().out
   assert_same_run(folder, other)
   assert (disk / "01" / "learn").is_dir()
 

@@ -73,6 +73,16 @@ def test_a_run_that_is_asked_to_stop_while_it_starts_is_one_to_be_started_again(
   assert (done.returncode, done.stderr) == (75, line)
 
 
+def test_a_working_directory_that_was_removed_is_named(tmp_path, monkeypatch, capsys):
+  gone = tmp_path / "gone"
+  gone.mkdir()
+  monkeypatch.chdir(gone)
+  gone.rmdir()
+  line = "error: the working directory is not there any more; cd to another one\n"
+  assert ending(raising(AssertionError), monkeypatch, capsys) == (2, line)
+  monkeypatch.chdir(tmp_path)
+
+
 def test_an_interrupt_that_a_callback_drops_comes_again(monkeypatch, capsys):
   class Dropping:
     def __del__(self):

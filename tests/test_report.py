@@ -182,6 +182,10 @@ def test_a_run_that_is_still_learning_is_reported_as_far_as_it_is(
   data = data_of((tmp_path / "report/index.html").read_text())
   run = data["runs"][0]
   assert (run["learned"], len(run["tasks"]), len(run["scores"])) == (1, 2, 1)
+  report.main([str(half), "--output", str(tmp_path / "alone")])
+  said = capsys.readouterr().out
+  assert "1 of 2 tasks learned" in said
+  assert said.endswith(f"{tmp_path / 'alone/index.html'}\n")
   nothing = killed_after(finished, 1, tmp_path / "nothing")
   given = [nothing, "--output", tmp_path / "no"]
   code, complaint = tiny.run_program(report, given, monkeypatch, capsys)
