@@ -181,7 +181,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   except KeyboardInterrupt:
     end(130, "stopped: Ctrl-C; what was saved before is there")
   except PermissionError as error:
-    end(2, f"error: {error.filename}: this user may not use it so; give rights, or name another")
+    place = error.filename or error
+    end(2, f"error: {place}: this user may not use it so; give rights, or name another")
   except BrokenPipeError:  # as when the output goes to `head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)

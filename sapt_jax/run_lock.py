@@ -18,7 +18,7 @@ OWN_FILES = (
   *("config.json", "metrics.jsonl", "metrics.seal.*", "scores.json", "predictions.jsonl"),
   *("errors*.log", "*lock", "mixture_*.png", "*.json.draft", "*.jsonl.draft"),
 )
-OWN_FOLDERS = ("snapshots", "predictions", "pseudo_*", "progress", "single")
+OWN_FOLDERS = ("snapshots", "predictions", "pseudo_inputs", "pseudo_examples", "progress", "single")
 OWN = OWN_FILES + OWN_FOLDERS
 
 

@@ -15,46 +15,41 @@ from sapt_jax.errors import InputError
 from sapt_jax.text_files import is_number, read_object
 from sapt_jax.training import checkpoint
 
-
-def _numbers(value: Any) -> bool:
-  return isinstance(value, list) and all(map(is_number, value))
+Check = Callable[[Any], bool]
 
 
-def _rows(value: Any) -> bool:
-  return isinstance(value, list) and all(row is None or _numbers(row) for row in value)
+def _is(kind: type) -> Check:
+  return lambda value: isinstance(value, kind)
 
 
-def _count(value: Any) -> bool:
+def _list_of(check: Check) -> Check:
+  return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def _or_none(check: Check) -> Check:
+  return lambda value: value is None or check(value)
+
+
+def _is_count(value: Any) -> bool:
   return type(value) is int and 0 <= value < 2**24
 
 
-# What a record has to hold, by its key; None: it is not there.
-RECORD: dict[str, Callable[[Any], bool]] = (
-  {
-    "task": lambda value: isinstance(value, str),
-    "scores": lambda value: (
-      isinstance(value, list) and all(one is None or is_number(one) for one in value)
-    ),
-    "capacity": lambda value: _count(value) and value > 0,
-    "memory_inputs": _count,
-    "rows": lambda value: value is None or _rows(value),
-    "training_mixture": lambda value: value is None or _numbers(value),
-    "testing_mixture": lambda value: value is None or _rows(value),
-    "wall_s": lambda value: value is None or is_number(value),
-    "forgotten": lambda value: value is None or _count(value),
-    "without_test_rows": lambda value: (
-      value is None or (isinstance(value, list) and all(isinstance(one, str) for one in value))
-    ),
-  }
-  | {
-    key: lambda value: value is None or isinstance(value, dict)
-    for key in ("files", "changed", "options", "made", "data")
-  }
-  | {
-    key: lambda value: value is None or isinstance(value, str)
-    for key in ("metric", "attention", "definition")
-  }
-)
+NUMBERS = _list_of(is_number)
+# What a record holds, by its key; None: the key need not be there.
+RECORD: dict[str, Check] = {
+  "task": _is(str),
+  "scores": _list_of(_or_none(is_number)),
+  "capacity": lambda value: _is_count(value) and value > 0,
+  "memory_inputs": _is_count,
+  "rows": _or_none(_list_of(_or_none(NUMBERS))),
+  "training_mixture": _or_none(NUMBERS),
+  "testing_mixture": _or_none(_list_of(_or_none(NUMBERS))),
+  "wall_s": _or_none(is_number),
+  "forgotten": _or_none(_is_count),
+  "without_test_rows": _or_none(_list_of(_is(str))),
+  **dict.fromkeys(("files", "changed", "options", "made", "data"), _or_none(_is(dict))),
+  **dict.fromkeys(("metric", "attention", "definition"), _or_none(_is(str))),
+}
 
 
 def number_of(folder: pathlib.Path) -> int:
