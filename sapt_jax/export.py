@@ -25,6 +25,11 @@ from sapt_jax.config import BackbonePlace
 from sapt_jax.errors import InputError
 from sapt_jax.remote import readable
 from sapt_jax.run_lock import check_not_own
+from sapt_jax.text_files import remove
+
+# Where a folder is written before its files take their places: what a killed process leaves is not
+# taken for all of it.
+UNFINISHED = ".unfinished"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +67,14 @@ def find_task(tasks: list[str], name: str) -> int:
   return found[0]
 
 
-def export(answering: Any, options: ExportOptions) -> str:
-  """Writes what is asked for; returns a line that says what was written."""
+def export(answering: Any, options: ExportOptions, output: pathlib.Path) -> str:
+  """Writes what is asked for into a folder; returns what was written, in words."""
   import jax
 
   from sapt_jax.interop import merged, peft, public
   from sapt_jax.pet import blocks
 
-  built, learned, output = answering.built, answering.learned, pathlib.Path(options.output)
+  built, learned = answering.built, answering.learned
   backbone, pet, base = built.backbone.config, built.setting.pet, str(built.backbone.folder)
   method, shared = built.method.options.name, hasattr(learned, "memory")
   if options.what in ("mixture", "pool") and not shared:
@@ -82,7 +87,7 @@ def export(answering: Any, options: ExportOptions) -> str:
       for number, task in enumerate(answering.tasks, 1)
     ]
     public.write_pool(learned, backbone, folders, options.suffix)
-    return f"{len(folders)} tasks in {output}"
+    return f"{len(folders)} tasks"
   task = find_task(answering.tasks, options.task)
   if not built.method.block_per_task:
     raise InputError(f"--what {options.what}: method {method} has no block for each task")
@@ -95,16 +100,16 @@ def export(answering: Any, options: ExportOptions) -> str:
       base,
       f"the block of {answering.tasks[task]}",
     )
-    return f"the block of {answering.tasks[task]} in {output}"
+    return f"the block of {answering.tasks[task]}"
   mixture = learned.taken(task) if shared else jax.nn.one_hot(task, built.setting.capacity)
   if options.what == "merged":
     merged.export_merged(output, learned.blocks, mixture, pet, built.backbone)
     what = f"the backbone with what {answering.tasks[task]} takes of all blocks"
     said = f"# {pathlib.Path(base).name}: {what}\n\nWritten by sapt_jax.export.\n"
     (output / "README.md").write_text(said, encoding="utf-8")
-    return f"{what} in {output}"
+    return what
   peft.export_mixture(output, learned.blocks, mixture, pet, backbone, base)
-  return f"the mean mixture of {answering.tasks[task]} in {output}"
+  return f"the mean mixture of {answering.tasks[task]}"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -112,11 +117,18 @@ def main(arguments: Sequence[str]) -> None:
   options = cli.parse(ExportOptions, arguments, "sapt_jax.export", cli.summary(__doc__))
   output = cli.output_folder(options.output)
   check_not_own("--output", output)
-  if output.is_dir() and any(output.iterdir()):
+  unfinished = output / UNFINISHED
+  if output.is_dir() and any(entry != unfinished for entry in output.iterdir()):
     raise InputError(f"--output {output}: is not empty; name another folder")
   from sapt_jax.answering import Answering  # here, so that --help and wrong input answer at once
 
-  print(export(Answering(readable(options.run), backbone=options.backbone.path), options))
+  answering = Answering(readable(options.run), backbone=options.backbone.path)
+  remove(unfinished)
+  said = export(answering, options, unfinished)
+  for entry in unfinished.iterdir():
+    entry.rename(output / entry.name)
+  unfinished.rmdir()
+  print(f"{said} in {output}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What a run finds in its folder and does not take for its own, and runs that begin anew."""
+"""What a run finds in its folder and does not take for its own, runs that begin anew, and what is
+left half done.
+"""
 
 import json
 import math
@@ -12,8 +14,9 @@ from typing import Any
 import pytest
 import tiny
 
-from sapt_jax import forget, predict, report, train
+from sapt_jax import export, forget, predict, report, train
 from sapt_jax.errors import InputError
+from sapt_jax.interop import merged
 from sapt_jax.requeued import is_later, start_of_job
 from sapt_jax.run_lock import check_kinds
 from sapt_jax.snapshots import finished_snapshots
@@ -326,3 +329,24 @@ def test_what_a_user_may_not_change_is_named(name, mode):
     finally:
       os.seteuid(0)
     assert str(told.value).startswith(f"{run / name}: this user may not")
+
+
+def test_an_export_that_was_killed_is_not_taken_for_a_whole_one(finished, tmp_path, monkeypatch):
+  whole, out = tmp_path / "whole", tmp_path / "out"
+  arguments = ["--run", str(finished), "--task", "task001", "--what", "merged", "--output"]
+  export.main([*arguments, str(whole)])
+
+  def killed(*given, original=merged.export_merged):
+    original(*given)
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(merged, "export_merged", killed)
+    with pytest.raises(KeyboardInterrupt):
+      export.main([*arguments, str(out)])
+  assert [place.name for place in out.iterdir()] == [export.UNFINISHED]
+  export.main([*arguments, str(out)])
+  one, other = (
+    {file.name: checkpoint.sha256(file) for file in place.iterdir()} for place in (whole, out)
+  )
+  assert one == other
