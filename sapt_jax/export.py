@@ -29,7 +29,7 @@ from sapt_jax.text_files import remove
 
 # Where a folder is written before its files take their places: what a killed process leaves is not
 # taken for all of it.
-UNFINISHED = ".unfinished"
+UNFINISHED = ".sapt_jax.unfinished"
 
 
 @dataclasses.dataclass(frozen=True)

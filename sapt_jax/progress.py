@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from sapt_jax import processes
 from sapt_jax.evaluation.kept_answers import KeptAnswers
-from sapt_jax.text_files import add_checked_line, checked_lines, parse_json
+from sapt_jax.text_files import checked_lines, parse_json, write_checked_lines
 
 COST = "cost.jsonl"
 
@@ -32,7 +32,8 @@ class Progress:
   def keep_cost(self, figures: Mapping[str, int | float]) -> None:
     """Keeps what the task has cost so far (Cost.so_far)."""
     if processes.is_first():
-      add_checked_line(self.folder / COST, json.dumps(dict(figures)))
+      self.folder.mkdir(parents=True, exist_ok=True)
+      write_checked_lines(self.folder / COST, [json.dumps(dict(figures))])
 
   def cost(self) -> dict[str, int | float]:
     """What was kept of it last; empty: nothing."""

@@ -37,13 +37,14 @@ from sapt_jax.progress import Progress
 from sapt_jax.remote import Mirror
 from sapt_jax.requeued import start_of_job
 from sapt_jax.run_identity import BEGUN_IN, asked, check_begun, tasks_of
-from sapt_jax.run_lock import check_kinds, clear, recover, take_lock
+from sapt_jax.run_lock import LINES, PICTURES, check_kinds, clear, recover, take_lock
 from sapt_jax.run_log import RunLog
 from sapt_jax.snapshots import (
   check_files,
   check_snapshots,
   finished_snapshots,
   number_of,
+  numbered,
   record_of,
   words_of_place,
 )
@@ -118,6 +119,7 @@ class RunFolder:
       self._forget_after(self.keep)
     if values is None or self.keep is not None:
       tracking.forget(self.path)
+      remove(self.path / "progress")  # and what a start with other options has cost
     if values is not None and tasks_of(values) != list(self.identity.get("tasks", ())):
       for answers in self.path.glob("progress/*/*.jsonl"):  # given by a pool of another size
         answers.unlink()
@@ -233,14 +235,12 @@ class RunFolder:
     gone = [path.name for path in finished_snapshots(self.path) if number_of(path) >= keep]
     if gone:
       print(f"{self.path}: what was learned is removed, as asked: {', '.join(gone)}")
-    numbered = [*self.path.glob("snapshots/[0-9]*_*"), *self.path.glob("*/[0-9]*_*.jsonl")]
-    for place in numbered:
-      if number_of(place) >= keep:
-        remove(place)
-    remove(self.path / "progress")
-    for pattern in ("scores.json", "predictions.jsonl", "mixture_*.png"):
-      for place in self.path.glob(pattern):
-        place.unlink()
+    for folder in ("snapshots", *LINES):
+      for place in numbered(self.path / folder, "*"):
+        if number_of(place) >= keep:
+          remove(place)
+    for name in ("scores.json", "predictions.jsonl", *PICTURES):
+      remove(self.path / name)
 
   def snapshot(self, index: int, task: str) -> pathlib.Path:
     """The folder of the snapshot after a task."""
@@ -285,7 +285,7 @@ class RunFolder:
     """Removes the arrays of snapshots that are no longer to be kept (Config.keep_snapshots)."""
     if not self.config.keep_snapshots:
       return
-    for folder in self.snapshots.glob("[0-9]*_*"):
+    for folder in numbered(self.snapshots, "*"):
       old = number_of(folder) <= newest - self.config.keep_snapshots
       if old and checkpoint.has_arrays(folder):
         checkpoint.prune(folder)

@@ -14,11 +14,16 @@ from sapt_jax.errors import InputError
 from sapt_jax.text_files import remove
 
 # What a run leaves in its folder; the rest is the user's.
+LINES = ("predictions", "pseudo_inputs", "pseudo_examples")  # folders with a file of each task
+PICTURES = ("mixture_training.png", "mixture_testing.png")
+_WRITTEN_WHOLE = ("config.json", "metrics.jsonl", "scores.json", "predictions.jsonl")
 OWN_FILES = (
-  *("config.json", "metrics.jsonl", "metrics.seal.*", "scores.json", "predictions.jsonl"),
-  *("errors*.log", "*lock", "mixture_*.png", "*.json.draft", "*.jsonl.draft"),
+  *_WRITTEN_WHOLE,
+  *(f"{name}.draft" for name in _WRITTEN_WHOLE),
+  *("metrics.seal.json", "metrics.seal.draft", "errors.log", "errors.[0-9]*.log"),
+  *("lock", "owner.lock", *PICTURES),
 )
-OWN_FOLDERS = ("snapshots", "predictions", "pseudo_inputs", "pseudo_examples", "progress", "single")
+OWN_FOLDERS = ("snapshots", "progress", "single", *LINES)
 OWN = OWN_FILES + OWN_FOLDERS
 
 
@@ -32,7 +37,8 @@ def check_kinds(run: pathlib.Path) -> None:
   if not run.is_dir():
     return
   check_rights(run)
-  lines = [*run.glob("*/[0-9]*_*.jsonl*"), *run.glob("progress/*/*.jsonl*")]
+  lines = [file for name in LINES for file in (run / name).glob("[0-9]*_*.jsonl*")]
+  lines += run.glob("progress/*/*.jsonl*")
   for entry in [*run.iterdir(), *lines]:
     if entry in lines or any(map(entry.match, OWN_FILES)):
       right, what = entry.is_file(), "file"
@@ -102,6 +108,7 @@ def successor(folder: pathlib.Path) -> pathlib.Path:
 
 def replace(folder: pathlib.Path) -> None:
   """Puts a run's successor in its place; the user's own files stay."""
+  folder = folder.resolve()
   folder.rename(_before(folder))
   successor(folder).rename(folder)
   clear(folder)
@@ -111,6 +118,7 @@ def recover(folder: pathlib.Path) -> None:
   """Takes a run's folder back, if a process was killed in `replace` before the successor had its
   name.
   """
+  folder = folder.resolve()
   if not folder.name or folder.exists() or not successor(folder).is_dir():
     return
   if _before(folder).is_dir():
@@ -123,6 +131,7 @@ def clear(folder: pathlib.Path) -> None:
   Raises:
     InputError: one of these has a name that is taken by now; nothing has changed.
   """
+  folder = folder.resolve()
   before = _before(folder)
   kept = [
     entry

@@ -350,3 +350,47 @@ def test_an_export_that_was_killed_is_not_taken_for_a_whole_one(finished, tmp_pa
     {file.name: checkpoint.sha256(file) for file in place.iterdir()} for place in (whole, out)
   )
   assert one == other
+
+
+# A user's own, by their names in a run's folder; some are much like a run's.
+OF_THE_USER = [
+  *("notes/01_d.jsonl", "notes/2024-05_x.jsonl", "my.lock", "errors_mine.log", "mixture_mine.png"),
+  *("metrics.seal.bak", "x.json.draft", "pseudo_notes.txt", "elsewhere/01_train.jsonl"),
+]
+
+
+def test_the_users_own_files_neither_hinder_a_run_nor_go_with_it(world, finished, tmp_path):
+  folder, elsewhere = shutil.copytree(finished, tmp_path / "run"), tmp_path / "elsewhere"
+  elsewhere.mkdir()
+  (folder / "elsewhere").symlink_to(elsewhere)
+  (folder / "here").symlink_to(folder)
+  (folder / "snapshots/1st_copy").mkdir()
+  (folder / "mixture_x.png").mkdir()
+  (folder / "poetry.lock").symlink_to(tmp_path / "nowhere")
+  for name in OF_THE_USER:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("mine")
+  arguments = [*world, "--output", str(folder)]
+  for more in (["--fresh"], ["--from-task", "2", "--keep-snapshots", "1"]):
+    train.main([*arguments, *more])
+    assert [(folder / name).read_text() for name in OF_THE_USER] == ["mine"] * len(OF_THE_USER)
+  assert (folder / "snapshots/1st_copy").is_dir()
+  shutil.rmtree(folder / "snapshots/1st_copy")
+  assert_same_run(folder, finished)
+  forget.main(["--run", str(folder), "--task", "task001"])
+  assert [(folder / name).read_text() for name in OF_THE_USER] == ["mine"] * len(OF_THE_USER)
+
+
+def test_a_forget_that_was_killed_is_ended_through_a_link_too(world, finished, tmp_path):
+  (tmp_path / "real").mkdir()
+  link = tmp_path / "run"
+  link.symlink_to(tmp_path / "real/run")
+  for name in (".run.before", ".run.forgetting"):  # killed between two renames
+    shutil.copytree(finished, tmp_path / "real" / name)
+  train.main([*world, "--output", str(link)])
+  assert_same_run(link, finished)
+  shutil.copytree(finished, tmp_path / "real/.run.before")  # and before the old one was gone
+  (tmp_path / "real/.run.before/mine.txt").write_text("mine")
+  train.main([*world, "--output", str(link)])
+  assert (link / "mine.txt").read_text() == "mine"
+  assert not (tmp_path / "real/.run.before").exists()
