@@ -72,6 +72,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   items.sort(key=lambda item: -slow[item.path])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_go_with_their_file():
+  """Each takes maps of memory; a process that keeps those of all files reaches the system's limit
+  of 65,530 (vm.max_map_count), and then crashes in whatever asks for memory next.
+  """
+  yield
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def no_mesh() -> None:
   """No test works on the mesh that another one has left behind."""
