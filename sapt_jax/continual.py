@@ -98,11 +98,13 @@ def time_left(seconds: Sequence[float], tasks: int) -> str:
   """What the rest of a stream of so many tasks will take, in words, from the seconds of those that
   are learned; empty: none is left.
   """
-  left = (tasks - len(seconds)) * statistics.median(seconds)
   if len(seconds) == tasks:
     return ""
-  words = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
-  words = f"{left / 3600:.1f} hours" if left >= 7200 else words
+  left = (tasks - len(seconds)) * statistics.median(seconds)
+  if left < 90:
+    words = f"{left:.0f} s"
+  else:
+    words = f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} hours"
   return f"{len(seconds)} of {tasks} tasks learned, about {words} left"
 
 

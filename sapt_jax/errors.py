@@ -10,7 +10,17 @@ class InputError(ValueError):
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)
   """The run was asked to stop (SIGTERM, Ctrl-C), has saved what it can, and will continue when it
   is started again. Exit code 75.
+
+  Attributes:
+    where: at which task and step it was, in words; empty: not known.
   """
+
+  def __init__(self, where: str = ""):
+    super().__init__(where)
+    self.where = where
+
+  def __str__(self) -> str:
+    return f"as asked; {self.where}" if self.where else "as asked"
 
 
 class FailedError(RuntimeError):

@@ -306,4 +306,4 @@ def stop_if_asked() -> None:
     Stopped: see stop_asked.
   """
   if stop_asked():
-    raise Stopped("as asked")
+    raise Stopped

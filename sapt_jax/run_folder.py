@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import re
 import sys
 import time
 from typing import Any, TextIO
@@ -37,7 +36,15 @@ from sapt_jax.progress import Progress
 from sapt_jax.remote import Mirror
 from sapt_jax.requeued import start_of_job
 from sapt_jax.run_identity import BEGUN_IN, asked, check_begun, tasks_of
-from sapt_jax.run_lock import LINES, PICTURES, check_kinds, clear, recover, take_lock
+from sapt_jax.run_lock import (
+  LINES,
+  PICTURES,
+  check_kinds,
+  check_no_strangers,
+  clear,
+  recover,
+  take_lock,
+)
 from sapt_jax.run_log import RunLog
 from sapt_jax.snapshots import (
   check_files,
@@ -50,9 +57,6 @@ from sapt_jax.snapshots import (
 )
 from sapt_jax.text_files import read_object, remove, write_json, write_lines
 from sapt_jax.training import checkpoint
-
-# What a run may have left in its folder that ended before there was a config.json.
-BEFORE_IT_BEGINS = r"single|.*lock|errors.*\.log|config\.json\.draft"
 
 
 class RunFolder:
@@ -83,7 +87,7 @@ class RunFolder:
     self.run_log = RunLog(path / "metrics.jsonl")
     self.tracking = tracking.Tracking(config.track, path, mirror.url if mirror else str(path))
     self.at = "at the start"  # in words, for errors
-    self.anew = keep is not None  # the same command would remove what is learned
+    self.anew = False  # whether the same command would remove what is learned
     self._lock: TextIO | None = None
 
   def __enter__(self) -> RunFolder:
@@ -185,8 +189,8 @@ class RunFolder:
     return False
 
   def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
-    if isinstance(error, Stopped) and str(error) == "as asked":
-      error.args = (f"as asked; {self.at}",)
+    if isinstance(error, Stopped):
+      error.where = error.where or self.at
     try:
       if isinstance(error, Exception) and not isinstance(error, InputError | Stopped | FailedError):
         raise FailedError(self._failure(error)) from error
@@ -207,16 +211,7 @@ class RunFolder:
 
   def _check_config(self, file: pathlib.Path) -> None:
     if not file.exists():
-      strangers = sorted(
-        entry.name
-        for entry in self.path.iterdir()
-        if not re.fullmatch(BEFORE_IT_BEGINS, entry.name)
-      )
-      if strangers:
-        raise InputError(
-          f"{self.path}: not a run's folder (it holds {strangers[0]} and no config.json); choose "
-          "another --output"
-        )
+      check_no_strangers(self.path)
     if self.keep == 0 or not self._begun():  # whatever the run was begun with
       return
     learning = self.keep is None and any(

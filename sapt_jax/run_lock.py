@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder."""
+"""What in a run's folder is the run's own, and one process at a time in it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from sapt_jax.text_files import remove
 LINES = ("predictions", "pseudo_inputs", "pseudo_examples")  # folders with a file of each task
 PICTURES = ("mixture_training.png", "mixture_testing.png")
 _WRITTEN_WHOLE = ("config.json", "metrics.jsonl", "scores.json", "predictions.jsonl")
+_BESIDE_ANY = ("lock", "owner.lock", "errors.log", "errors.[0-9]*.log")
+# What a run may have left that ended before there was a config.json.
+BEFORE_IT_BEGINS = (*_BESIDE_ANY, "single", "config.json.draft")
 OWN_FILES = (
   *_WRITTEN_WHOLE,
   *(f"{name}.draft" for name in _WRITTEN_WHOLE),
-  *("metrics.seal.json", "metrics.seal.draft", "errors.log", "errors.[0-9]*.log"),
-  *("lock", "owner.lock", *PICTURES),
+  *("metrics.seal.json", "metrics.seal.draft", *_BESIDE_ANY, *PICTURES),
 )
 OWN_FOLDERS = ("snapshots", "progress", "single", *LINES)
 OWN = OWN_FILES + OWN_FOLDERS
@@ -49,6 +51,21 @@ def check_kinds(run: pathlib.Path) -> None:
     if not right:
       raise InputError(f"{entry}: is no {what}, as a run has it there; move it elsewhere")
     check_rights(entry)
+
+
+def check_no_strangers(run: pathlib.Path) -> None:
+  """Whether a folder without config.json may become a run's: it holds nothing but what a run leaves
+  that ended before it began.
+
+  Raises:
+    InputError: it may not.
+  """
+  strangers = [entry.name for entry in run.iterdir() if not any(map(entry.match, BEFORE_IT_BEGINS))]
+  if strangers:
+    raise InputError(
+      f"{run}: not a run's folder (it holds {min(strangers)} and no config.json); choose another "
+      "--output"
+    )
 
 
 def check_rights(entry: pathlib.Path) -> None:

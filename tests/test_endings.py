@@ -37,7 +37,7 @@ def raising(error):
   ("error", "code", "line"),
   [
     (InputError("a: 1\n is wrong"), 2, "error: a: 1 is wrong\n"),
-    (Stopped("as asked"), 75, "stopped: as asked; the same command continues this run\n"),
+    (Stopped(), 75, "stopped: as asked; the same command continues this run\n"),
     (FailedError("run: what"), 1, "error: run: what\n"),
     (KeyboardInterrupt(), 130, "stopped: Ctrl-C; what was saved before is there\n"),
     (

@@ -196,7 +196,7 @@ class Trainer:
   @staticmethod
   def stopped(plan: Plan, step: int) -> Stopped:
     saved = "" if plan.folder is None else " is saved"
-    return Stopped(f"as asked; {plan.label}, step {step} of {plan.steps}{saved}")
+    return Stopped(f"{plan.label}, step {step} of {plan.steps}{saved}")
 
   def restored(self, state: TrainState, plan: Plan) -> tuple[TrainState, Best, bool]:
     """The state and the best weights of a checkpoint in the plan's folder, if there is one, and
