@@ -173,6 +173,7 @@ class Continual:
       processes.say(results.score_table(self.names, [record["scores"] for record in records]))
       if left := time_left([record["wall_s"] for record in records], len(self.stream)):
         processes.say(left)
+    self.folder.saver.wait()
     result = results.summary(self.config, self.method, self.names, records, single)
     publish = partial(results.publish, self.folder, self.method, self.names, records, result)
     processes.first_does(publish)
@@ -285,6 +286,7 @@ class Continual:
       study.log,
       dev_score if fit.validate_every or fit.validate_epochs else None,
       study.progress.saved,
+      study.progress.saver,
       self.profile,
       advice=advice_of(fit, study.index),
     )

@@ -215,6 +215,7 @@ class Generator:
       progress.checkpoint("inputs"),
       log,
       saved=progress.saved,
+      saver=progress.saver,
     )
     learned = self.trainer.fit(self.method.start(rng), rows, plan)
     keep = self.options.kept_of(len(task.train))

@@ -11,18 +11,30 @@ from collections.abc import Callable, Mapping
 
 from sapt_jax import processes
 from sapt_jax.evaluation.kept_answers import KeptAnswers
-from sapt_jax.text_files import checked_lines, parse_json, write_checked_lines
+from sapt_jax.text_files import checked_lines, parse_json, remove, write_checked_lines
+from sapt_jax.training.saver import Saver
 
-COST = "cost.jsonl"
+PROGRESS, COST = "progress", "cost.jsonl"
+
+
+def drop(run: pathlib.Path, of: Callable[[int], bool]) -> None:
+  """Removes what a run keeps of the tasks of these numbers."""
+  folder = run / PROGRESS
+  for place in folder.glob("*"):
+    if place.name.isdecimal() and of(int(place.name)):
+      remove(place)
+  if folder.is_dir() and not any(folder.iterdir()):
+    remove(folder)
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-  """The folder of one task's progress, which goes when the task is done, and what is to be done
-  when a checkpoint has been saved.
+  """The folder of one task's progress, which goes when the task is done, what saves its
+  checkpoints, and what is to be done when one has been saved.
   """
 
   folder: pathlib.Path
+  saver: Saver
   saved: Callable[[], None]
 
   def checkpoint(self, phase: str) -> pathlib.Path:

@@ -28,11 +28,11 @@ from typing import Any, TextIO
 
 import jax
 
-from sapt_jax import cli, processes, stopping, tracking
+from sapt_jax import cli, processes, progress, stopping, tracking
 from sapt_jax.config import Config
 from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.lesson import Learned
-from sapt_jax.progress import Progress
+from sapt_jax.progress import PROGRESS, Progress
 from sapt_jax.remote import Mirror
 from sapt_jax.requeued import start_of_job
 from sapt_jax.run_identity import BEGUN_IN, asked, check_begun, tasks_of
@@ -50,6 +50,7 @@ from sapt_jax.snapshots import (
   check_files,
   check_snapshots,
   finished_snapshots,
+  name_unfinished,
   number_of,
   numbered,
   record_of,
@@ -57,6 +58,7 @@ from sapt_jax.snapshots import (
 )
 from sapt_jax.text_files import read_object, remove, write_json, write_lines
 from sapt_jax.training import checkpoint
+from sapt_jax.training.saver import Saver
 
 
 class RunFolder:
@@ -86,6 +88,7 @@ class RunFolder:
     self.config, self.identity = config, identity
     self.run_log = RunLog(path / "metrics.jsonl")
     self.tracking = tracking.Tracking(config.track, path, mirror.url if mirror else str(path))
+    self.saver = Saver()
     self.at = "at the start"  # in words, for errors
     self.anew = False  # whether the same command would remove what is learned
     self._lock: TextIO | None = None
@@ -123,7 +126,7 @@ class RunFolder:
       self._forget_after(self.keep)
     if values is None or self.keep is not None:
       tracking.forget(self.path)
-      remove(self.path / "progress")  # and what a start with other options has cost
+      remove(self.path / PROGRESS)  # and what a start with other options has cost
     if values is not None and tasks_of(values) != list(self.identity.get("tasks", ())):
       for answers in self.path.glob("progress/*/*.jsonl"):  # given by a pool of another size
         answers.unlink()
@@ -191,9 +194,14 @@ class RunFolder:
   def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
     if isinstance(error, Stopped):
       error.where = error.where or self.at
+    unsaved = self.saver.failure()
+    if unsaved is not None and (error is None or isinstance(error, Stopped)):
+      error = unsaved
     try:
       if isinstance(error, Exception) and not isinstance(error, InputError | Stopped | FailedError):
         raise FailedError(self._failure(error)) from error
+      if unsaved is not None and error is unsaved:
+        raise unsaved
     finally:
       self.tracking.close(error is None)
       if self._lock is not None:
@@ -243,7 +251,7 @@ class RunFolder:
 
   def progress(self, index: int) -> Progress:
     """What is kept of a task while it is learned."""
-    return Progress(self.path / "progress" / f"{index:02d}", self.push)
+    return Progress(self.path / PROGRESS / f"{index:02d}", self.saver, self.push)
 
   def lines_of(self, folder: str, index: int, task: str) -> pathlib.Path:
     """The file of JSON lines that a task has in one of the run's folders."""
@@ -269,11 +277,14 @@ class RunFolder:
       files = [self.lines_of(folder, index, task) for folder in lines]
       sealed = {str(file.relative_to(self.path)): checkpoint.sha256(file) for file in files}
       record = record | {"files": sealed}
-    checkpoint.save(self.snapshot(index, task), learned, record)
-    if processes.is_first():
-      remove(self.path / "progress")
-      self._prune(index)
       self.tracking.scored(record)
+    self.saver.save(self.snapshot(index, task), learned, record, lambda: self._saved(index))
+
+  def _saved(self, index: int) -> None:
+    """What a task's snapshot makes needless goes; the next task may have begun."""
+    if processes.is_first():
+      progress.drop(self.path, lambda number: number <= index)
+      self._prune(index)
       self.push()
 
   def _prune(self, newest: int) -> None:
@@ -332,7 +343,7 @@ class RunFolder:
   def _sound(self, tasks: list[str]) -> int:
     """How many tasks the newest sound snapshot stands for."""
     for index, task in enumerate(tasks):
-      self._name_unfinished(self.snapshot(index, task))
+      name_unfinished(self.snapshot(index, task))
     for done in reversed(range(1, len(tasks) + 1)):
       folder = self.snapshot(done - 1, tasks[done - 1])
       if not checkpoint.has_arrays(folder):
@@ -342,17 +353,9 @@ class RunFolder:
         self._records(tasks[:done])
       except checkpoint.DamagedError as error:
         print(f"warning: {error}; going back to the snapshot before", file=sys.stderr)
-        remove(self.path / "progress")
         continue
       return done
     return 0
-
-  @staticmethod
-  def _name_unfinished(place: pathlib.Path) -> None:
-    """Names a saved folder that no killed process leaves: whole, but without its manifest."""
-    if place.is_dir() and not checkpoint.is_finished(place):
-      manifest = place / checkpoint.MANIFEST
-      print(f"warning: {manifest}: missing; what was saved there is not used", file=sys.stderr)
 
   def _records(self, tasks: list[str]) -> list[dict[str, Any]]:
     return [record_of(self.snapshot(i, task)) for i, task in enumerate(tasks)]
@@ -365,9 +368,10 @@ class RunFolder:
 
     def drop() -> None:
       done, steps = len(records), {}
+      progress.drop(self.path, lambda number: number != done)
       for phase in ("learn", "inputs"):
         place = self.progress(done).checkpoint(phase)
-        self._name_unfinished(place)
+        name_unfinished(place)
         if checkpoint.is_finished(place) and self._is_sound(place):
           steps[phase] = checkpoint.read_record(place)["step"]
       name = self.mirror.url if self.mirror else str(self.path)
@@ -389,6 +393,7 @@ class RunFolder:
 
   def log(self, row: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""
+    self.saver.look()
     self.at = f"task {row['task']}" + (f", after step {row['step']}" if "step" in row else "")
     if processes.is_first():
       self.run_log.add(row)

@@ -146,6 +146,13 @@ def unbroken(run: pathlib.Path, finished: list[pathlib.Path]) -> list[pathlib.Pa
   return finished
 
 
+def name_unfinished(folder: pathlib.Path) -> None:
+  """Names a saved folder that no killed process leaves: whole, but without its manifest."""
+  if folder.is_dir() and not checkpoint.is_finished(folder):
+    manifest = folder / checkpoint.MANIFEST
+    print(f"warning: {manifest}: missing; what was saved there is not used", file=sys.stderr)
+
+
 def check_snapshots(run: pathlib.Path, tasks: Sequence[str], keep: int | None) -> None:
   """Whether a run's finished snapshots are, by their names, those of these tasks, and the run can
   be learned again behind the first `keep` of them.

@@ -16,6 +16,7 @@ from sapt_jax.cost import Cost
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.run_inputs import read_inputs
 from sapt_jax.training import checkpoint
+from sapt_jax.training.saver import Saver
 
 
 class Loop:
@@ -47,12 +48,16 @@ def killed_after_each_save(folder, copies):
   """
   numbers = iter(range(1, 100))
 
-  def save(place, tree, record, original=checkpoint.save):
-    original(place, tree, record)
-    shutil.copytree(folder, copies / str(next(numbers)))
+  def save(saver, place, tree, record, then, original=Saver.save):
+    def copied():
+      shutil.copytree(folder, copies / str(next(numbers)))
+      then()
+
+    original(saver, place, tree, record, copied)
+    saver.wait()
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checkpoint, "save", save)
+    patch.setattr(Saver, "save", save)
     yield
 
 

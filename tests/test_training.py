@@ -300,6 +300,8 @@ def test_the_losses_of_before_a_stop_are_in_its_checkpoint(tmp_path):
   plan.losses.extend([2.0, 1.0])
   state = trainer.start(learned, 7)
   trainer.save(plan, state, fit.Best(state.trainable, 0.0))
+  plan.losses.append(9.0)  # which is of a later step
+  plan.saver.wait()
   trainer.restored(state, later)
   assert later.losses == [2.0, 1.0]
 

@@ -25,6 +25,7 @@ from sapt_jax.methods.base import Method, Trainable
 from sapt_jax.methods.lesson import Learned
 from sapt_jax.training import checkpoint
 from sapt_jax.training.profile import Profile
+from sapt_jax.training.saver import Saver
 from sapt_jax.training.state import TrainState, make_optimizer, make_schedule
 from sapt_jax.training.step import train_step
 
@@ -48,6 +49,7 @@ class Plan:
     validate: dev score (higher is better) of what has been learned so far; None: the last weights
       are kept.
     saved: called after each checkpoint.
+    saver: writes them.
     profile: traces some of the steps.
     advice: what to do if the loss ends far above where it was; empty: nothing is said then.
     losses: those that have been logged.
@@ -59,6 +61,7 @@ class Plan:
   log: Log
   validate: Callable[[Learned], float] | None = None
   saved: Callable[[], None] = lambda: None
+  saver: Saver = dataclasses.field(default_factory=Saver)
   profile: Profile = NO_PROFILE
   advice: str = ""
   losses: list[float] = dataclasses.field(default_factory=list)
@@ -190,11 +193,11 @@ class Trainer:
     if plan.folder is not None:
       record: dict[str, Any] = {"step": int(state.step), "losses": plan.losses}
       record |= {"best_score": best.score, "judged": judged}
-      checkpoint.save(plan.folder, (state, best.trainable), record)
-      plan.saved()
+      plan.saver.save(plan.folder, (state, best.trainable), record, plan.saved)
 
   @staticmethod
   def stopped(plan: Plan, step: int) -> Stopped:
+    plan.saver.wait()
     saved = "" if plan.folder is None else " is saved"
     return Stopped(f"{plan.label}, step {step} of {plan.steps}{saved}")
 

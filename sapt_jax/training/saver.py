@@ -1,0 +1,90 @@
+"""Saving beside the computation: what is saved is copied, and a thread writes it while the next
+steps are made.
+"""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import pathlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from sapt_jax.training import checkpoint
+
+Then = Callable[[], object]
+
+
+class Saver:
+  """Saves trees of one run, one after another. Whatever comes after a save looks whether it has
+  ended, or waits: see `look`, `wait` and `failure`.
+
+  Several processes write together, so their exchanges must come in one order: with them a tree is
+  written before `save` returns.
+  """
+
+  def __init__(self) -> None:
+    self._threads = ThreadPoolExecutor(1, "saver")
+    self._pending: tuple[Future[None], Then] | None = None
+
+  def save(self, folder: pathlib.Path, tree: Any, record: dict[str, Any], then: Then) -> None:
+    """As checkpoint.save, of the tree and the record as they are now, after the save before.
+
+    Args:
+      then: what is to be done once it is written, by the thread that finds that it is.
+
+    Raises:
+      OSError, InputError: see wait.
+    """
+    self.wait()
+    if jax.process_count() > 1:
+      checkpoint.save(folder, tree, record)
+      then()
+      return
+    # A step donates its state, and a log of losses grows.
+    work = self._threads.submit(_write, folder, _on_host(tree), copy.deepcopy(record))
+    self._pending = work, then
+
+  def look(self) -> None:
+    """Does what is to be done after a save, if one has been written.
+
+    Raises:
+      OSError, InputError: see wait.
+    """
+    if self._pending is not None and self._pending[0].done():
+      self.wait()
+
+  def wait(self) -> None:
+    """Waits until all is written.
+
+    Raises:
+      OSError: something could not be written.
+      InputError: what was to be done then has met wrong input.
+    """
+    if self._pending is not None:
+      (work, then), self._pending = self._pending, None
+      work.result()
+      then()
+
+  def failure(self) -> Exception | None:
+    """What `wait` raises."""
+    try:
+      self.wait()
+    except Exception as error:  # noqa: BLE001 (whoever asks says it or raises it)
+      return error
+    return None
+
+
+def _on_host(tree: Any) -> Any:
+  return jax.tree.map(lambda x: np.array(x) if isinstance(x, jax.Array) else x, tree)
+
+
+def _write(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
+  checkpoint.save(folder, tree, record)
+  # The storage library's threads leave free memory between what is in use, some hundred MiB in a
+  # long run; glibc, where it is there, gives it back.
+  getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)

@@ -1,0 +1,121 @@
+"""What is saved beside the computation is what was given, and nothing passes over its end."""
+
+import shutil
+import threading
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from sapt_jax import processes, train
+from sapt_jax.run_log import RunLog
+from sapt_jax.snapshots import finished_snapshots
+from sapt_jax.training import checkpoint
+from sapt_jax.training.saver import Saver
+from tests.runs import assert_same_run
+
+
+@pytest.fixture
+def held(monkeypatch):
+  """An event without which nothing is written."""
+  event = threading.Event()
+
+  def save(*given, original=checkpoint.save):
+    assert event.wait(60)
+    original(*given)
+
+  monkeypatch.setattr(checkpoint, "save", save)
+  return event
+
+
+def test_what_is_written_is_as_it_was_when_it_was_given(tmp_path, held):
+  saver, done = Saver(), []
+  tree, record = {"x": jax.numpy.arange(3.0)}, {"losses": [1.0]}
+  saver.save(tmp_path / "s", tree, record, lambda: done.append(threading.current_thread()))
+  jax.jit(lambda tree: {"x": tree["x"] + 1}, donate_argnums=0)(tree)
+  record["losses"].append(2.0)
+  saver.look()
+  assert (done, checkpoint.is_finished(tmp_path / "s")) == ([], False)
+  held.set()
+  saver.wait()
+  saver.wait()  # there is nothing more
+  assert done == [threading.current_thread()]
+  found, record = checkpoint.load(tmp_path / "s", {"x": jax.numpy.zeros(3)})
+  assert (found["x"].tolist(), record) == ([0.0, 1.0, 2.0], {"losses": [1.0]})
+
+
+@pytest.mark.parametrize("ask", ["save", "look", "wait", "failure"])
+def test_what_could_not_be_written_is_raised_once_to_whoever_asks_first(tmp_path, ask):
+  saver, tree = Saver(), {"x": np.zeros(1, np.float32)}
+  (tmp_path / "file").touch()
+  saver.save(tmp_path / "file/s", tree, {}, lambda: pytest.fail("it was not written"))
+  assert saver._pending[0].exception(60)
+  if ask == "failure":
+    assert isinstance(saver.failure(), OSError)
+  else:
+    given = (tmp_path / "s", tree, {}, lambda: None) if ask == "save" else ()
+    with pytest.raises(OSError, match="file"):
+      getattr(saver, ask)(*given)
+  assert saver.failure() is None
+  assert not (tmp_path / "s").exists()
+
+
+def test_a_run_killed_in_the_next_task_while_a_snapshot_is_written_ends_alike(
+  loop, finished, tmp_path, held, monkeypatch
+):
+  """The first task's checkpoints too: all of it is learned again."""
+  run, copy = tmp_path / "run", tmp_path / "copy"
+
+  def save(saver, folder, *given, original=Saver.save):
+    if folder.parent.name != "snapshots":
+      held.set()
+    elif folder.name.startswith("00_"):
+      saver.wait()
+      held.clear()
+    original(saver, folder, *given)
+
+  def add(log, row, original=RunLog.add):
+    original(log, row)
+    if row["index"] == 1 and not copy.exists():
+      assert not held.is_set()
+      shutil.copytree(run, copy)
+    if row["index"] == 1:
+      held.set()
+
+  monkeypatch.setattr(Saver, "save", save)
+  monkeypatch.setattr(RunLog, "add", add)
+  loop.run(run)
+  assert_same_run(run, finished)
+  assert not finished_snapshots(copy)
+  assert (copy / "progress/00/learn" / checkpoint.MANIFEST).is_file()
+  (copy / "progress/01").mkdir(exist_ok=True)
+  (copy / "progress/01/cost.jsonl").write_text("of a task that has not begun\n")
+  loop.run(copy)
+  assert_same_run(copy, finished)
+  assert not (copy / "progress").exists()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_snapshot_that_cannot_be_written_ends_the_run_and_counts_more_than_a_stop(
+  world, finished, tmp_path, monkeypatch, capsys, stopped
+):
+  def save(folder, *given, original=checkpoint.save):
+    if folder.parent.name == "snapshots":
+      raise OSError(28, "No space left on device", str(folder))
+    original(folder, *given)
+
+  given = [*world, "--output", tmp_path / "run"]
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, "save", save)
+    if stopped:
+      patch.setattr(
+        processes, "stop_asked", lambda: bool(list(tmp_path.glob("run/predictions/00_*")))
+      )
+    code, complaint = tiny.run_program(train, given, patch, capsys)
+  assert code == 1
+  assert "No space left on device" in complaint
+  assert "errors.log" in complaint
+  assert "stopped" not in complaint
+  train.main([str(x) for x in given])
+  assert_same_run(tmp_path / "run", finished)
