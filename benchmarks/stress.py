@@ -37,12 +37,8 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import jax
-import numpy as np
 from growth import grown
-from jax.sharding import SingleDeviceSharding
 from mutations import changed_text, mutated_file, mutated_options
-from orbax.checkpoint import v1 as ocp
 from places import Place, places, tried
 from programs import FORKS, PATIENCE, end, start
 
@@ -51,6 +47,7 @@ from sapt_jax.mini import T5_MINI
 from sapt_jax.mini.tasks import mini_stream
 from sapt_jax.snapshots import finished_snapshots
 from sapt_jax.text_files import json_lines, write_json
+from sapt_jax.training import checkpoint
 
 OPTIONS = (
   "--data.benchmark superni --data.max-train 24 --data.max-test 8 --data.max-target-length 8 "
@@ -99,18 +96,9 @@ class World:
 def outcome(run: pathlib.Path) -> dict[str, Any]:
   """What must be the same however a run came to its end."""
   last = finished_snapshots(run)[-1]
-  tree, here = str((last / "tree").absolute()), SingleDeviceSharding(jax.local_devices()[0])
-  shapes = ocp.metadata(tree).metadata
-  arrays = ocp.load(
-    tree,
-    {
-      name: jax.ShapeDtypeStruct(one.shape, one.dtype, sharding=here)
-      for name, one in shapes.items()
-    },
-  )
-  digest = hashlib.sha256()
+  arrays, digest = checkpoint.arrays_of(last), hashlib.sha256()
   for name in sorted(arrays):
-    digest.update(name.encode() + np.asarray(arrays[name]).tobytes())
+    digest.update(name.encode() + arrays[name].tobytes())
   return {
     "scores": json.loads((run / "scores.json").read_text())["scores"],
     "answers": hashlib.sha256((run / "predictions.jsonl").read_bytes()).hexdigest(),

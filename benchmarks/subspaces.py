@@ -14,15 +14,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from sapt_jax import cli
 from sapt_jax.errors import InputError
 from sapt_jax.snapshots import sound_snapshots
-from sapt_jax.training.checkpoint import TREE
+from sapt_jax.training.checkpoint import arrays_of
 
 
 def shared(earlier: Sequence[np.ndarray], new: np.ndarray) -> float:
@@ -35,8 +33,7 @@ def shared(earlier: Sequence[np.ndarray], new: np.ndarray) -> float:
 
 def factors_by_task(run: Path) -> list[list[np.ndarray]]:
   """[task][site and layer] -> A of the block that the task left, (D, R) float64."""
-  folders = [(snapshot / TREE).absolute() for snapshot in sound_snapshots(run)]
-  trees: list[dict[str, Any]] = [ocp.load(str(folder)) for folder in folders]
+  trees = [arrays_of(snapshot) for snapshot in sound_snapshots(run)]
   names = [name for name in trees[-1] if name.startswith("blocks.lora.") and name.endswith(".a")]
   if not names:
     raise InputError(f"{run}: its blocks are not LoRA")

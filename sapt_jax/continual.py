@@ -64,13 +64,13 @@ def run(
   path = pathlib.Path(output) if mirror is None else mirror.local
   if source:
     processes.first_does(lambda: fork(source, path, mirror is not None, config))
-  values = values_in(path, mirror)
+  values = processes.first_tells(lambda: values_in(path, mirror))
   anew = keep is not None
   if anew and is_later(start_of_job(), values.get(BEGUN_IN)):
     processes.say("the job was started again: the run goes on, and begins anew no more")
     keep = None
   begun = tasks_of(values)[:keep]
-  if keep and not begun and not (path / "config.json").exists():
+  if keep and not begun and not processes.first_tells((path / "config.json").exists):
     raise InputError(f"--from-task {keep + 1}: {output} has no task yet; leave it out")
   inputs = processes.all_or_none(lambda: read_inputs(config, begun))
   with RunFolder(path, config, inputs.identity, keep, mirror) as folder:
@@ -131,7 +131,7 @@ class Continual:
     self.scorer = Scorer(config, built, inputs.codec, self.stream)
     self.instruments = Instruments(config, built, inputs.codec, inputs.stored, inputs.blocks)
     self.check_rows = partial(check_rows, inputs, config.stream)
-    self.check_rows(folder.finished())
+    self.check_rows(processes.first_tells(folder.finished))
     for index, task in enumerate(self.stream):
       if len(task.train):
         self.method.check_task(self.study(index))
@@ -173,7 +173,7 @@ class Continual:
       processes.say(results.score_table(self.names, [record["scores"] for record in records]))
       if left := time_left([record["wall_s"] for record in records], len(self.stream)):
         processes.say(left)
-    self.folder.saver.wait()
+    processes.first_does(self.folder.saver.wait)
     result = results.summary(self.config, self.method, self.names, records, single)
     publish = partial(results.publish, self.folder, self.method, self.names, records, result)
     processes.first_does(publish)
@@ -243,7 +243,9 @@ class Continual:
     if not index:
       return {}
     before = self.folder.lines_of("predictions", index - 1, self.names[index - 1])
-    return share_changed((row for _, row in json_lines(before)), evaluation.answers)
+    return processes.first_tells(
+      lambda: share_changed((row for _, row in json_lines(before)), evaluation.answers)
+    )
 
   def options_of(self, index: int) -> dict[str, Any]:
     """How a task is learned and scored; a task that comes later may have other options."""

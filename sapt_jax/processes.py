@@ -13,6 +13,7 @@ import importlib.util
 import itertools
 import os
 import pathlib
+import pickle
 import re
 import signal
 import sys
@@ -30,10 +31,10 @@ from sapt_jax.config import Distributed
 from sapt_jax.errors import FailedError, InputError, Stopped
 
 T = TypeVar("T")
+CHUNK = 1 << 26  # most bytes of what process 0 tells in one exchange
 PATIENCE = 30  # seconds that a process which has ended waits for the others to end
 WAITING = 5  # seconds after which a process says whom it waits for
 LOST = 76  # exit code of a process that ends because another one is gone
-LONGEST = 2000  # bytes of an error that process 0 tells the others
 
 # What launchers say of the processes they started: how many, which one this is, which one on its
 # machine, and a variable without which JAX cannot find process 0. SLURM sets the last one inside
@@ -239,26 +240,38 @@ def first_does(action: Callable[[], object]) -> None:
   """Has process 0 do something to files while the others wait; all raise the InputError that it
   raises.
   """
-  if jax.process_count() == 1:
-    action()
-    return
-  complaint = np.zeros(LONGEST, np.uint8)
-  if is_first():
-    try:
-      action()
-    except InputError as error:
-      text = str(error).encode()[:LONGEST]
-      complaint[: len(text)] = np.frombuffer(text, np.uint8)
-  told = bytes(multihost_utils.broadcast_one_to_all(complaint)).rstrip(b"\0")
-  if told:
-    raise InputError(told.decode(errors="replace"))
+  first_tells(lambda: (action(), None)[1])
 
 
-def first_says(look: Callable[[], int]) -> int:
-  """What process 0 finds, told to all."""
+def first_tells(look: Callable[[], T]) -> T:
+  """What process 0 finds, told to all; all raise the InputError that it raises."""
   if jax.process_count() == 1:
     return look()
-  return int(multihost_utils.broadcast_one_to_all(np.int32(look() if is_first() else 0)))
+  content = b""
+  if is_first():
+    try:
+      content = pickle.dumps((look(), None))
+    except InputError as error:
+      content = pickle.dumps((None, str(error)))
+  found, complaint = pickle.loads(_told(content))
+  if complaint is not None:
+    raise InputError(complaint)
+  return cast(T, found)
+
+
+def _told(content: bytes) -> bytes:
+  """The content that process 0 has, and bytes behind it that mean nothing."""
+  whole, rest = multihost_utils.broadcast_one_to_all(
+    np.array(divmod(len(content), CHUNK), np.int32)
+  )
+  told = bytearray()
+  # Exchanges of few sizes: each is a program to compile.
+  for size in [CHUNK] * int(whole) + [1 << max(12, (int(rest) - 1).bit_length())]:
+    part = np.zeros(size, np.uint8)
+    mine = np.frombuffer(content[len(told) : len(told) + size], np.uint8)
+    part[: len(mine)] = mine
+    told += np.asarray(multihost_utils.broadcast_one_to_all(part)).tobytes()
+  return bytes(told)
 
 
 def all_say(here: bool) -> list[bool]:

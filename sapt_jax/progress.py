@@ -50,8 +50,12 @@ class Progress:
   def cost(self) -> dict[str, int | float]:
     """What was kept of it last; empty: nothing."""
     file = self.folder / COST
-    lines = checked_lines(file)
-    return parse_json(lines[-1], str(file)) if lines else {}
+
+    def last() -> dict[str, int | float]:
+      lines = checked_lines(file)
+      return parse_json(lines[-1], str(file)) if lines else {}
+
+    return processes.first_tells(last)
 
   def answers(self, name: str) -> KeptAnswers:
     """The answers of this name that were given so far, to be added to."""

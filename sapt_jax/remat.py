@@ -50,6 +50,6 @@ def resolved(config: Config, folder: pathlib.Path, blocks: int, examples: int) -
     return bool(memory_of(step)["peak"] <= SHARE * limit)
 
   here = fits()  # all processes compile: a program of theirs needs all
-  remat: Remat = "dots" if processes.first_says(lambda: here) else "full"
+  remat: Remat = "dots" if processes.first_tells(lambda: here) else "full"
   processes.say(f"remat: {remat}")
   return with_remat(remat)

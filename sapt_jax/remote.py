@@ -19,9 +19,9 @@ from sapt_jax.errors import InputError
 from sapt_jax.run_lock import recover
 from sapt_jax.text_files import remove
 
-OWNER, TOKEN, MANIFEST = "owner", "owner.lock", "manifest.json"
-# Of this machine alone: locks, what is being written, and what is about to be replaced.
-LOCKS, UNFINISHED = ("lock", TOKEN), (".draft", ".before")
+OWNER, MANIFEST = "owner", "manifest.json"
+# Of this machine alone: the lock, what is being written, and what is about to be replaced.
+LOCK, UNFINISHED = "lock", (".draft", ".before")
 
 
 def is_remote(place: str) -> bool:
@@ -92,7 +92,7 @@ class Mirror:
     for path in self.local.rglob("*"):
       name = path.relative_to(self.local)
       unfinished = any(part.endswith(UNFINISHED) for part in name.parts)
-      if path.is_file() and not unfinished and str(name) not in LOCKS:
+      if path.is_file() and not unfinished and str(name) != LOCK:
         files[str(name)] = (path.stat().st_size, path.stat().st_mtime_ns)
     return files
 
@@ -118,12 +118,6 @@ class Mirror:
       self.store.pipe_file(f"{self.root}/{OWNER}", self.token.encode())
     except Exception as error:  # noqa: BLE001 (each kind of store has errors of its own)
       raise self._unreachable(error) from None
-    (self.local / TOKEN).write_text(self.token, encoding="utf-8")
-
-  def is_of_owner(self) -> bool:
-    """Whether the local folder is the owner's, which may be another process of the run."""
-    file = self.local / TOKEN
-    return file.is_file() and file.read_text(encoding="utf-8") == self.owner()
 
   def owner(self) -> str:
     """The token of the process that has taken the place last."""
@@ -134,7 +128,7 @@ class Mirror:
     """Makes the local folder what the remote one is."""
     self.local.mkdir(parents=True, exist_ok=True)
     for path in self.local.iterdir():
-      if path.name not in LOCKS:
+      if path.name != LOCK:
         remove(path)
     for name in self._remote_files():
       file = self.local / name

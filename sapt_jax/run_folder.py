@@ -19,11 +19,8 @@ tracking/TOOL.json     what a tool has been sent (--track); its own files are be
 
 from __future__ import annotations
 
-import contextlib
-import json
 import pathlib
 import sys
-import time
 from typing import Any, TextIO
 
 import jax
@@ -63,7 +60,7 @@ from sapt_jax.training.saver import Saver
 
 class RunFolder:
   """A run's folder, new or to be continued; a context that keeps other runs out of it. Process 0
-  writes, the others read what it wrote.
+  alone reads and writes there; the others are told what they need to know.
 
   Args:
     identity: what tells data, tokenizer and backbone from others (RunInputs.identity).
@@ -95,12 +92,6 @@ class RunFolder:
 
   def __enter__(self) -> RunFolder:
     processes.first_does(self._enter)
-    if self.mirror is not None and not all(processes.all_say(self.mirror.is_of_owner())):
-      self.__exit__()
-      raise InputError(
-        f"{self.mirror.url}: the processes work in {self.path}, which must be one and the same "
-        "folder to all of them: set XDG_CACHE_HOME to one that all their machines share"
-      )
     return self
 
   def begin(self) -> None:
@@ -108,16 +99,18 @@ class RunFolder:
     asked for. Until then nothing has changed in it.
 
     Raises:
-      InputError: it is not one and the same folder to all processes.
+      InputError: the processes do not ask for the same.
     """
+    own = asked(self.config, self.identity)
+    first = processes.first_tells(lambda: own)
+    alike = processes.all_say(own == first)
+    if not all(alike):
+      raise InputError(
+        f"{self.path}: process {alike.index(False)} has other options or other data than process "
+        "0; give all of them the same"
+      )
     processes.first_does(self._begin)
     stopping.removed = self.anew
-    seen = processes.all_say(self._seen())
-    if not all(seen):
-      raise InputError(
-        f"{self.path}: process {seen.index(False)} does not find there what process 0 wrote; all "
-        "processes need the same options, and one folder that all their machines share"
-      )
 
   def _begin(self) -> None:
     file = self.path / "config.json"
@@ -178,18 +171,6 @@ class RunFolder:
       self.push()
     except Exception as error:  # noqa: BLE001 (each kind of store has errors of its own)
       print(f"warning: not all of {self.path} was copied: {cli.reason_of(error)}", file=sys.stderr)
-
-  def _seen(self) -> bool:
-    """Whether config.json is here, and as this process would have written it; file systems of
-    clusters may show it late.
-    """
-    for _ in range(10):
-      with contextlib.suppress(OSError, ValueError):
-        values = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        if values == asked(self.config, self.identity, values):
-          return True
-      time.sleep(1)
-    return False
 
   def __exit__(self, kind: object = None, error: BaseException | None = None, *_: object) -> None:
     if isinstance(error, Stopped):
@@ -308,7 +289,7 @@ class RunFolder:
       except checkpoint.DamagedError:
         return 0
 
-    return processes.first_says(look)
+    return processes.first_tells(look)
 
   def restore(self, tasks: list[str], abstract: Learned) -> tuple[Learned, list[dict[str, Any]]]:
     """The newest sound snapshot, in arrays as large as those of the `abstract` tree, and the
@@ -316,11 +297,11 @@ class RunFolder:
 
     A damaged snapshot is named on stderr and passed over for the one before it.
     """
-    done = processes.first_says(lambda: self._sound(tasks))
+    done = processes.first_tells(lambda: self._sound(tasks))
     if not done:
       return abstract, []
     learned, _ = checkpoint.load(self.snapshot(done - 1, tasks[done - 1]), abstract, grow=True)
-    records = self._records(tasks[:done])
+    records = processes.first_tells(lambda: self._records(tasks[:done]))
     processes.first_does(lambda: self._check_kept(tasks[: done - 1], records))
     return learned, records
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from sapt_jax import saved_options
+from sapt_jax import processes, saved_options
 from sapt_jax.config import Config
 from sapt_jax.errors import InputError
 from sapt_jax.methods.per_task import PerTaskOptions
@@ -48,7 +48,7 @@ def single_scores(
       single="",
     )
     run(alone, place)
-  finished, asked = _finished_run(config.single, place)
+  finished, asked = processes.first_tells(lambda: _finished_run(config.single, place))
   scores = {name: finished["scores"][j][j] for j, name in enumerate(finished["tasks"])}
   missing = [name for name in names if name not in scores]
   if finished["method"] != "per_task" or missing:

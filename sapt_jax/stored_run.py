@@ -142,7 +142,7 @@ def read_run(path: pathlib.Path, called: str) -> StoredRun:
     records = [record_of(folder) for folder in snapshots]
     sizes = [records[-1][name] for name in ("capacity", "memory_inputs")]
     method, shapes = learner.abstract(config, learner.backbone_folder(config), *sizes)
-    learned, _ = checkpoint.load(snapshots[-1], shapes)
+    learned, _ = checkpoint.read(snapshots[-1], shapes)
   except checkpoint.DamagedError as error:
     raise InputError(f"{called}: {error}") from None
   names = [record["task"] for record in records]

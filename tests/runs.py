@@ -3,12 +3,10 @@
 import contextlib
 import json
 import shutil
-import warnings
 
 import jax
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
 from sapt_jax import run_options, train
 from sapt_jax.continual import Continual
@@ -85,9 +83,7 @@ def record_of(snapshot):
 
 def saved(snapshot):
   """Every array of a snapshot."""
-  with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", "Sharding info not provided")
-    return ocp.load(str(snapshot / checkpoint.TREE))
+  return checkpoint.arrays_of(snapshot)
 
 
 def logged(folder):

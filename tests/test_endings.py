@@ -172,14 +172,14 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
 ):
   """Orbax's threads log the tracebacks of their errors, which are then raised as well."""
 
-  def full(*_):
+  def full(*_, **__):
     logging.getLogger("absl").error("a thread raised an exception:\nTraceback ...")
     raise ValueError("RESOURCE_EXHAUSTED: No space left on device")
 
   run = tmp_path / "run"
   arguments = [*world, "--method.name", "sequential", "--output", run]
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint.ocp, "save", full)
+    patch.setattr(checkpoint.ocp.Checkpointer, "save", full)
     code, complaint = tiny.run_program(train, arguments, patch, capsys)
   line = complaint.strip().splitlines()[-1]
   assert (code, "Traceback" in complaint) == (1, False)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -81,15 +82,25 @@ def free_address():
 
 
 def together(count, options, output, numbers=None):
-  """Outcomes of so many processes that share a run."""
+  """Outcomes of so many processes that share a run and no disk: all but the first have a folder of
+  their own, in which nothing must be done.
+  """
   # No heartbeat is missed on a machine that is busy or paused.
   shared = (
     f"--distributed.heartbeat 600 --distributed.address {free_address()} "
     f"--distributed.processes {count} --distributed.process-id"
   ).split()
-  return ended(
-    [start([*options, *shared, str(i)], output, numbers and numbers[i]) for i in range(count)]
+  places = [output, *(output.parent / f"machine{i}" / output.name for i in range(1, count))]
+  for place in places:
+    place.parent.mkdir(exist_ok=True)
+  outcomes = ended(
+    [
+      start([*options, *shared, str(i)], place, numbers and numbers[i])
+      for i, place in enumerate(places)
+    ]
   )
+  assert not [path for place in places[1:] for path in place.parent.iterdir()]
+  return outcomes
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +144,7 @@ def test_processes_of_two_devices_give_what_one_device_gives_and_one_of_them_spe
 
 
 @pytest.mark.slow
-def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
+def test_two_processes_stop_as_one_is_asked_to_and_they_or_four_simulated_devices_go_on(
   world, alone, tmp_path, capsys, monkeypatch
 ):
   outcomes = together(2, [*world, "--mesh.fsdp", "2"], tmp_path / "run", numbers=(0, 15))
@@ -143,6 +154,10 @@ def test_two_processes_stop_as_one_is_asked_to_and_four_simulated_devices_go_on(
   stop = f"stopped: as asked; {where} is saved; the same command continues this run"
   assert all(stop in err for _, _, err in outcomes)
   assert 2 <= record["step"] < 6
+  again = shutil.copytree(tmp_path / "run", tmp_path / "again")
+  outcomes = together(2, [*world, "--mesh.fsdp", "2"], again)
+  assert [code for code, _, _ in outcomes] == [0, 0], outcomes
+  assert_nearly_same_run(again, alone)
   options = ["--mesh.data", "2", "--mesh.fsdp", "2", "--output", str(tmp_path / "run")]
   monkeypatch.setattr(fit, "LINE_EVERY", 0.0)
   train.main([*world, *options])
@@ -181,14 +196,13 @@ def test_a_process_ends_soon_and_says_why_when_another_is_killed(world, tmp_path
   assert checkpoint.is_finished(tmp_path / "run/snapshots/00_task001_colour")
 
 
-def test_a_folder_that_not_all_processes_see_is_refused(tmp_path, monkeypatch):
+def test_processes_that_do_not_ask_for_the_same_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "all_say", lambda here: [here, False])
   folder = RunFolder(tmp_path / "run", config.Config(SequentialOptions()), {})
-  with (
-    pytest.raises(InputError, match="process 1 does not find there what process 0 wrote"),
-    folder,
-  ):
+  complaint = "process 1 has other options or other data than process 0; give all of them the same"
+  with pytest.raises(InputError, match=complaint), folder:
     folder.begin()
+  assert not (tmp_path / "run/config.json").exists()
 
 
 def test_what_four_devices_saved_is_restored_on_other_meshes_bit_for_bit(tmp_path):

@@ -117,8 +117,7 @@ def test_the_older_of_two_runs_in_one_place_ends(place, tmp_path):
   for mirror in (one, two):
     mirror.local.mkdir()
     mirror.take()
-  assert not one.is_of_owner()
-  assert two.is_of_owner()
+  assert one.owner() == two.owner() == two.token
   with pytest.raises(InputError, match=r"process \d+ \w+ has gone on with this run; this one ends"):
     one.push()
   two.push()

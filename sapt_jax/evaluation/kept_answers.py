@@ -6,35 +6,26 @@ from __future__ import annotations
 
 import json
 import pathlib
-import time
 from typing import Any
 
 import numpy as np
 
 from sapt_jax import processes
-from sapt_jax.errors import InputError
 from sapt_jax.text_files import add_checked_line, checked_lines, write_checked_lines
 
 
 class KeptAnswers:
   """A file with a line per batch: its checksum, the numbers of its rows, token ids and mixtures.
 
-  Process 0 writes; all processes read what an earlier start left.
+  Process 0 writes, and tells all what an earlier start left.
   """
 
   def __init__(self, file: pathlib.Path):
     self.file = file
-    self.earlier = self._first_lines(processes.first_says(lambda: len(checked_lines(file))))
+    self.earlier: list[dict[str, Any]] = processes.first_tells(
+      lambda: [json.loads(line) for line in checked_lines(file)]
+    )
     self._shorten(len(self.earlier))
-
-  def _first_lines(self, count: int) -> list[dict[str, Any]]:
-    """As many lines as process 0 has found; file systems of clusters may show them late."""
-    for _ in range(10):
-      lines = checked_lines(self.file)
-      if len(lines) >= count:
-        return [json.loads(line) for line in lines[:count]]
-      time.sleep(1)
-    raise InputError(f"{self.file}: process 0 finds {count} lines there, another one fewer")
 
   def of(self, number: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Token ids (B, L) and mixtures (B, T) float32 of the batch of this number, if it was of these

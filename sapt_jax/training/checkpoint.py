@@ -1,5 +1,5 @@
 """Trees on disk, through Orbax: written whole or not at all, read back before they count, and
-checked by SHA-256 when read.
+checked by SHA-256 when read. One process does it, alone or for all.
 
 A saved folder holds `tree/` (Orbax), `record.json` (plain values that belong to it) and, written
 last, `manifest.json` with the hash of every other file. Without a manifest a folder is an
@@ -16,22 +16,20 @@ import logging
 import os
 import pathlib
 import re
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from sapt_jax import processes
+from sapt_jax import processes, sharding
 from sapt_jax.errors import InputError
 from sapt_jax.text_files import read_object, remove, sync_folder, write_json
 
 MANIFEST, RECORD, TREE = "manifest.json", "record.json", "tree"
 
 LONGEST_NAME = 255  # bytes, on all usual file systems
-
-Shape = tuple[int, ...]
 
 
 class DamagedError(RuntimeError):
@@ -56,41 +54,72 @@ def sha256(file: pathlib.Path) -> str:
     return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def on_host(tree: Any) -> Any:
+  """NumPy copies of a tree's arrays, whole ones, however they are spread. All processes take
+  part.
+  """
+
+  def copied(x: Any) -> Any:
+    if not isinstance(x, jax.Array):
+      return x
+    if not (x.is_fully_addressable or x.is_fully_replicated):
+      x = multihost_utils.process_allgather(x, tiled=True)
+    return np.array(x)
+
+  return jax.tree.map(copied, tree)
+
+
 def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
-  """Saves a tree of arrays and the plain values that go with it; a folder of that name is replaced.
-  All processes take part.
+  """Saves a tree of arrays that this process has, and the plain values that go with it; a folder of
+  that name is replaced.
 
   The folder that is there stays until the new one is written.
   """
-  draft = folder.with_name(folder.name + ".draft")
-
-  def make_room() -> None:
-    remove(draft)
-    draft.mkdir(parents=True)
-
-  def seal() -> None:
-    write_json(draft / RECORD, record)
-    _sync(draft)
-    write_json(draft / MANIFEST, _hashes(draft))
-    before = folder.with_name(folder.name + ".before")
-    remove(before)
-    if folder.is_symlink() or folder.exists():
-      folder.rename(before)
-    draft.rename(folder)
-    sync_folder(folder.parent)
-    remove(before)
-
-  processes.first_does(make_room)
-  flat = _flat(tree)
+  draft, before = (folder.with_name(folder.name + end) for end in (".draft", ".before"))
+  remove(draft)
+  draft.mkdir(parents=True)
+  flat = {name: np.asarray(x) for name, x in _flat(tree).items()}
   # Each of Orbax's threads would log the traceback of an error that it raises here anyway, some of
   # them after it has been raised: so it stays quiet then.
   logger = logging.getLogger("absl")
   usual = logger.level
   logger.setLevel(logging.CRITICAL)
-  ocp.save(str((draft / TREE).absolute()), flat)
+  _put(draft / TREE, flat)
   logger.setLevel(usual)
   _read_back(draft, flat)
-  processes.first_does(seal)
+  write_json(draft / RECORD, record)
+  _sync(draft)
+  write_json(draft / MANIFEST, _hashes(draft))
+  remove(before)
+  if folder.is_symlink() or folder.exists():
+    folder.rename(before)
+  draft.rename(folder)
+  sync_folder(folder.parent)
+  remove(before)
+
+
+def _orbax() -> ocp.Checkpointer:
+  """What saves and reads trees in this process, and waits for no other one."""
+  here = jax.process_index()
+  alone = ocp.options.MultiprocessingOptions(
+    primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process {here}"
+  )
+  handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+  return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _put(place: pathlib.Path, flat: dict[str, np.ndarray]) -> None:
+  with _orbax() as orbax:
+    orbax.save(place.absolute(), args=ocp.args.PyTreeSave(flat))
+
+
+def _get(place: pathlib.Path) -> dict[str, np.ndarray]:
+  # Earlier versions of the library had Orbax write them into a folder of their own there.
+  metadata = next(place.absolute().rglob("_METADATA"), place / "_METADATA")
+  with _orbax() as orbax:
+    there = orbax.metadata(metadata.parent).item_metadata.tree
+    restore = dict.fromkeys(there, ocp.RestoreArgs(restore_type=np.ndarray))
+    return orbax.restore(metadata.parent, args=ocp.args.PyTreeRestore(restore_args=restore))
 
 
 def _sync(folder: pathlib.Path) -> None:
@@ -110,9 +139,8 @@ def _read_back(folder: pathlib.Path, flat: dict[str, Any]) -> None:
     OSError: it does not.
   """
   try:
-    here = any(isinstance(x, jax.Array) for x in flat.values())
-    found = ocp.load(str((folder / TREE).absolute()), _abstract(flat) if here else flat)
-    same = all(_bits(found[name]) == _bits(value) for name, value in flat.items())
+    found = _get(folder / TREE)
+    same = all(found[name].tobytes() == value.tobytes() for name, value in flat.items())
   except (ValueError, KeyError) as error:
     reason = _first_line(error)
     raise OSError(f"{folder}: what was written there cannot be read ({reason})") from None
@@ -120,43 +148,31 @@ def _read_back(folder: pathlib.Path, flat: dict[str, Any]) -> None:
     raise OSError(f"{folder}: other numbers are read there than were written; is the disk sound?")
 
 
-def _bits(array: Any) -> bytes:
-  """The bytes of the part of an array that this process has."""
-  return np.asarray(array.addressable_data(0) if isinstance(array, jax.Array) else array).tobytes()
-
-
-def _abstract(flat: dict[str, Any], sizes: dict[str, Shape] | None = None) -> dict[str, Any]:
-  """The shapes of arrays, some of them as `sizes` says, and where they stand; NumPy's are read to
-  the first device.
-  """
-  here, sizes = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), sizes or {}
-  return {
-    name: jax.ShapeDtypeStruct(
-      sizes.get(name, x.shape), x.dtype, sharding=getattr(x, "sharding", here)
-    )
-    for name, x in flat.items()
-  }
-
-
-def _saved_shapes(tree: str, wanted: dict[str, Any]) -> dict[str, Shape]:
-  """The shapes of the saved arrays that are smaller than those wanted.
+def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays of a saved folder, by their names in its tree; nothing is checked.
 
   Raises:
-    KeyError: an array is not there.
-    ValueError: one is larger, or has another number of axes.
+    ValueError, KeyError, OSError: Orbax cannot read them.
   """
-  metadata = ocp.metadata(tree).metadata
-  saved = {name: tuple(metadata[name].shape) for name in wanted}
-  for name, shape in saved.items():
-    room = wanted[name].shape
-    if len(shape) != len(room) or any(x > y for x, y in zip(shape, room, strict=True)):
-      raise ValueError(f"{name} has the shape {shape} there, and {room} here")
-  return {name: shape for name, shape in saved.items() if shape != wanted[name].shape}
+  return _get(folder / TREE)
 
 
-@partial(jax.jit, static_argnums=2)
-def _enlarged(room: jax.Array, saved: jax.Array, size: Shape) -> jax.Array:
-  return room.at[tuple(slice(length) for length in size)].set(saved)
+def _fitted(name: str, saved: np.ndarray, wanted: Any, grow: bool) -> np.ndarray:
+  """A saved array, in one as large as the array that is wanted, which has what is not saved.
+
+  Raises:
+    ValueError: it has another shape, or one that is larger if it may grow.
+  """
+  if saved.shape == wanted.shape:
+    return saved.astype(wanted.dtype, copy=False)
+  smaller = len(saved.shape) == len(wanted.shape) and all(
+    x <= y for x, y in zip(saved.shape, wanted.shape, strict=True)
+  )
+  if not (grow and smaller):
+    raise ValueError(f"{name} has the shape {saved.shape} there, and {wanted.shape} here")
+  room = np.array(wanted)
+  room[tuple(map(slice, saved.shape))] = saved
+  return room
 
 
 def _first_line(error: Exception) -> str:
@@ -266,12 +282,23 @@ def _read(file: pathlib.Path) -> dict[str, Any]:
 
 
 def load(folder: pathlib.Path, abstract: Any, grow: bool = False) -> tuple[Any, dict[str, Any]]:
-  """The tree and the record of a saved folder, whatever mesh they were saved from. All processes
-  take part.
+  """As `read`, by process 0 for all, and each array goes where that of `abstract` says by its
+  sharding; to the first device, if it has none.
+  """
+  tree, record = processes.first_tells(lambda: read(folder, abstract, grow))
+  here: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+  def placed(x: np.ndarray, like: Any) -> jax.Array:
+    return sharding.to_devices(x, getattr(like, "sharding", here))
+
+  return jax.tree.map(placed, tree, abstract), record
+
+
+def read(folder: pathlib.Path, abstract: Any, grow: bool = False) -> tuple[Any, dict[str, Any]]:
+  """The tree, of NumPy's arrays, and the record of a saved folder, whatever they were saved from.
 
   Args:
-    abstract: a tree of the same structure, of arrays or ShapeDtypeStructs with shardings, which say
-      where each array is to go.
+    abstract: a tree of the same structure, of arrays or ShapeDtypeStructs.
     grow: `abstract` holds arrays, which may be larger than the saved ones along any axis: the saved
       numbers take the places that come first, and the others keep what they hold.
 
@@ -281,15 +308,11 @@ def load(folder: pathlib.Path, abstract: Any, grow: bool = False) -> tuple[Any, 
   verify(folder)
   wanted = _flat(abstract)
   try:
-    tree = str((folder / TREE).absolute())
-    sizes = _saved_shapes(tree, wanted) if grow else {}
-    flat = ocp.load(tree, _abstract(wanted, sizes))
+    saved = arrays_of(folder)
+    leaves = [_fitted(name, saved[name], x, grow) for name, x in wanted.items()]
   except (ValueError, KeyError) as error:
     raise DamagedError(
       f"{folder}: other arrays than this version of the library reads ({_first_line(error)}); use "
       "the version that wrote them"
     ) from error
-  for name, size in sizes.items():
-    flat[name] = _enlarged(wanted[name], flat[name], size)
-  leaves = [flat[name] for name in wanted]
   return jax.tree.unflatten(jax.tree.structure(abstract), leaves), read_record(folder)

@@ -197,7 +197,7 @@ class Trainer:
 
   @staticmethod
   def stopped(plan: Plan, step: int) -> Stopped:
-    plan.saver.wait()
+    processes.first_does(plan.saver.wait)
     saved = "" if plan.folder is None else " is saved"
     return Stopped(f"{plan.label}, step {step} of {plan.steps}{saved}")
 
@@ -206,7 +206,7 @@ class Trainer:
     whether the state's score on dev is among those; else the state given.
     """
     best, score, judged, folder = state.trainable, -math.inf, True, plan.folder
-    if folder is not None and processes.first_says(lambda: checkpoint.is_finished(folder)):
+    if folder is not None and processes.first_tells(lambda: checkpoint.is_finished(folder)):
       # A stream that has become longer may have made room for more tasks.
       (state, best), record = checkpoint.load(folder, (state, best), grow=True)
       score, judged = record["best_score"], record["judged"]

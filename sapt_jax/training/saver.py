@@ -11,9 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import jax
-import numpy as np
-
+from sapt_jax import processes
 from sapt_jax.training import checkpoint
 
 Then = Callable[[], object]
@@ -21,10 +19,7 @@ Then = Callable[[], object]
 
 class Saver:
   """Saves trees of one run, one after another. Whatever comes after a save looks whether it has
-  ended, or waits: see `look`, `wait` and `failure`.
-
-  Several processes write together, so their exchanges must come in one order: with them a tree is
-  written before `save` returns.
+  ended, or waits: see `look`, `wait` and `failure`. Process 0 writes.
   """
 
   def __init__(self) -> None:
@@ -32,7 +27,8 @@ class Saver:
     self._pending: tuple[Future[None], Then] | None = None
 
   def save(self, folder: pathlib.Path, tree: Any, record: dict[str, Any], then: Then) -> None:
-    """As checkpoint.save, of the tree and the record as they are now, after the save before.
+    """As checkpoint.save, of the tree and the record as they are now, after the save before. All
+    processes take part.
 
     Args:
       then: what is to be done once it is written, by the thread that finds that it is.
@@ -41,13 +37,10 @@ class Saver:
       OSError, InputError: see wait.
     """
     self.wait()
-    if jax.process_count() > 1:
-      checkpoint.save(folder, tree, record)
-      then()
-      return
-    # A step donates its state, and a log of losses grows.
-    work = self._threads.submit(_write, folder, _on_host(tree), copy.deepcopy(record))
-    self._pending = work, then
+    # Copies: a step donates its state, and a log of losses grows.
+    tree, record = checkpoint.on_host(tree), copy.deepcopy(record)
+    if processes.is_first():
+      self._pending = self._threads.submit(_write, folder, tree, record), then
 
   def look(self) -> None:
     """Does what is to be done after a save, if one has been written.
@@ -77,10 +70,6 @@ class Saver:
     except Exception as error:  # noqa: BLE001 (whoever asks says it or raises it)
       return error
     return None
-
-
-def _on_host(tree: Any) -> Any:
-  return jax.tree.map(lambda x: np.array(x) if isinstance(x, jax.Array) else x, tree)
 
 
 def _write(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
