@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1
 
+from sapt_jax import text_files
 from sapt_jax.errors import InputError
 from sapt_jax.snapshots import sound_snapshots
 from sapt_jax.training import checkpoint
@@ -19,6 +21,18 @@ def test_a_saved_tree_comes_back_bit_for_bit(tmp_path):
   tree, record = checkpoint.load(tmp_path / "s", jax.tree.map(jnp.zeros_like, TREE))
   assert jax.tree.all(jax.tree.map(np.array_equal, tree, TREE))
   assert record == {"scores": [1.5]}
+
+
+def test_what_orbax_wrote_by_its_other_interface_for_earlier_versions_is_read(tmp_path):
+  folder = tmp_path / "s"
+  folder.mkdir()
+  flat = {"a": TREE["a"], "b.count": TREE["b"]["count"]}
+  v1.save(str(folder / checkpoint.TREE), flat)
+  text_files.write_json(folder / checkpoint.RECORD, {})
+  text_files.write_json(folder / checkpoint.MANIFEST, checkpoint._hashes(folder))
+  tree, _ = checkpoint.load(folder, jax.tree.map(jnp.zeros_like, TREE))
+  assert jax.tree.all(jax.tree.map(np.array_equal, tree, TREE))
+  assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(tree))
 
 
 @pytest.mark.parametrize("harm", ["truncate", "empty", "delete", "flip"])

@@ -205,6 +205,29 @@ def test_processes_that_do_not_ask_for_the_same_are_refused(tmp_path, monkeypatc
   assert not (tmp_path / "run/config.json").exists()
 
 
+@pytest.mark.parametrize("size", [0, 1, 4999, 5000, 5001, 10_000, 12_345])
+def test_what_process_0_tells_comes_whole_in_parts_of_few_sizes(monkeypatch, size):
+  exchanged = []
+
+  def broadcast(array):
+    exchanged.append(array.nbytes)
+    return array
+
+  monkeypatch.setattr(processes, "CHUNK", 5000)
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(processes.multihost_utils, "broadcast_one_to_all", broadcast)
+  found = np.random.default_rng(0).bytes(size)
+  assert processes.first_tells(lambda: found) == found
+  assert set(exchanged) <= {8, 4096, 5000, 8192}
+
+  def complain():
+    raise InputError("what is wrong " * 1000)
+
+  with pytest.raises(InputError) as raised:
+    processes.first_tells(complain)
+  assert str(raised.value) == "what is wrong " * 1000
+
+
 def test_what_four_devices_saved_is_restored_on_other_meshes_bit_for_bit(tmp_path):
   def spread(mesh):
     return jax.sharding.NamedSharding(mesh, sharding.spec("batch", "heads"))

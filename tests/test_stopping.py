@@ -111,7 +111,7 @@ def test_a_save_that_cannot_be_read_back_does_not_count(tmp_path, monkeypatch):
   tree = {"x": np.arange(3, dtype=np.float32)}
   checkpoint.save(tmp_path / "s", tree, {"number": 1})
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint, "_get", lambda _: {"x": np.zeros(3, np.float32)})
+    patch.setattr(checkpoint, "_get", lambda *_: {"x": np.zeros(3, np.float32)})
     with pytest.raises(OSError, match="other numbers are read there than were written"):
       checkpoint.save(tmp_path / "s", tree, {"number": 2})
   assert checkpoint.read_record(tmp_path / "s") == {"number": 1}

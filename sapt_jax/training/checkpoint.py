@@ -16,6 +16,7 @@ import logging
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -113,12 +114,13 @@ def _put(place: pathlib.Path, flat: dict[str, np.ndarray]) -> None:
     orbax.save(place.absolute(), args=ocp.args.PyTreeSave(flat))
 
 
-def _get(place: pathlib.Path) -> dict[str, np.ndarray]:
+def _get(place: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
   # Earlier versions of the library had Orbax write them into a folder of their own there.
   metadata = next(place.absolute().rglob("_METADATA"), place / "_METADATA")
   with _orbax() as orbax:
-    there = orbax.metadata(metadata.parent).item_metadata.tree
-    restore = dict.fromkeys(there, ocp.RestoreArgs(restore_type=np.ndarray))
+    if names is None:  # each time it is asked, some memory is never freed: name them
+      names = orbax.metadata(metadata.parent).item_metadata.tree
+    restore = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
     return orbax.restore(metadata.parent, args=ocp.args.PyTreeRestore(restore_args=restore))
 
 
@@ -139,7 +141,7 @@ def _read_back(folder: pathlib.Path, flat: dict[str, Any]) -> None:
     OSError: it does not.
   """
   try:
-    found = _get(folder / TREE)
+    found = _get(folder / TREE, flat)
     same = all(found[name].tobytes() == value.tobytes() for name, value in flat.items())
   except (ValueError, KeyError) as error:
     reason = _first_line(error)
@@ -149,7 +151,7 @@ def _read_back(folder: pathlib.Path, flat: dict[str, Any]) -> None:
 
 
 def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
-  """The arrays of a saved folder, by their names in its tree; nothing is checked.
+  """All arrays of a saved folder, by their names in its tree; nothing is checked.
 
   Raises:
     ValueError, KeyError, OSError: Orbax cannot read them.
@@ -308,7 +310,7 @@ def read(folder: pathlib.Path, abstract: Any, grow: bool = False) -> tuple[Any, 
   verify(folder)
   wanted = _flat(abstract)
   try:
-    saved = arrays_of(folder)
+    saved = _get(folder / TREE, wanted)
     leaves = [_fitted(name, saved[name], x, grow) for name, x in wanted.items()]
   except (ValueError, KeyError) as error:
     raise DamagedError(
