@@ -291,7 +291,7 @@ def load(folder: pathlib.Path, abstract: Any, grow: bool = False) -> tuple[Any, 
   here: Any = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
   def placed(x: np.ndarray, like: Any) -> jax.Array:
-    return sharding.to_devices(x, getattr(like, "sharding", here))
+    return sharding.to_devices(x, getattr(like, "sharding", None) or here)
 
   return jax.tree.map(placed, tree, abstract), record
 
