@@ -144,8 +144,10 @@ class RunFolder:
       self.path.mkdir(parents=True, exist_ok=True)
       self._lock = (self.path / "lock").open("a+")
     except OSError as error:
+      lost = self.path.is_symlink() and not self.path.exists()
+      reason = "a link that leads nowhere" if lost else error.strerror
       raise InputError(
-        f"--output {self.path}: cannot be a run's folder ({error.strerror}); choose another"
+        f"--output {self.path}: cannot be a run's folder ({reason}); choose another"
       ) from None
     try:
       take_lock(self._lock, self.path)

@@ -12,6 +12,7 @@ from typing import Any
 from sapt_jax import learner, results, saved_options
 from sapt_jax.errors import InputError
 from sapt_jax.run_identity import tasks_of
+from sapt_jax.run_log import RunLog
 from sapt_jax.snapshots import finished_snapshots, number_of, numbered, record_of
 from sapt_jax.text_files import (
   flat,
@@ -19,7 +20,6 @@ from sapt_jax.text_files import (
   object_lines,
   parse_json,
   read_object,
-  read_text,
 )
 from sapt_jax.training import checkpoint
 
@@ -125,9 +125,11 @@ def story(folder: pathlib.Path, scores: Mapping[str, Any]) -> Row:
 
 
 def log_of(file: pathlib.Path) -> list[Row]:
-  """The lines of metrics.jsonl; one that is being written is left out."""
-  rows = []
-  for number, line in enumerate(read_text(file).split("\n") if file.is_file() else [], 1):
+  """The lines of metrics.jsonl; what is no line of a log is left out, and if it is not the last
+  line, which may be being written, the log is named.
+  """
+  rows, content = [], RunLog(file).check() or b""
+  for number, line in enumerate(content.decode(errors="replace").split("\n"), 1):
     try:
       row = parse_json(line, f"{file}:{number}")
     except InputError:

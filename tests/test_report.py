@@ -115,6 +115,18 @@ def test_a_log_with_what_is_no_number_makes_a_page_all_the_same(finished, tmp_pa
   assert "NaN" not in json.dumps(data_of((tmp_path / "r/index.html").read_text()))
 
 
+def test_a_log_that_is_not_as_it_was_written_is_named(finished, tmp_path, capsys):
+  run = shutil.copytree(finished, tmp_path / "run")
+  report.main([str(run), "--output", str(tmp_path / "whole")])
+  assert "warning" not in capsys.readouterr().err
+  content = (run / "metrics.jsonl").read_text()
+  for harmed in ("", content.replace('"loss"', '"lost"', 1)):
+    (run / "metrics.jsonl").write_text(harmed)
+    report.main([str(run), "--output", str(tmp_path / "harmed")])
+    complaint = capsys.readouterr().err
+    assert f"warning: {run}/metrics.jsonl: changed since it was written" in complaint
+
+
 def test_a_name_with_dollars_is_no_formula_and_an_output_must_be_possible(
   finished, tmp_path, monkeypatch, capsys
 ):

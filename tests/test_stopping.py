@@ -128,6 +128,14 @@ def test_a_path_that_cannot_be_read_back_is_refused_at_once(
   assert "could not be read back" in complaint
 
 
+def test_an_output_that_is_a_link_to_nothing_is_refused(world, tmp_path, monkeypatch, capsys):
+  link = tmp_path / "run"
+  link.symlink_to(tmp_path / "nowhere")
+  code, complaint = tiny.run_program(train, [*world, "--output", link], monkeypatch, capsys)
+  line = f"--output {link}: cannot be a run's folder (a link that leads nowhere); choose another"
+  assert (code, line in complaint) == (2, True)
+
+
 def test_a_task_that_is_named_like_an_unfinished_folder_is_refused(tmp_path):
   for name in ("00_task.draft", "00_task.before"):
     with pytest.raises(InputError, match="are ends of unfinished folders"):
