@@ -52,7 +52,7 @@ def start(options, output, number=None):
   own = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
   program = ["-m", "sapt_jax.train"] if number is None else ["-c", SIGNALLED, str(number)]
   return subprocess.Popen(
-    [sys.executable, *program, *options, "--output", str(output)],
+    [sys.executable, *program, "--output", str(output), *options],
     env=os.environ | own,
     cwd=output.parent,
     stdout=subprocess.PIPE,
@@ -154,10 +154,11 @@ def test_two_processes_stop_as_one_is_asked_to_and_they_or_four_simulated_device
   stop = f"stopped: as asked; {where} is saved; the same command continues this run"
   assert all(stop in err for _, _, err in outcomes)
   assert 2 <= record["step"] < 6
-  again = shutil.copytree(tmp_path / "run", tmp_path / "again")
-  outcomes = together(2, [*world, "--mesh.fsdp", "2"], again)
+  store = shutil.copytree(tmp_path / "run", tmp_path / "store")
+  at_url = [*world, "--mesh.fsdp", "2", "--output", f"file://{store}"]
+  outcomes = together(2, at_url, tmp_path / "again")
   assert [code for code, _, _ in outcomes] == [0, 0], outcomes
-  assert_nearly_same_run(again, alone)
+  assert_nearly_same_run(store, alone)
   options = ["--mesh.data", "2", "--mesh.fsdp", "2", "--output", str(tmp_path / "run")]
   monkeypatch.setattr(fit, "LINE_EVERY", 0.0)
   train.main([*world, *options])
