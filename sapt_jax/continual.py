@@ -28,7 +28,7 @@ from sapt_jax.remat import resolved
 from sapt_jax.remote import mirror_of
 from sapt_jax.requeued import is_later, start_of_job
 from sapt_jax.run_folder import RunFolder
-from sapt_jax.run_identity import BEGUN_IN, changes, tasks_of, values_in
+from sapt_jax.run_identity import BEGUN_IN, changes, shared, tasks_of, values_in
 from sapt_jax.run_inputs import RunInputs, check_rows, most_pseudo_inputs, read_inputs
 from sapt_jax.scoring import Evaluation, Scorer, metric_of, score_of_commonest, share_changed
 from sapt_jax.single import single_scores
@@ -60,6 +60,8 @@ def run(
   """
   if not str(output):
     raise InputError("--output is empty; name a folder for the run")
+  # Before anything that one process would wait for and another would not.
+  processes.check_alike((shared(config, {}), keep, source), "options")
   mirror = mirror_of(str(output))
   path = pathlib.Path(output) if mirror is None else mirror.local
   if source:

@@ -283,6 +283,19 @@ def all_say(here: bool) -> list[bool]:
   )
 
 
+def check_alike(own: object, what: str) -> None:
+  """Whether all processes have the same of something, as each tells its own.
+
+  Raises:
+    InputError: one has not.
+  """
+  alike = all_say(own == first_tells(lambda: own))
+  if not all(alike):
+    raise InputError(
+      f"process {alike.index(False)} has other {what} than process 0; give all of them the same"
+    )
+
+
 def all_or_none(look: Callable[[], T]) -> T:
   """What each process finds by itself, if none of them meets wrong input; else all raise
   InputError, the others naming the one that did.

@@ -32,7 +32,7 @@ from sapt_jax.methods.lesson import Learned
 from sapt_jax.progress import PROGRESS, Progress
 from sapt_jax.remote import Mirror
 from sapt_jax.requeued import start_of_job
-from sapt_jax.run_identity import BEGUN_IN, asked, check_begun, tasks_of
+from sapt_jax.run_identity import BEGUN_IN, asked, check_begun, shared, tasks_of
 from sapt_jax.run_lock import (
   LINES,
   PICTURES,
@@ -99,16 +99,9 @@ class RunFolder:
     asked for. Until then nothing has changed in it.
 
     Raises:
-      InputError: the processes do not ask for the same.
+      InputError: the processes do not have the same data.
     """
-    own = asked(self.config, self.identity)
-    first = processes.first_tells(lambda: own)
-    alike = processes.all_say(own == first)
-    if not all(alike):
-      raise InputError(
-        f"{self.path}: process {alike.index(False)} has other options or other data than process "
-        "0; give all of them the same"
-      )
+    processes.check_alike(shared(self.config, self.identity), "data")
     processes.first_does(self._begin)
     stopping.removed = self.anew
 
@@ -262,6 +255,8 @@ class RunFolder:
       record = record | {"files": sealed}
       self.tracking.scored(record)
     self.saver.save(self.snapshot(index, task), learned, record, lambda: self._saved(index))
+    if self.mirror is not None:  # this machine, and all it has, may be gone any moment
+      processes.first_does(self.saver.wait)
 
   def _saved(self, index: int) -> None:
     """What a task's snapshot makes needless goes; the next task may have begun."""
@@ -379,5 +374,7 @@ class RunFolder:
     self.saver.look()
     self.at = f"task {row['task']}" + (f", after step {row['step']}" if "step" in row else "")
     if processes.is_first():
+      if not (self.path / "config.json").exists():
+        raise FailedError(f"{self.path}: was removed while the run was at work; put it back")
       self.run_log.add(row)
       self.tracking.add(row)

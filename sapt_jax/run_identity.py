@@ -56,6 +56,13 @@ def asked(
   return options | merged | kept | {"numbers": NUMBERS}
 
 
+def shared(config: Config, identity: dict[str, Any]) -> dict[str, Any]:
+  """What all processes of a run must have alike: all that config.json holds, but for where the
+  things are that are known by their hashes.
+  """
+  return {name: x for name, x in flat(asked(config, identity)).items() if name not in PLACES}
+
+
 def _merged(then: Any, now: Any) -> Any:
   if not (isinstance(then, dict) and isinstance(now, dict)):
     return now

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sapt_jax import config, processes, sharding, train
+from sapt_jax import config, continual, processes, sharding, train
 from sapt_jax.config import Distributed
 from sapt_jax.errors import InputError
 from sapt_jax.methods.sequential import SequentialOptions
@@ -83,7 +83,7 @@ def free_address():
 
 def together(count, options, output, numbers=None):
   """Outcomes of so many processes that share a run and no disk: all but the first have a folder of
-  their own, in which nothing must be done.
+  their own, in which nothing must be done. Each has its own copy of the data.
   """
   # No heartbeat is missed on a machine that is busy or paused.
   shared = (
@@ -91,14 +91,12 @@ def together(count, options, output, numbers=None):
     f"--distributed.processes {count} --distributed.process-id"
   ).split()
   places = [output, *(output.parent / f"machine{i}" / output.name for i in range(1, count))]
-  for place in places:
+  data, started = options[options.index("--data.root") + 1], []
+  for i, place in enumerate(places):
     place.parent.mkdir(exist_ok=True)
-  outcomes = ended(
-    [
-      start([*options, *shared, str(i)], place, numbers and numbers[i])
-      for i, place in enumerate(places)
-    ]
-  )
+    own = ["--data.root", str(shutil.copytree(data, output.parent / f"{output.name}.data{i}"))]
+    started.append(start([*options, *own, *shared, str(i)], place, numbers and numbers[i]))
+  outcomes = ended(started)
   assert not [path for place in places[1:] for path in place.parent.iterdir()]
   return outcomes
 
@@ -199,11 +197,27 @@ def test_a_process_ends_soon_and_says_why_when_another_is_killed(world, tmp_path
 
 def test_processes_that_do_not_ask_for_the_same_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(processes, "all_say", lambda here: [here, False])
-  folder = RunFolder(tmp_path / "run", config.Config(SequentialOptions()), {})
-  complaint = "process 1 has other options or other data than process 0; give all of them the same"
-  with pytest.raises(InputError, match=complaint), folder:
+  asked = config.Config(SequentialOptions())
+  folder = RunFolder(tmp_path / "run", asked, {})
+  with pytest.raises(InputError, match="process 1 has other data than process 0"), folder:
     folder.begin()
   assert not (tmp_path / "run/config.json").exists()
+  with pytest.raises(InputError, match="process 1 has other options than process 0; give all of"):
+    continual.run(asked, tmp_path / "other")
+  assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_processes_that_are_asked_for_different_things_end_with_a_line(world, tmp_path):
+  """One of them alone would go into exchanges that the other does not know of."""
+  shared = (
+    f"--mesh.data 2 --distributed.address {free_address()} --distributed.processes 2 "
+    "--distributed.process-id"
+  ).split()
+  own = ([], ["--start-from", str(tmp_path / "source")])
+  outcomes = ended([start([*world, *shared, str(i), *own[i]], tmp_path / "run") for i in range(2)])
+  assert [code for code, _, _ in outcomes] == [2, 2], outcomes
+  assert all("process 1 has other options than process 0" in err for _, _, err in outcomes)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4999, 5000, 5001, 10_000, 12_345])

@@ -96,6 +96,30 @@ def test_a_run_killed_in_the_next_task_while_a_snapshot_is_written_ends_alike(
   assert not (copy / "progress").exists()
 
 
+def test_a_run_whose_folder_is_removed_says_so_at_once(world, tmp_path, monkeypatch, capsys):
+  def add(log, row, original=RunLog.add):
+    original(log, row)
+    shutil.rmtree(tmp_path / "run")
+
+  monkeypatch.setattr(RunLog, "add", add)
+  code, complaint = tiny.run_program(
+    train, [*world, "--output", tmp_path / "run"], monkeypatch, capsys
+  )
+  line = f"error: {tmp_path / 'run'}: was removed while the run was at work; put it back"
+  assert (code, line in complaint) == (1, True)
+
+
+def test_the_systems_reason_is_what_is_said_of_a_failed_write(tmp_path, monkeypatch):
+  """As tensorstore has it."""
+
+  def full(*_, **__):
+    raise ValueError(f"RESOURCE_EXHAUSTED: Error writing {'x' * 500} [os_error_code='28']")
+
+  monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
+  with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
+    checkpoint.save(tmp_path / "s", {"x": np.zeros(1, np.float32)}, {})
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_snapshot_that_cannot_be_written_ends_the_run_and_counts_more_than_a_stop(
   world, finished, tmp_path, monkeypatch, capsys, stopped

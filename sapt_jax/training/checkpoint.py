@@ -110,8 +110,12 @@ def _orbax() -> ocp.Checkpointer:
 
 
 def _put(place: pathlib.Path, flat: dict[str, np.ndarray]) -> None:
-  with _orbax() as orbax:
-    orbax.save(place.absolute(), args=ocp.args.PyTreeSave(flat))
+  try:
+    with _orbax() as orbax:
+      orbax.save(place.absolute(), args=ocp.args.PyTreeSave(flat))
+  except ValueError as error:  # a long one, in which the system's own reason comes last
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    raise (OSError(int(code[1]), os.strerror(int(code[1]))) if code else error) from error
 
 
 def _get(place: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
