@@ -67,7 +67,7 @@ def keep_in_memory() -> None:
   """Has snapshots of this process hold no arrays; the newest ones stay in memory."""
   kept: dict[pathlib.Path, dict[str, np.ndarray]] = {}
 
-  def put(place: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+  def put(place: pathlib.Path, arrays: dict[str, np.ndarray], _: bool) -> None:
     place.mkdir()
     kept.clear()
     kept[place] = arrays

@@ -286,11 +286,9 @@ class Continual:
     plan = Plan(
       f"{study.index + 1}/{len(self.stream)} {study.task.name}",
       steps,
-      study.progress.checkpoint("learn"),
+      study.progress.checkpoints("learn"),
       study.log,
       dev_score if fit.validate_every or fit.validate_epochs else None,
-      study.progress.saved,
-      study.progress.saver,
       self.profile,
       advice=advice_of(fit, study.index),
     )

@@ -212,10 +212,8 @@ class Generator:
     plan = Plan(
       f"task {index + 1}, {task.name} (inputs)",
       steps,
-      progress.checkpoint("inputs"),
+      progress.checkpoints("inputs"),
       log,
-      saved=progress.saved,
-      saver=progress.saver,
     )
     learned = self.trainer.fit(self.method.start(rng), rows, plan)
     keep = self.options.kept_of(len(task.train))

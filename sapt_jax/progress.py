@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from sapt_jax import processes
 from sapt_jax.evaluation.kept_answers import KeptAnswers
 from sapt_jax.text_files import checked_lines, parse_json, remove, write_checked_lines
-from sapt_jax.training.saver import Saver
+from sapt_jax.training.saver import Checkpoints, Saver
 
 PROGRESS, COST = "progress", "cost.jsonl"
 
@@ -37,9 +37,9 @@ class Progress:
   saver: Saver
   saved: Callable[[], None]
 
-  def checkpoint(self, phase: str) -> pathlib.Path:
-    """Where a training keeps its checkpoint: "learn", or "inputs" for the generator's."""
-    return self.folder / phase
+  def checkpoints(self, phase: str) -> Checkpoints:
+    """Those of a training: "learn", or "inputs" for the generator's."""
+    return Checkpoints(self.folder / phase, self.saver, self.saved)
 
   def keep_cost(self, figures: Mapping[str, int | float]) -> None:
     """Keeps what the task has cost so far (Cost.so_far)."""

@@ -348,7 +348,7 @@ class RunFolder:
       done, steps = len(records), {}
       progress.drop(self.path, lambda number: number != done)
       for phase in ("learn", "inputs"):
-        place = self.progress(done).checkpoint(phase)
+        place = self.progress(done).checkpoints(phase).folder
         name_unfinished(place)
         if checkpoint.is_finished(place) and self._is_sound(place):
           steps[phase] = checkpoint.read_record(place)["step"]

@@ -46,7 +46,7 @@ def killed_after_each_save(folder, copies):
   """
   numbers = iter(range(1, 100))
 
-  def save(saver, place, tree, record, then, original=Saver.save):
+  def save(saver, place, tree, record, then, in_one_file=False, original=Saver.save):
     def copied():
       shutil.copytree(folder, copies / str(next(numbers)))
       then()

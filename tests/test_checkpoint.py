@@ -16,11 +16,38 @@ from sapt_jax.training import checkpoint
 TREE = {"a": jnp.arange(6.0).reshape(2, 3), "b": {"count": jnp.asarray(3, jnp.int32)}}
 
 
-def test_a_saved_tree_comes_back_bit_for_bit(tmp_path):
-  checkpoint.save(tmp_path / "s", TREE, {"scores": [1.5]})
+one_file_or_not = pytest.mark.parametrize("in_one_file", [True, False])
+
+
+@one_file_or_not
+def test_a_saved_tree_comes_back_bit_for_bit(tmp_path, in_one_file):
+  checkpoint.save(tmp_path / "s", TREE, {"scores": [1.5]}, in_one_file)
   tree, record = checkpoint.load(tmp_path / "s", jax.tree.map(jnp.zeros_like, TREE))
   assert jax.tree.all(jax.tree.map(np.array_equal, tree, TREE))
   assert record == {"scores": [1.5]}
+  tree = tmp_path / "s" / checkpoint.TREE
+  assert ([path.name for path in tree.iterdir()] == [checkpoint.ONE_FILE]) == in_one_file
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "uint32", "bool"])
+@one_file_or_not
+def test_arrays_of_any_dtype_and_layout_come_back(tmp_path, dtype, in_one_file):
+  x = np.arange(6).reshape(2, 3).T.astype(jnp.dtype(dtype))
+  checkpoint.save(tmp_path / "s", {"x": x}, {}, in_one_file)
+  found = checkpoint.read(tmp_path / "s", {"x": x})[0]["x"]
+  assert (found.dtype, found.tolist()) == (x.dtype, x.tolist())
+
+
+@one_file_or_not
+def test_arrays_that_have_grown_keep_what_they_were(tmp_path, in_one_file):
+  checkpoint.save(tmp_path / "s", {"x": np.ones((1, 2), np.float32)}, {}, in_one_file)
+  larger = {"x": jnp.zeros((2, 2))}
+  found, _ = checkpoint.load(tmp_path / "s", larger, grow=True)
+  assert found["x"].tolist() == [[1, 1], [0, 0]]
+  with pytest.raises(checkpoint.DamagedError, match="has the shape"):
+    checkpoint.load(tmp_path / "s", larger)
+  with pytest.raises(checkpoint.DamagedError, match="other arrays"):
+    checkpoint.load(tmp_path / "s", {"y": jnp.zeros(2)})
 
 
 def test_what_orbax_wrote_by_its_other_interface_for_earlier_versions_is_read(tmp_path):
@@ -36,14 +63,15 @@ def test_what_orbax_wrote_by_its_other_interface_for_earlier_versions_is_read(tm
 
 
 @pytest.mark.parametrize("harm", ["truncate", "empty", "delete", "flip"])
-def test_any_harm_to_any_file_is_noticed_and_named(tmp_path, harm):
-  checkpoint.save(tmp_path / "s", TREE, {})
+@one_file_or_not
+def test_any_harm_to_any_file_is_noticed_and_named(tmp_path, harm, in_one_file):
+  checkpoint.save(tmp_path / "s", TREE, {}, in_one_file)
   files = [
     path.relative_to(tmp_path)
     for path in (tmp_path / "s").rglob("*")
     if path.is_file() and path.stat().st_size
   ]
-  assert len(files) > 5
+  assert len(files) > (2 if in_one_file else 5)
   for file in files:
     whole = (tmp_path / file).read_bytes()
     middle = len(whole) // 2

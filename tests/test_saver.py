@@ -67,13 +67,13 @@ def test_a_run_killed_in_the_next_task_while_a_snapshot_is_written_ends_alike(
   """The first task's checkpoints too: all of it is learned again."""
   run, copy = tmp_path / "run", tmp_path / "copy"
 
-  def save(saver, folder, *given, original=Saver.save):
+  def save(saver, folder, *given, original=Saver.save, **kind):
     if folder.parent.name != "snapshots":
       held.set()
     elif folder.name.startswith("00_"):
       saver.wait()
       held.clear()
-    original(saver, folder, *given)
+    original(saver, folder, *given, **kind)
 
   def add(log, row, original=RunLog.add):
     original(log, row)

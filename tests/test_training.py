@@ -18,6 +18,7 @@ from sapt_jax.methods.sapt import SaptOptions
 from sapt_jax.pet import blocks
 from sapt_jax.training import fit
 from sapt_jax.training.fit import Plan, Trainer
+from sapt_jax.training.saver import Checkpoints, Saver
 from sapt_jax.training.state import make_optimizer, make_schedule
 from sapt_jax.training.step import train_step
 from tests.classroom import (
@@ -296,12 +297,13 @@ def test_the_losses_of_before_a_stop_are_in_its_checkpoint(tmp_path):
   whole = hf.Backbone(model, params, Path(), tiny.LLAMA)
   options = config.Fit(batch_size=2)
   trainer = Trainer(whole, method, options, Batcher(True, 0, 2), sharding.make_mesh())
-  plan, later = (Plan("task", 7, tmp_path / "learn", print) for _ in range(2))
+  kept = Checkpoints(tmp_path / "learn", Saver(), lambda: None)
+  plan, later = (Plan("task", 7, kept, print) for _ in range(2))
   plan.losses.extend([2.0, 1.0])
   state = trainer.start(learned, 7)
   trainer.save(plan, state, fit.Best(state.trainable, 0.0))
   plan.losses.append(9.0)  # which is of a later step
-  plan.saver.wait()
+  kept.saver.wait()
   trainer.restored(state, later)
   assert later.losses == [2.0, 1.0]
 

@@ -1,8 +1,8 @@
 """Trees on disk, through Orbax: written whole or not at all, read back before they count, and
 checked by SHA-256 when read. One process does it, alone or for all.
 
-A saved folder holds `tree/` (Orbax), `record.json` (plain values that belong to it) and, written
-last, `manifest.json` with the hash of every other file. Without a manifest a folder is an
+A saved folder holds `tree/` (the arrays), `record.json` (plain values that belong to it) and,
+written last, `manifest.json` with the hash of every other file. Without a manifest a folder is an
 unfinished save and is passed over; with one that does not fit, it is damaged and named.
 
 A folder is written as NAME.draft. While it takes the place of an older one, that one is
@@ -22,13 +22,18 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import safetensors.numpy
 from jax.experimental import multihost_utils
+from safetensors import SafetensorError
 
 from sapt_jax import processes, sharding
 from sapt_jax.errors import InputError
 from sapt_jax.text_files import read_object, remove, sync_folder, write_json
 
 MANIFEST, RECORD, TREE = "manifest.json", "record.json", "tree"
+ONE_FILE = "tree.safetensors"  # in TREE, in place of Orbax's
+
+UNREADABLE = (ValueError, KeyError, SafetensorError)
 
 LONGEST_NAME = 255  # bytes, on all usual file systems
 
@@ -70,22 +75,29 @@ def on_host(tree: Any) -> Any:
   return jax.tree.map(copied, tree)
 
 
-def save(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
+def save(
+  folder: pathlib.Path, tree: Any, record: dict[str, Any], in_one_file: bool = False
+) -> None:
   """Saves a tree of arrays that this process has, and the plain values that go with it; a folder of
   that name is replaced.
 
   The folder that is there stays until the new one is written.
+
+  Args:
+    in_one_file: of safetensors, not by Orbax: this is written many times, and each time Orbax
+      would keep some memory for each array, and take longer.
   """
   draft, before = (folder.with_name(folder.name + end) for end in (".draft", ".before"))
   remove(draft)
   draft.mkdir(parents=True)
-  flat = {name: np.asarray(x) for name, x in _flat(tree).items()}
+  # safetensors takes arrays as if they were in the order of C.
+  flat = {name: np.asarray(x, order="C") for name, x in _flat(tree).items()}
   # Each of Orbax's threads would log the traceback of an error that it raises here anyway, some of
   # them after it has been raised: so it stays quiet then.
   logger = logging.getLogger("absl")
   usual = logger.level
   logger.setLevel(logging.CRITICAL)
-  _put(draft / TREE, flat)
+  _put(draft / TREE, flat, in_one_file)
   logger.setLevel(usual)
   _read_back(draft, flat)
   write_json(draft / RECORD, record)
@@ -109,7 +121,11 @@ def _orbax() -> ocp.Checkpointer:
   return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _put(place: pathlib.Path, flat: dict[str, np.ndarray]) -> None:
+def _put(place: pathlib.Path, flat: dict[str, np.ndarray], in_one_file: bool) -> None:
+  if in_one_file:
+    place.mkdir()
+    (place / ONE_FILE).write_bytes(safetensors.numpy.save(flat))
+    return
   try:
     with _orbax() as orbax:
       orbax.save(place.absolute(), args=ocp.args.PyTreeSave(flat))
@@ -119,6 +135,8 @@ def _put(place: pathlib.Path, flat: dict[str, np.ndarray]) -> None:
 
 
 def _get(place: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+  if (place / ONE_FILE).is_file():
+    return safetensors.numpy.load_file(place / ONE_FILE)
   # Earlier versions of the library had Orbax write them into a folder of their own there.
   metadata = next(place.absolute().rglob("_METADATA"), place / "_METADATA")
   with _orbax() as orbax:
@@ -139,15 +157,15 @@ def _sync(folder: pathlib.Path) -> None:
 
 
 def _read_back(folder: pathlib.Path, flat: dict[str, Any]) -> None:
-  """Whether Orbax reads what it has just written.
+  """Whether what has just been written is read.
 
   Raises:
-    OSError: it does not.
+    OSError: it is not.
   """
   try:
     found = _get(folder / TREE, flat)
     same = all(found[name].tobytes() == value.tobytes() for name, value in flat.items())
-  except (ValueError, KeyError) as error:
+  except UNREADABLE as error:
     reason = _first_line(error)
     raise OSError(f"{folder}: what was written there cannot be read ({reason})") from None
   if not same:
@@ -158,7 +176,7 @@ def arrays_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """All arrays of a saved folder, by their names in its tree; nothing is checked.
 
   Raises:
-    ValueError, KeyError, OSError: Orbax cannot read them.
+    *UNREADABLE, OSError: they cannot be read.
   """
   return _get(folder / TREE)
 
@@ -316,7 +334,7 @@ def read(folder: pathlib.Path, abstract: Any, grow: bool = False) -> tuple[Any, 
   try:
     saved = _get(folder / TREE, wanted)
     leaves = [_fitted(name, saved[name], x, grow) for name, x in wanted.items()]
-  except (ValueError, KeyError) as error:
+  except UNREADABLE as error:
     raise DamagedError(
       f"{folder}: other arrays than this version of the library reads ({_first_line(error)}); use "
       "the version that wrote them"

@@ -23,9 +23,8 @@ from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.errors import FailedError, InputError, Stopped
 from sapt_jax.methods.base import Method, Trainable
 from sapt_jax.methods.lesson import Learned
-from sapt_jax.training import checkpoint
 from sapt_jax.training.profile import Profile
-from sapt_jax.training.saver import Saver
+from sapt_jax.training.saver import Checkpoints
 from sapt_jax.training.state import TrainState, make_optimizer, make_schedule
 from sapt_jax.training.step import train_step
 
@@ -44,12 +43,10 @@ class Plan:
   Attributes:
     label: what the progress bar shows.
     steps: updates to make.
-    folder: where checkpoints inside the task go; None: nowhere.
+    checkpoints: of this training; None: nothing is kept of it before its end.
     log: takes one dict of figures per logged step.
     validate: dev score (higher is better) of what has been learned so far; None: the last weights
       are kept.
-    saved: called after each checkpoint.
-    saver: writes them.
     profile: traces some of the steps.
     advice: what to do if the loss ends far above where it was; empty: nothing is said then.
     losses: those that have been logged.
@@ -57,11 +54,9 @@ class Plan:
 
   label: str
   steps: int
-  folder: pathlib.Path | None
+  checkpoints: Checkpoints | None
   log: Log
   validate: Callable[[Learned], float] | None = None
-  saved: Callable[[], None] = lambda: None
-  saver: Saver = dataclasses.field(default_factory=Saver)
   profile: Profile = NO_PROFILE
   advice: str = ""
   losses: list[float] = dataclasses.field(default_factory=list)
@@ -116,11 +111,11 @@ class Trainer:
   def fit(self, learned: Learned, rows: Sequence[Row], plan: Plan) -> Learned:
     """`learned` after training its trainable part on the rows.
 
-    Continues from a checkpoint in plan.folder if there is one.
+    Goes on from its checkpoint if there is one.
 
     Raises:
       DivergedError: the loss became NaN or infinite.
-      Stopped: the run was asked to stop; a checkpoint has been saved if there is a plan.folder.
+      Stopped: the run was asked to stop; its checkpoint has been saved if it keeps any.
     """
     learned = sharding.to_devices(learned, self.everywhere)
     state = sharding.to_devices(self.start(learned, plan.steps), self.everywhere)
@@ -190,25 +185,26 @@ class Trainer:
 
   def save(self, plan: Plan, state: TrainState, best: Best, judged: bool = True) -> None:
     """Writes a checkpoint, if there is a place for it."""
-    if plan.folder is not None:
+    if plan.checkpoints is not None:
       record: dict[str, Any] = {"step": int(state.step), "losses": plan.losses}
       record |= {"best_score": best.score, "judged": judged}
-      plan.saver.save(plan.folder, (state, best.trainable), record, plan.saved)
+      plan.checkpoints.save((state, best.trainable), record)
 
   @staticmethod
   def stopped(plan: Plan, step: int) -> Stopped:
-    processes.first_does(plan.saver.wait)
-    saved = "" if plan.folder is None else " is saved"
-    return Stopped(f"{plan.label}, step {step} of {plan.steps}{saved}")
+    said = f"{plan.label}, step {step} of {plan.steps}"
+    if plan.checkpoints is None:
+      return Stopped(said)
+    processes.first_does(plan.checkpoints.saver.wait)
+    return Stopped(f"{said} is saved")
 
   def restored(self, state: TrainState, plan: Plan) -> tuple[TrainState, Best, bool]:
-    """The state and the best weights of a checkpoint in the plan's folder, if there is one, and
-    whether the state's score on dev is among those; else the state given.
+    """The state and the best weights of the plan's checkpoint, if there is one, and whether the
+    state's score on dev is among those; else the state given.
     """
-    best, score, judged, folder = state.trainable, -math.inf, True, plan.folder
-    if folder is not None and processes.first_tells(lambda: checkpoint.is_finished(folder)):
-      # A stream that has become longer may have made room for more tasks.
-      (state, best), record = checkpoint.load(folder, (state, best), grow=True)
+    best, score, judged = state.trainable, -math.inf, True
+    if plan.checkpoints is not None and (found := plan.checkpoints.load((state, best))):
+      (state, best), record = found
       score, judged = record["best_score"], record["judged"]
       plan.losses.extend(record.get("losses", []))
     return state, Best(copied(best), score), judged

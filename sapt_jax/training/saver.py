@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,7 +27,14 @@ class Saver:
     self._threads = ThreadPoolExecutor(1, "saver")
     self._pending: tuple[Future[None], Then] | None = None
 
-  def save(self, folder: pathlib.Path, tree: Any, record: dict[str, Any], then: Then) -> None:
+  def save(
+    self,
+    folder: pathlib.Path,
+    tree: Any,
+    record: dict[str, Any],
+    then: Then,
+    in_one_file: bool = False,
+  ) -> None:
     """As checkpoint.save, of the tree and the record as they are now, after the save before. All
     processes take part.
 
@@ -40,7 +48,7 @@ class Saver:
     # Copies: a step donates its state, and a log of losses grows.
     tree, record = checkpoint.on_host(tree), copy.deepcopy(record)
     if processes.is_first():
-      self._pending = self._threads.submit(_write, folder, tree, record), then
+      self._pending = self._threads.submit(_write, folder, tree, record, in_one_file), then
 
   def look(self) -> None:
     """Does what is to be done after a save, if one has been written.
@@ -72,8 +80,27 @@ class Saver:
     return None
 
 
-def _write(folder: pathlib.Path, tree: Any, record: dict[str, Any]) -> None:
-  checkpoint.save(folder, tree, record)
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+  """Where a training keeps its newest checkpoint, what writes it, and what is to be done then."""
+
+  folder: pathlib.Path
+  saver: Saver
+  saved: Then
+
+  def save(self, tree: Any, record: dict[str, Any]) -> None:
+    """As Saver.save."""
+    self.saver.save(self.folder, tree, record, self.saved, in_one_file=True)
+
+  def load(self, tree: Any) -> tuple[Any, dict[str, Any]] | None:
+    """As checkpoint.load, of arrays that may have grown since; None: there is no checkpoint."""
+    if not processes.first_tells(lambda: checkpoint.is_finished(self.folder)):
+      return None
+    return checkpoint.load(self.folder, tree, grow=True)
+
+
+def _write(*given: Any) -> None:
+  checkpoint.save(*given)
   # The storage library's threads leave free memory between what is in use, some hundred MiB in a
   # long run; glibc, where it is there, gives it back.
   getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
