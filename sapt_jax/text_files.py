@@ -31,13 +31,13 @@ def read_text(file: pathlib.Path, called: str = "", pipe: bool = False) -> str:
     pipe: it may be a pipe or a device, for whose writer the program then waits.
 
   Raises:
-    InputError: no such file, one that cannot be read, or not UTF-8.
+    InputError: no such file, one that cannot be read, not UTF-8, or with a zero byte.
   """
   called = called or str(file)
   try:
     if file.exists() and not (pipe or file.is_file() or file.is_dir()):
       raise InputError(f"{called}: is a pipe or a device; put a file in its place")
-    return file.read_bytes().decode("utf-8-sig")
+    text = file.read_bytes().decode("utf-8-sig")
   except FileNotFoundError:
     there = "file" if file.parent.is_dir() else f"folder as {file.parent}"
     raise InputError(f"{called}: no such {there}") from None
@@ -51,6 +51,11 @@ def read_text(file: pathlib.Path, called: str = "", pipe: bool = False) -> str:
   except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte
     reason = getattr(error, "strerror", None) or error
     raise InputError(f"{called}: cannot be read ({reason})") from None
+  before, zero, _ = text.partition("\0")
+  if zero:  # a disk's empty block after a crash, or UTF-16
+    line = before.count("\n") + 1
+    raise InputError(f"{called}:{line}: holds a zero byte, so it is no text; save it as UTF-8")
+  return text
 
 
 def parse_json(text: str, where: str) -> Any:

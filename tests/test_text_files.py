@@ -35,6 +35,8 @@ def complaint(read, *given):
       r"x.json: a Git LFS pointer, not the file itself; fetch it with git lfs pull",
     ),
     (b'{"a":\n "caf\xe9"}', r"x.json:2: not UTF-8 (byte 0xe9); save the file as UTF-8"),
+    ('{"a":\n "b"}'.encode("utf-16-le"), r"x.json:1: holds a zero byte, so it is no text"),
+    (b'{"a":\n "\0\0"}', r"x.json:2: holds a zero byte, so it is no text; save it as UTF-8"),
     (b"[" * 100_000, r"x.json: JSON that is nested too deeply"),
     (b'{"a": ' + b"9" * 5000 + b"}", r"x.json: a number that is too long"),
     (
