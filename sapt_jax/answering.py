@@ -113,10 +113,7 @@ class Answering:
   @staticmethod
   def _sizes(snapshots: list[pathlib.Path]) -> tuple[int, int]:
     """capacity and memory_inputs (methods.base.Setting) of the last of these snapshots."""
-    try:
-      record = record_of(snapshots[-1])
-    except checkpoint.DamagedError as error:
-      raise InputError(str(error)) from None
+    record = record_of(snapshots[-1])
     return record["capacity"], record["memory_inputs"]
 
   @staticmethod

@@ -25,7 +25,7 @@ class ForgetOptions:
   run: str
   """The run's folder."""
   task: str
-  """The task's name; it may be cut short where that is unambiguous."""
+  """The task's name, whole: what is forgotten cannot be had back."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -59,6 +59,8 @@ def forget(path: pathlib.Path, task: str) -> tuple[str, list[str]]:
   remove(new)  # of a process that was killed
   run = read_run(path, f"--run {path}")
   [name] = choose(run.names, [task], str(path), "--task")
+  if name != task:  # which may be one that is forgotten already
+    raise InputError(f"--task {task!r}: forgetting takes a whole name; is it {name}?")
   rest = without(run, run.names.index(name))
   rest.write(new)
   alone = path / "single"  # the run that FWT was measured by

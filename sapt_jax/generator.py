@@ -230,8 +230,8 @@ class Generator:
     if len(pseudo.pairs) < keep:
       processes.say(
         f"{task.name}: {len(pseudo.pairs)} of {keep} wanted pseudo inputs, which is no error; if "
-        f"the task is forgotten later, learn it again with more: --from-task {index + 1} "
-        f"--generator.oversample {4 * self.options.oversample:g}"
+        "the task is forgotten later, learn it and what follows again with more: "
+        f"--from-task {index + 1} --generator.oversample {4 * self.options.oversample:g}"
       )
     return pseudo
 

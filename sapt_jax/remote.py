@@ -13,9 +13,10 @@ import os
 import pathlib
 import socket
 import uuid
+from collections.abc import Callable
 from typing import Any
 
-from sapt_jax.errors import InputError
+from sapt_jax.errors import FailedError, InputError
 from sapt_jax.run_lock import recover
 from sapt_jax.text_files import remove
 
@@ -136,16 +137,25 @@ class Mirror:
       self.store.get_file(f"{self.root}/{name}", str(file))
     self.known = self._local_files()
 
-  def push(self) -> None:
+  def push(self, may_go: Callable[[str], bool] = lambda _: True) -> None:
     """Copies what has changed, and removes what is gone.
+
+    Args:
+      may_go: whether this process itself may have removed a file of this name.
 
     Raises:
       InputError: another run has taken the place.
+      FailedError: something else is gone here, as caches are cleaned; nothing has changed there.
     """
     self._check_owner()
     now = self._local_files()
     changed = {name for name, stamp in now.items() if self.known.get(name) != stamp}
     gone = self.known.keys() - now.keys()
+    if lost := [name for name in gone if not may_go(name)]:
+      raise FailedError(
+        f"{self.local / min(lost)}: was removed while the run was at work; {self.url} still has "
+        "it: give the same command again"
+      )
     touched = {str(pathlib.PurePath(name).parent) for name in changed | gone}
     unsealed = [
       name

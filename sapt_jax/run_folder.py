@@ -44,13 +44,15 @@ from sapt_jax.run_lock import (
 )
 from sapt_jax.run_log import RunLog
 from sapt_jax.snapshots import (
-  check_files,
+  check_kept,
   check_snapshots,
   finished_snapshots,
   name_unfinished,
+  newest_sound,
   number_of,
   numbered,
   record_of,
+  records_of,
   words_of_place,
 )
 from sapt_jax.text_files import read_object, remove, write_json, write_lines
@@ -120,7 +122,7 @@ class RunFolder:
       values = (values or {}) | {BEGUN_IN: start_of_job()}
     write_json(file, asked(self.config, self.identity, values))
     self.snapshots.mkdir(exist_ok=True)
-    self.push()
+    self.push(anything=self.keep is not None)
 
   def _begun(self) -> bool:
     """Whether something has been learned here; before, nothing can spoil it."""
@@ -155,10 +157,22 @@ class RunFolder:
       self._lock.close()
       raise
 
-  def push(self) -> None:
-    """Copies what has changed to the remote place, if the folder has one."""
+  def push(self, anything: bool = False) -> None:
+    """Copies what has changed to the remote place, if the folder has one, and removes there what
+    is gone here: anything, or what goes while a run is at work.
+    """
     if self.mirror is not None and processes.is_first():
-      self.mirror.push()
+      self.mirror.push(lambda name: anything or self._goes(pathlib.PurePath(name)))
+
+  def _goes(self, name: pathlib.PurePath) -> bool:
+    """Whether it is a file of a task's progress, or one of the arrays of a pruned snapshot; of the
+    run alone (--single) too.
+    """
+    if PROGRESS in name.parts[:2] or checkpoint.TREE not in name.parts:
+      return PROGRESS in name.parts[:2]
+    number = name.parts.index(checkpoint.TREE)
+    manifest = self.path.joinpath(*name.parts[:number], checkpoint.MANIFEST)
+    return manifest.is_file() and "/".join(name.parts[number:]) not in read_object(manifest)
 
   def _push_at_the_end(self) -> None:
     """As push, but whatever fails is only said: how the run has ended counts more."""
@@ -201,7 +215,10 @@ class RunFolder:
     learning = self.keep is None and any(
       map(checkpoint.is_finished, self.path.glob("progress/*/*"))
     )
-    values, again = read_object(file), self.keep is not None
+    try:
+      values, again = read_object(file), self.keep is not None
+    except InputError as error:
+      raise InputError(f"{error}; put it back, or learn all tasks again: --fresh") from None
     check_begun(self.path, values, self.config, self.identity, self.finished(), learning, again)
     check_snapshots(self.path, list(self.identity.get("tasks", ())), self.keep)
 
@@ -294,49 +311,14 @@ class RunFolder:
 
     A damaged snapshot is named on stderr and passed over for the one before it.
     """
-    done = processes.first_tells(lambda: self._sound(tasks))
+    folders = [self.snapshot(index, task) for index, task in enumerate(tasks)]
+    done = processes.first_tells(lambda: newest_sound(folders))
     if not done:
       return abstract, []
-    learned, _ = checkpoint.load(self.snapshot(done - 1, tasks[done - 1]), abstract, grow=True)
-    records = processes.first_tells(lambda: self._records(tasks[:done]))
-    processes.first_does(lambda: self._check_kept(tasks[: done - 1], records))
+    learned, _ = checkpoint.load(folders[done - 1], abstract, grow=True)
+    records = processes.first_tells(lambda: records_of(folders[:done]))
+    processes.first_does(lambda: check_kept(self.path, folders[: done - 1], records))
     return learned, records
-
-  def _check_kept(self, earlier: list[str], records: list[dict[str, Any]]) -> None:
-    """Whether the files of lines are those that the tasks left, and earlier snapshots are whole; a
-    damaged one is only named: this run does not need it.
-
-    Raises:
-      InputError: a file of lines is not as it was left.
-    """
-    for index, task in enumerate(earlier):
-      folder = self.snapshot(index, task)
-      try:
-        if checkpoint.has_arrays(folder):
-          checkpoint.verify(folder)
-      except checkpoint.DamagedError as error:
-        print(f"warning: {error}; --from-task {index + 2} cannot begin there", file=sys.stderr)
-    check_files(self.path, records)
-
-  def _sound(self, tasks: list[str]) -> int:
-    """How many tasks the newest sound snapshot stands for."""
-    for index, task in enumerate(tasks):
-      name_unfinished(self.snapshot(index, task))
-    for done in reversed(range(1, len(tasks) + 1)):
-      folder = self.snapshot(done - 1, tasks[done - 1])
-      if not checkpoint.has_arrays(folder):
-        continue
-      try:
-        checkpoint.verify(folder)
-        self._records(tasks[:done])
-      except checkpoint.DamagedError as error:
-        print(f"warning: {error}; going back to the snapshot before", file=sys.stderr)
-        continue
-      return done
-    return 0
-
-  def _records(self, tasks: list[str]) -> list[dict[str, Any]]:
-    return [record_of(self.snapshot(i, task)) for i, task in enumerate(tasks)]
 
   def go_on(self, records: list[dict[str, Any]]) -> None:
     """Drops what was left of tasks that are not among these finished ones and cannot be gone on
@@ -346,6 +328,7 @@ class RunFolder:
 
     def drop() -> None:
       done, steps = len(records), {}
+      self._prune(done - 1)  # it may have been killed before it did
       progress.drop(self.path, lambda number: number != done)
       for phase in ("learn", "inputs"):
         place = self.progress(done).checkpoints(phase).folder
@@ -375,6 +358,7 @@ class RunFolder:
     self.at = f"task {row['task']}" + (f", after step {row['step']}" if "step" in row else "")
     if processes.is_first():
       if not (self.path / "config.json").exists():
-        raise FailedError(f"{self.path}: was removed while the run was at work; put it back")
+        there = "give the same command again" if self.mirror else "put it back"
+        raise FailedError(f"{self.path}: was removed while the run was at work; {there}")
       self.run_log.add(row)
       self.tracking.add(row)

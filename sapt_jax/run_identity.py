@@ -20,7 +20,7 @@ from sapt_jax.text_files import flat, parse_json
 # is half the one and half the other.
 NUMBERS = 2
 # Options that change no result.
-FREE = ("mesh.", "keep_snapshots", "profile", "track")
+FREE = ("mesh.", "keep_snapshots", "profile", "track", "fit.checkpoint_every", "fit.log_every")
 # Options that say how a task is learned and scored; other ones may hold for tasks that come later.
 OF_A_TASK = ("fit.", "generator.", "evaluation.batch", "evaluation.every", "stream.", "single")
 # The job in which --fresh or --from-task was obeyed.

@@ -13,7 +13,7 @@ from sapt_jax import learner, results, saved_options
 from sapt_jax.errors import InputError
 from sapt_jax.run_identity import tasks_of
 from sapt_jax.run_log import RunLog
-from sapt_jax.snapshots import finished_snapshots, number_of, numbered, record_of
+from sapt_jax.snapshots import finished_snapshots, number_of, numbered, records_of
 from sapt_jax.text_files import (
   flat,
   is_number,
@@ -21,7 +21,6 @@ from sapt_jax.text_files import (
   parse_json,
   read_object,
 )
-from sapt_jax.training import checkpoint
 
 NEEDED = ("method", "backbone", "tasks", "scores", "metrics", "protocol", "seed", "wall_s")
 KINDS = {"seed": int, "label": str, "method": str, "rows": list}  # of what is read as it is
@@ -78,7 +77,7 @@ def scores_so_far(folder: pathlib.Path) -> Row:
   if not file.is_file():
     raise InputError(f"{folder}: no scores.json and no config.json; not the folder of a run")
   values = read_object(file)
-  records = records_of(folder)
+  records = records_of(finished_snapshots(folder))
   if not records:
     raise InputError(f"{folder}: has learned no task yet")
   config = saved_options.config_from_json(values)
@@ -91,25 +90,13 @@ def scores_so_far(folder: pathlib.Path) -> Row:
   return result | {"tasks": tasks, "scores": rows, "learned": len(names)}
 
 
-def records_of(folder: pathlib.Path) -> list[Row]:
-  """The records of all tasks that have been learned; none: the folder has no snapshots (any more).
-
-  Raises:
-    InputError: one is damaged.
-  """
-  try:
-    return [record_of(place) for place in finished_snapshots(folder)]
-  except checkpoint.DamagedError as error:
-    raise InputError(str(error)) from None
-
-
 def story(folder: pathlib.Path, scores: Mapping[str, Any]) -> Row:
   """All of it, as values that JSON can hold; what the folder does not have is empty.
 
   Args:
     scores: of read_scores.
   """
-  records, log = records_of(folder), log_of(folder / "metrics.jsonl")
+  records, log = records_of(finished_snapshots(folder)), log_of(folder / "metrics.jsonl")
   kept = ("run", "label", "seed", "tasks", "scores", "metrics", "learned")
   return {key: scores[key] for key in kept if key in scores} | {
     "learning": [

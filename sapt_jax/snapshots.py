@@ -153,6 +153,70 @@ def name_unfinished(folder: pathlib.Path) -> None:
     print(f"warning: {manifest}: missing; what was saved there is not used", file=sys.stderr)
 
 
+def newest_sound(folders: Sequence[pathlib.Path]) -> int:
+  """How many tasks the newest sound snapshot stands for; 0: none is there.
+
+  Args:
+    folders: those of all tasks of the stream, whether they are there or not.
+
+  Raises:
+    InputError: several tasks are learned, and no snapshot is sound.
+  """
+  for folder in folders:
+    name_unfinished(folder)
+  harm = ""
+  for done in reversed(range(1, len(folders) + 1)):
+    folder = folders[done - 1]
+    if not checkpoint.has_arrays(folder):
+      continue
+    if harm:
+      print(f"warning: {harm}; going back to the snapshot before", file=sys.stderr)
+    try:
+      checkpoint.verify(folder)
+      return done
+    except checkpoint.DamagedError as error:
+      harm = str(error)
+  if harm and sum(map(checkpoint.is_finished, folders)) > 1:
+    raise InputError(f"{harm}; put it back, or learn all tasks again: --fresh")
+  if harm:
+    print(f"warning: {harm}; the first task is learned again", file=sys.stderr)
+  return 0
+
+
+def records_of(folders: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
+  """The records of the first tasks, from their snapshots.
+
+  Raises:
+    InputError: one is damaged.
+  """
+  records = []
+  for number, folder in enumerate(folders, 1):
+    try:
+      records.append(record_of(folder))
+    except checkpoint.DamagedError as error:
+      raise InputError(f"{error}; {put_back_or_learn(number)}") from None
+  return records
+
+
+def check_kept(
+  run: pathlib.Path, earlier: Sequence[pathlib.Path], records: Sequence[dict[str, Any]]
+) -> None:
+  """Whether earlier snapshots are whole, and the files of lines are those that the tasks left. A
+  damaged snapshot is only named: the run does not need it.
+
+  Raises:
+    InputError: a file of lines is not as it was left.
+  """
+  for number, folder in enumerate(earlier, 1):
+    try:
+      if checkpoint.has_arrays(folder):
+        checkpoint.verify(folder)
+    except checkpoint.DamagedError as error:
+      needed = f"this run does not need it, but --from-task {number + 1} would"
+      print(f"warning: {error}; {needed}", file=sys.stderr)
+  check_files(run, records)
+
+
 def check_snapshots(run: pathlib.Path, tasks: Sequence[str], keep: int | None) -> None:
   """Whether a run's finished snapshots are, by their names, those of these tasks, and the run can
   be learned again behind the first `keep` of them.
@@ -175,8 +239,8 @@ def check_snapshots(run: pathlib.Path, tasks: Sequence[str], keep: int | None) -
   starts = [1, *(number_of(path) + 2 for path in found if number_of(path) + 1 < len(tasks))]
   if keep and keep + 1 not in starts:
     raise InputError(
-      f"--from-task {keep + 1}: {run} holds no snapshot of the task before; give one of "
-      f"{', '.join(map(str, starts))}"
+      f"--from-task {keep + 1}: {run} holds no arrays of the task before (--keep-snapshots may "
+      f"have removed them); it can begin at task {' or '.join(map(str, starts))}"
       if keep < len(tasks)
       else f"--from-task {keep + 1}: the stream has {len(tasks)} tasks; give one of them, from 1"
     )
@@ -209,6 +273,9 @@ def check_files(run: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
       file = run / name
       if not file.is_file() or checkpoint.sha256(file) != digest:
         what = "changed since it was written" if file.is_file() else "missing"
-        raise InputError(
-          f"{file}: {what}; put it back, or learn from task {number} on again: --from-task {number}"
-        )
+        raise InputError(f"{file}: {what}; {put_back_or_learn(number)}")
+
+
+def put_back_or_learn(number: int) -> str:
+  """The ways out when a file of the number-th task is damaged, which the run cannot do without."""
+  return f"put it back, or learn from task {number} on again: --from-task {number}"

@@ -273,7 +273,7 @@ def test_a_record_that_no_run_writes_is_named_by_every_program(
     (report, [folder, "--output", tmp_path / "report"]),
     (train, [*world, "--output", folder]),
     (predict, ["--run", folder, "--input", tmp_path / "questions.jsonl", "--output", "/dev/null"]),
-    (forget, ["--run", folder, "--task", "task001"]),
+    (forget, ["--run", folder, "--task", "task001_colour"]),
   ]
   for program, arguments in programs if value in (10**12, -3) else programs[:1]:
     code, line = tiny.run_program(program, arguments, monkeypatch, capsys)
@@ -284,7 +284,7 @@ def test_forget_names_a_log_that_was_changed_and_refuses_lines_of_no_task(
   finished, tmp_path, monkeypatch, capsys
 ):
   folder = shutil.copytree(finished, tmp_path / "run")
-  command = ["--run", str(folder), "--task", "task001"]
+  command = ["--run", str(folder), "--task", "task001_colour"]
   with (folder / "metrics.jsonl").open("a") as log:
     log.write('{"index": 99, "task": "x"}\n')
   code, line = tiny.run_program(forget, command, monkeypatch, capsys)
@@ -377,7 +377,7 @@ def test_the_users_own_files_neither_hinder_a_run_nor_go_with_it(world, finished
   assert (folder / "snapshots/1st_copy").is_dir()
   shutil.rmtree(folder / "snapshots/1st_copy")
   assert_same_run(folder, finished)
-  forget.main(["--run", str(folder), "--task", "task001"])
+  forget.main(["--run", str(folder), "--task", "task001_colour"])
   assert [(folder / name).read_text() for name in OF_THE_USER] == ["mine"] * len(OF_THE_USER)
 
 

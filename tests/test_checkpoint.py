@@ -90,6 +90,16 @@ def test_any_harm_to_any_file_is_noticed_and_named(tmp_path, harm, in_one_file):
     (tmp_path / file).write_bytes(whole)
 
 
+def test_a_stray_file_does_not_take_the_place_of_what_orbax_wrote(tmp_path):
+  checkpoint.save(tmp_path / "s", TREE, {})
+  other = jax.tree.map(lambda x: x + 1, TREE)
+  checkpoint.save(tmp_path / "other", other, {}, in_one_file=True)
+  file = f"{checkpoint.TREE}/{checkpoint.ONE_FILE}"
+  shutil.copy(tmp_path / "other" / file, tmp_path / "s" / file)
+  tree, _ = checkpoint.load(tmp_path / "s", TREE)
+  assert jax.tree.all(jax.tree.map(np.array_equal, tree, TREE))
+
+
 def test_an_unfinished_save_is_not_finished(tmp_path, monkeypatch):
   def stop(*_):
     raise KeyboardInterrupt

@@ -148,8 +148,66 @@ def test_a_damaged_earlier_snapshot_is_named_and_the_run_goes_on(loop, finished,
   harmed.write_bytes(harmed.read_bytes()[:-1])
   loop.run(folder)
   said = capsys.readouterr().err
-  assert (str(harmed) in said, "--from-task 2 cannot begin there" in said) == (True, True)
+  assert (str(harmed) in said, "this run does not need it" in said) == (True, True)
   assert scores(folder)["scores"] == scores(finished)["scores"]
+
+
+def test_more_than_a_task_is_learned_again_only_when_asked(
+  world, finished, tmp_path, monkeypatch, capsys
+):
+  """The record of the first task; the one snapshot that has arrays; the configuration."""
+  arguments = [*world, "--output", str(tmp_path / "run")]
+  first, last = (folder.name for folder in snapshots(finished))
+  for harmed, more, way_out in [
+    (f"snapshots/{first}/record.json", (), "or learn from task 1 on again: --from-task 1"),
+    (f"snapshots/{last}/record.json", ("--keep-snapshots", "1"), "learn all tasks again: --fresh"),
+    ("config.json", (), "put it back, or learn all tasks again: --fresh"),
+  ]:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    train.main([*arguments, *more])
+    (folder / harmed).write_text("{")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    code, line = tiny.run_program(train, [*arguments, *more], monkeypatch, capsys)
+    assert (code, str(folder / harmed) in line, way_out in line) == (2, True, True), line
+    del before[folder / "lock"]
+    assert {path: path.read_bytes() for path in before} == before
+    shutil.rmtree(folder)
+
+
+def test_a_run_of_one_task_whose_snapshot_is_damaged_learns_it_again(
+  world, finished, tmp_path, capsys
+):
+  folder = killed_after(finished, 6, tmp_path)
+  assert len(finished_snapshots(folder)) == 1
+  (snapshots(folder)[0] / "record.json").write_text("{")
+  train.main([*world, "--output", str(folder)])
+  assert "the first task is learned again" in capsys.readouterr().err
+  assert_same_run(folder, finished)
+
+
+def test_how_often_is_saved_and_logged_may_change(world, finished, tmp_path):
+  folder = killed_after(finished, 1, tmp_path)
+  train.main(
+    [*world, "--output", str(folder), "--fit.checkpoint-every", "3", "--fit.log-every", "2"]
+  )
+  assert scores(folder)["scores"] == scores(finished)["scores"]
+  assert (folder / "predictions.jsonl").read_text() == (finished / "predictions.jsonl").read_text()
+
+
+def test_a_checkpoint_of_other_arrays_is_refused_with_the_way_out(
+  world, finished, tmp_path, monkeypatch, capsys
+):
+  folder = killed_after(finished, 1, tmp_path)
+  place, arguments = folder / "progress/00/learn", [*world, "--output", str(folder)]
+  record = checkpoint.read_record(place)
+  checkpoint.save(place, {"x": np.zeros(3, np.float32)}, record, in_one_file=True)
+  code, line = tiny.run_program(train, arguments, monkeypatch, capsys)
+  assert (code, "other arrays than this version" in line) == (2, True), line
+  assert f"or remove {place} to learn the task again" in line
+  shutil.rmtree(place)
+  train.main(arguments)
+  assert_same_run(folder, finished)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -60,7 +60,7 @@ def answers(folder):
 
 def test_a_forgotten_task_leaves_nothing_and_changes_nothing_else(three, tmp_path, capsys):
   folder, gone = shutil.copytree(three, tmp_path / "run"), NAMES[2]
-  forget.main(["--run", str(folder), "--task", "task000"])
+  forget.main(["--run", str(folder), "--task", gone])
   assert f"{gone} is forgotten, {NAMES[0]}, {NAMES[1]} left" in capsys.readouterr().out
   files = [file for file in folder.rglob("*") if file.is_file()]
   for words in (gone, gone[:7], "Name the shape", *(text for text, _ in LATER[gone][1])):
@@ -134,6 +134,8 @@ def test_a_line_of_the_log_that_is_none_is_named(of_sapt, tmp_path, monkeypatch,
   [
     (["--task", "task9"], "--task 'task9' is not in"),
     (["--task", "task00"], "--task 'task00' is ambiguous"),
+    # One that was forgotten may be how another begins.
+    (["--task", NAMES[0][:-1]], f"forgetting takes a whole name; is it {NAMES[0]}?"),
   ],
 )
 def test_a_task_that_is_not_there_is_named(of_sapt, options, message, monkeypatch, capsys):

@@ -10,6 +10,8 @@ import tiny
 from sapt_jax import predict, report, train
 from sapt_jax.errors import InputError
 from sapt_jax.remote import Mirror, readable, scratch
+from sapt_jax.run_log import RunLog
+from sapt_jax.text_files import remove
 from tests.runs import assert_same_run, rows_of, snapshots
 
 
@@ -148,6 +150,33 @@ def test_a_run_goes_on_on_another_machine_and_can_be_asked_from_anywhere(
   report.main([place, "--output", str(tmp_path / "report")])
   train.main([*arguments, "--from-task", "2"])
   assert len(snapshots(scratch(place, "runs"))) == 2
+
+
+@pytest.mark.parametrize("lost", ["", "snapshots/00_task001_colour", "config.json"])
+def test_what_is_removed_here_while_a_run_is_at_work_stays_there(
+  world, finished, tmp_path, monkeypatch, capsys, lost
+):
+  """As caches are cleaned: all of the local folder, or what is old in it."""
+  place = f"file://{tmp_path}/store"
+  first = machine(place, tmp_path, 0)
+  shutil.copytree(finished.parent / "killed/5", first.local)
+  first.take()
+  first.push()
+  arguments = [*world, "--output", place]
+
+  def add(log, row, original=RunLog.add):
+    original(log, row)
+    if (row["index"], row.get("step")) == (1, 5):
+      remove(scratch(place, "runs") / lost)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(RunLog, "add", add)
+    code, line = tiny.run_program(train, arguments, patch, capsys)
+  assert (code, "was removed while the run was at work" in line) == (1, True), line
+  assert "give the same command again" in line
+  train.main(arguments)
+  assert "going on with task 2 of 2, task002_count" in capsys.readouterr().out
+  assert_same_run(scratch(place, "runs"), finished)
 
 
 @pytest.mark.parametrize(

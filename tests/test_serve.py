@@ -332,7 +332,7 @@ def test_a_damaged_snapshot_is_named_and_a_task_is_forgotten_under_load(server, 
     server.until(lambda: "02_x" in server.errors.read_text())
     shutil.rmtree(young / "snapshots" / "02_x")
     assert server.tasks() == list(tiny.TASKS)
-    forget.main(["--run", str(young), "--task", "task001"])
+    forget.main(["--run", str(young), "--task", "task001_colour"])
     server.until(lambda: server.tasks() == ["task002_count"])
     assert_same_answers(server.ask_together(QUESTIONS), predicted(young, tmp_path))
   assert min(counts) > 3

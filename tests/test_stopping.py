@@ -241,4 +241,8 @@ def test_old_snapshots_are_pruned_as_far_as_asked_and_the_run_goes_on(
   train.main(arguments)
   assert_same_run(folder, finished)
   code, complaint = tiny.run_program(train, [*arguments, "--from-task", "2"], monkeypatch, capsys)
-  assert (code, "no snapshot of the task before; give one of 1" in complaint) == (2, True)
+  assert (code, "of the task before (--keep-snapshots may" in complaint) == (2, True)
+  assert "it can begin at task 1\n" in complaint
+  whole = shutil.copytree(finished, tmp_path / "whole")  # killed before it could prune
+  train.main([*world, "--output", str(whole), "--keep-snapshots", "1"])
+  assert [checkpoint.has_arrays(snapshot) for snapshot in snapshots(whole)] == [False, True]

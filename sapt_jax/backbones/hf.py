@@ -67,6 +67,8 @@ def find_folder(path: str) -> pathlib.Path:
     return folder
   if folder.is_file() and folder.suffix == ".gguf":
     refuse_gguf(folder)
+  if folder.is_file():
+    raise InputError(f"backbone.path {path!r}: is a file; name the folder that a model is in")
   if path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1 or not path:
     raise InputError(f"backbone.path {path!r}: no such folder")
   from huggingface_hub import snapshot_download

@@ -33,12 +33,12 @@ from sapt_jax.text_files import read_object, remove, sync_folder, write_json
 MANIFEST, RECORD, TREE = "manifest.json", "record.json", "tree"
 ONE_FILE = "tree.safetensors"  # in TREE, in place of Orbax's
 
-UNREADABLE = (ValueError, KeyError, SafetensorError)
+UNREADABLE = (ValueError, KeyError, AttributeError, SafetensorError)
 
 LONGEST_NAME = 255  # bytes, on all usual file systems
 
 
-class DamagedError(RuntimeError):
+class DamagedError(InputError):
   """A saved folder whose files are not those that were written."""
 
 
@@ -135,10 +135,10 @@ def _put(place: pathlib.Path, flat: dict[str, np.ndarray], in_one_file: bool) ->
 
 
 def _get(place: pathlib.Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-  if (place / ONE_FILE).is_file():
-    return safetensors.numpy.load_file(place / ONE_FILE)
   # Earlier versions of the library had Orbax write them into a folder of their own there.
-  metadata = next(place.absolute().rglob("_METADATA"), place / "_METADATA")
+  metadata = next(place.absolute().rglob("_METADATA"), None)
+  if metadata is None:
+    return safetensors.numpy.load_file(place / ONE_FILE)
   with _orbax() as orbax:
     if names is None:  # each time it is asked, some memory is never freed: name them
       names = orbax.metadata(metadata.parent).item_metadata.tree

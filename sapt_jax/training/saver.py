@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from sapt_jax import processes
+from sapt_jax.errors import InputError
 from sapt_jax.training import checkpoint
 
 Then = Callable[[], object]
@@ -93,10 +94,17 @@ class Checkpoints:
     self.saver.save(self.folder, tree, record, self.saved, in_one_file=True)
 
   def load(self, tree: Any) -> tuple[Any, dict[str, Any]] | None:
-    """As checkpoint.load, of arrays that may have grown since; None: there is no checkpoint."""
+    """As checkpoint.load, of arrays that may have grown since; None: there is no checkpoint.
+
+    Raises:
+      InputError: it cannot be used.
+    """
     if not processes.first_tells(lambda: checkpoint.is_finished(self.folder)):
       return None
-    return checkpoint.load(self.folder, tree, grow=True)
+    try:
+      return checkpoint.load(self.folder, tree, grow=True)
+    except checkpoint.DamagedError as error:
+      raise InputError(f"{error}, or remove {self.folder} to learn the task again") from None
 
 
 def _write(*given: Any) -> None:
