@@ -81,7 +81,9 @@ def main(arguments: Sequence[str]) -> None:
   keep = 0 if chosen.fresh else chosen.from_task - 1 if chosen.from_task else None
   cli.keep_compiled_programs()
   from sapt_jax import processes  # here, so that --help and wrong options answer at once
+  from sapt_jax.training.saver import limit_arenas
 
+  limit_arenas()
   with processes.joined(config.distributed):
     from sapt_jax.continual import run
 

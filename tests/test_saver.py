@@ -1,6 +1,10 @@
 """What is saved beside the computation is what was given, and nothing passes over its end."""
 
+import os
+import platform
 import shutil
+import subprocess
+import sys
 import threading
 
 import jax
@@ -43,6 +47,32 @@ def test_what_is_written_is_as_it_was_when_it_was_given(tmp_path, held):
   assert done == [threading.current_thread()]
   found, record = checkpoint.load(tmp_path / "s", {"x": jax.numpy.zeros(3)})
   assert (found["x"].tolist(), record) == ([0.0, 1.0, 2.0], {"losses": [1.0]})
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_info is of glibc")
+@pytest.mark.parametrize("limited", [True, False])
+def test_no_more_arenas_are_made_than_there_are_cores(tmp_path, limited):
+  program = f"""
+import ctypes, os, threading
+from sapt_jax.training.saver import limit_arenas
+{"limit_arenas()" if limited else ""}
+libc, count = ctypes.CDLL(None), 2 * os.cpu_count() + 2
+all_here = threading.Barrier(count + 1)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+def allocate():
+  libc.malloc(100)
+  all_here.wait()
+for _ in range(count):
+  threading.Thread(target=allocate).start()
+all_here.wait()
+file = ctypes.c_void_p(libc.fopen(b"{tmp_path / "arenas"}", b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+  environment = {name: x for name, x in os.environ.items() if name != "MALLOC_ARENA_MAX"}
+  subprocess.run([sys.executable, "-c", program], check=True, env=environment, timeout=120)
+  arenas = (tmp_path / "arenas").read_text().count("<heap ")
+  assert (arenas <= os.cpu_count()) == limited
 
 
 @pytest.mark.parametrize("ask", ["save", "look", "wait", "failure"])
