@@ -209,12 +209,8 @@ class Generator:
     """
     rows, rng = self.rows(task), streams.of_seed(seed, "generator", index)
     steps = min(self.options.steps, self.trainer.steps(len(rows)))
-    plan = Plan(
-      f"task {index + 1}, {task.name} (inputs)",
-      steps,
-      progress.checkpoints("inputs"),
-      log,
-    )
+    label = f"task {index + 1}, {task.name} (inputs)"
+    plan = Plan(label, steps, progress.checkpoints("inputs"), log)
     learned = self.trainer.fit(self.method.start(rng), rows, plan)
     keep = self.options.kept_of(len(task.train))
     drawn = math.ceil(keep * self.options.oversample)

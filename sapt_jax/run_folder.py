@@ -35,6 +35,7 @@ from sapt_jax.requeued import start_of_job
 from sapt_jax.run_identity import BEGUN_IN, asked, check_begun, shared, tasks_of
 from sapt_jax.run_lock import (
   LINES,
+  OWN,
   PICTURES,
   check_kinds,
   check_no_strangers,
@@ -165,11 +166,14 @@ class RunFolder:
       self.mirror.push(lambda name: anything or self._goes(pathlib.PurePath(name)))
 
   def _goes(self, name: pathlib.PurePath) -> bool:
-    """Whether it is a file of a task's progress, or one of the arrays of a pruned snapshot; of the
-    run alone (--single) too.
+    """Whether it is a file of a task's progress, of the run alone (--single), of nothing that a run
+    needs, or one of the arrays of a pruned snapshot.
     """
-    if PROGRESS in name.parts[:2] or checkpoint.TREE not in name.parts:
-      return PROGRESS in name.parts[:2]
+    first = pathlib.PurePath(name.parts[0])
+    if str(first) in (PROGRESS, "single") or not any(map(first.match, OWN)):
+      return True
+    if checkpoint.TREE not in name.parts:
+      return False
     number = name.parts.index(checkpoint.TREE)
     manifest = self.path.joinpath(*name.parts[:number], checkpoint.MANIFEST)
     return manifest.is_file() and "/".join(name.parts[number:]) not in read_object(manifest)

@@ -160,27 +160,28 @@ def newest_sound(folders: Sequence[pathlib.Path]) -> int:
     folders: those of all tasks of the stream, whether they are there or not.
 
   Raises:
-    InputError: several tasks are learned, and no snapshot is sound.
+    InputError: more than the newest task would be lost.
   """
   for folder in folders:
     name_unfinished(folder)
-  harm = ""
-  for done in reversed(range(1, len(folders) + 1)):
-    folder = folders[done - 1]
-    if not checkpoint.has_arrays(folder):
-      continue
-    if harm:
-      print(f"warning: {harm}; going back to the snapshot before", file=sys.stderr)
+  finished = [number for number, folder in enumerate(folders, 1) if checkpoint.is_finished(folder)]
+  done, harms = 0, []
+  for number in reversed(finished):
+    folder = folders[number - 1]
     try:
       checkpoint.verify(folder)
-      return done
+      if checkpoint.has_arrays(folder):
+        done = number
+        break
+      harms.append(f"{folder}: its arrays were pruned")
     except checkpoint.DamagedError as error:
-      harm = str(error)
-  if harm and sum(map(checkpoint.is_finished, folders)) > 1:
-    raise InputError(f"{harm}; put it back, or learn all tasks again: --fresh")
-  if harm:
-    print(f"warning: {harm}; the first task is learned again", file=sys.stderr)
-  return 0
+      harms.append(str(error))
+  if len(harms) > 1 or (harms and not done and len(finished) > 1):
+    raise InputError(f"{harms[0]}; {put_back_or_learn(done + 1)}")
+  if harms:
+    again = "going back to the snapshot before" if done else "the first task is learned again"
+    print(f"warning: {harms[0]}; {again}", file=sys.stderr)
+  return done
 
 
 def records_of(folders: Sequence[pathlib.Path]) -> list[dict[str, Any]]:

@@ -160,7 +160,11 @@ def test_more_than_a_task_is_learned_again_only_when_asked(
   first, last = (folder.name for folder in snapshots(finished))
   for harmed, more, way_out in [
     (f"snapshots/{first}/record.json", (), "or learn from task 1 on again: --from-task 1"),
-    (f"snapshots/{last}/record.json", ("--keep-snapshots", "1"), "learn all tasks again: --fresh"),
+    (
+      f"snapshots/{last}/record.json",
+      ("--keep-snapshots", "1"),
+      "learn from task 1 on again: --from-task 1",
+    ),
     ("config.json", (), "put it back, or learn all tasks again: --fresh"),
   ]:
     folder = shutil.copytree(finished, tmp_path / "run")
