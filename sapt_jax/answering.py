@@ -81,7 +81,7 @@ class Answering:
     self.tasks = [snapshot.name.split("_", 1)[1] for snapshot in snapshots]
     try:
       self.learned, _ = checkpoint.load(snapshots[-1], self.built.start(self.options.seed))
-    except checkpoint.DamagedError as error:
+    except InputError as error:
       raise InputError(f"--run {self.run}: {error}") from None
 
   def renewed(self) -> Answering:

@@ -28,7 +28,7 @@ from sapt_jax.remat import resolved
 from sapt_jax.remote import mirror_of
 from sapt_jax.requeued import is_later, start_of_job
 from sapt_jax.run_folder import RunFolder
-from sapt_jax.run_identity import BEGUN_IN, changes, shared, tasks_of, values_in
+from sapt_jax.run_identity import BEGUN_IN, FREE, changes, shared, tasks_of, values_in
 from sapt_jax.run_inputs import RunInputs, check_rows, most_pseudo_inputs, read_inputs
 from sapt_jax.scoring import Evaluation, Scorer, metric_of, score_of_commonest, share_changed
 from sapt_jax.single import single_scores
@@ -149,7 +149,7 @@ class Continual:
       processes.say(words_of(task.name, self.oddities(task)))
     if records and len(records) < len(self.stream):
       earlier, usual = records[-1].get("options", {}), self.options_of(len(records))
-      if otherwise := changes(earlier, usual) if earlier else []:
+      if otherwise := changes(earlier, usual, FREE) if earlier else []:
         processes.say(
           f"new tasks are learned otherwise than {records[-1]['task']}: {'; '.join(otherwise)}"
         )

@@ -39,7 +39,7 @@ class Progress:
 
   def checkpoints(self, phase: str) -> Checkpoints:
     """Those of a training: "learn", or "inputs" for the generator's."""
-    return Checkpoints(self.folder / phase, self.saver, self.saved)
+    return Checkpoints(self.folder / phase, self.saver, self.saved, int(self.folder.name) + 1)
 
   def keep_cost(self, figures: Mapping[str, int | float]) -> None:
     """Keeps what the task has cost so far (Cost.so_far)."""

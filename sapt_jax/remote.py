@@ -8,13 +8,13 @@ they change; and of two runs in one place, the older one ends as soon as it sees
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import socket
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 from sapt_jax.errors import FailedError, InputError
 from sapt_jax.run_lock import recover
@@ -94,7 +94,8 @@ class Mirror:
       name = path.relative_to(self.local)
       unfinished = any(part.endswith(UNFINISHED) for part in name.parts)
       if path.is_file() and not unfinished and str(name) != LOCK:
-        files[str(name)] = (path.stat().st_size, path.stat().st_mtime_ns)
+        with contextlib.suppress(FileNotFoundError):  # a tracker may remove what is its own
+          files[str(name)] = (path.stat().st_size, path.stat().st_mtime_ns)
     return files
 
   def _remote_files(self) -> list[str]:
@@ -138,7 +139,8 @@ class Mirror:
     self.known = self._local_files()
 
   def push(self, may_go: Callable[[str], bool] = lambda _: True) -> None:
-    """Copies what has changed, and removes what is gone.
+    """Copies what has changed, and removes what is gone. Killed at any moment, it leaves what was
+    there before, or more.
 
     Args:
       may_go: whether this process itself may have removed a file of this name.
@@ -156,28 +158,38 @@ class Mirror:
         f"{self.local / min(lost)}: was removed while the run was at work; {self.url} still has "
         "it: give the same command again"
       )
-    touched = {str(pathlib.PurePath(name).parent) for name in changed | gone}
-    unsealed = [
+    seals = {name for name in changed if name.endswith(MANIFEST)}
+    written = {folder for name in changed - seals for folder in pathlib.PurePath(name).parents}
+    unsealed = {
       name
       for name in self.known
-      if name.endswith(MANIFEST)
-      and any(place.startswith(str(pathlib.PurePath(name).parent)) for place in touched)
-    ]
+      if name.endswith(MANIFEST) and pathlib.PurePath(name).parent in written
+    }
+    open_now = {pathlib.PurePath(name).parent for name in unsealed}
+    replaced = {name for name in gone if open_now.intersection(pathlib.PurePath(name).parents)}
     for name in unsealed:
       self._remove(name)
-    for name in sorted(gone - set(unsealed)):
+    for name in sorted(changed - seals):
+      self._put(name)
+    for name in sorted(replaced - unsealed):
       self._remove(name)
-    for name in sorted(changed | (now.keys() & set(unsealed)), key=_manifests_last):
-      self.store.put_file(str(self.local / name), f"{self.root}/{name}")
+    # The newest first: then an older one may lose its arrays.
+    for name in sorted(seals | (now.keys() & unsealed), reverse=True):
+      self._put(name)
+    for name in sorted(gone - replaced, key=_manifests_first):
+      self._remove(name)
     self.known = now
 
   def _check_owner(self) -> None:
     if (owner := self.owner()) != self.token:
       raise InputError(f"{self.url}: {owner} has gone on with this run; this one ends")
 
+  def _put(self, name: str) -> None:
+    self.store.put_file(str(self.local / name), f"{self.root}/{name}")
+
   def _remove(self, name: str) -> None:
     self.store.rm_file(f"{self.root}/{name}")
 
 
-def _manifests_last(name: str) -> tuple[bool, Any]:
-  return name.endswith(MANIFEST), name
+def _manifests_first(name: str) -> tuple[bool, str]:
+  return not name.endswith(MANIFEST), name

@@ -162,25 +162,23 @@ def newest_sound(folders: Sequence[pathlib.Path]) -> int:
   Raises:
     InputError: more than the newest task would be lost.
   """
-  for folder in folders:
-    name_unfinished(folder)
-  finished = [number for number, folder in enumerate(folders, 1) if checkpoint.is_finished(folder)]
-  done, harms = 0, []
-  for number in reversed(finished):
-    folder = folders[number - 1]
+  newest = max((number for number, folder in enumerate(folders, 1) if folder.is_dir()), default=0)
+  done, harm = newest, ""
+  while done:
+    folder = folders[done - 1]
     try:
       checkpoint.verify(folder)
       if checkpoint.has_arrays(folder):
-        done = number
         break
-      harms.append(f"{folder}: its arrays were pruned")
+      harm = harm or f"{folder}: its arrays were pruned"
     except checkpoint.DamagedError as error:
-      harms.append(str(error))
-  if len(harms) > 1 or (harms and not done and len(finished) > 1):
-    raise InputError(f"{harms[0]}; {put_back_or_learn(done + 1)}")
-  if harms:
+      harm = harm or str(error)
+    done -= 1
+  if newest - done > 1:
+    raise InputError(f"{harm}; {put_back_or_learn(done + 1)}")
+  if harm:
     again = "going back to the snapshot before" if done else "the first task is learned again"
-    print(f"warning: {harms[0]}; {again}", file=sys.stderr)
+    print(f"warning: {harm}; {again}", file=sys.stderr)
   return done
 
 
@@ -245,6 +243,15 @@ def check_snapshots(run: pathlib.Path, tasks: Sequence[str], keep: int | None) -
       if keep < len(tasks)
       else f"--from-task {keep + 1}: the stream has {len(tasks)} tasks; give one of them, from 1"
     )
+  if keep:
+    before = finished_snapshots(run, keep)
+    try:
+      checkpoint.verify(before[-1])
+    except checkpoint.DamagedError as error:
+      raise InputError(
+        f"--from-task {keep + 1}: {error}; put it back, or begin at an earlier task"
+      ) from None
+    check_files(run, records_of(before))
 
 
 def words_of_place(tasks: Sequence[str], done: int, steps: Mapping[str, int]) -> str:

@@ -12,7 +12,7 @@ import tiny
 from sapt_jax import train
 from sapt_jax.errors import InputError
 from sapt_jax.run_log import RunLog
-from sapt_jax.snapshots import finished_snapshots
+from sapt_jax.snapshots import finished_snapshots, newest_sound
 from sapt_jax.training import checkpoint, fit
 from tests.runs import assert_same_run, killed_after, scores, snapshots
 
@@ -158,7 +158,10 @@ def test_more_than_a_task_is_learned_again_only_when_asked(
   """The record of the first task; the one snapshot that has arrays; the configuration."""
   arguments = [*world, "--output", str(tmp_path / "run")]
   first, last = (folder.name for folder in snapshots(finished))
+  begin_at_2 = ("--from-task", "2")
   for harmed, more, way_out in [
+    (f"snapshots/{first}/record.json", begin_at_2, "put it back, or begin at an earlier task"),
+    (f"predictions/{first}.jsonl", begin_at_2, "learn from task 1 on again: --from-task 1"),
     (f"snapshots/{first}/record.json", (), "or learn from task 1 on again: --from-task 1"),
     (
       f"snapshots/{last}/record.json",
@@ -168,7 +171,8 @@ def test_more_than_a_task_is_learned_again_only_when_asked(
     ("config.json", (), "put it back, or learn all tasks again: --fresh"),
   ]:
     folder = shutil.copytree(finished, tmp_path / "run")
-    train.main([*arguments, *more])
+    if "--keep-snapshots" in more:
+      train.main([*arguments, *more])
     (folder / harmed).write_text("{")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
@@ -177,6 +181,20 @@ def test_more_than_a_task_is_learned_again_only_when_asked(
     del before[folder / "lock"]
     assert {path: path.read_bytes() for path in before} == before
     shutil.rmtree(folder)
+
+
+def test_snapshots_without_manifests_are_not_thrown_away(finished, tmp_path, capsys):
+  folders = snapshots(shutil.copytree(finished, tmp_path / "run"))
+  third = shutil.copytree(folders[1], folders[1].with_name("02_more"))
+  (third / "manifest.json").unlink()
+  assert newest_sound([*folders, third]) == 2
+  assert f"{third}/manifest.json: no such file; going back" in capsys.readouterr().err
+  (folders[1] / "manifest.json").unlink()
+  with pytest.raises(InputError, match=r"put it back, or learn from task 2 on again"):
+    newest_sound([*folders, third])
+  shutil.rmtree(folders[1])
+  with pytest.raises(InputError, match=r"put it back, or learn from task 2 on again"):
+    newest_sound([*folders, third])
 
 
 def test_a_run_of_one_task_whose_snapshot_is_damaged_learns_it_again(
@@ -208,9 +226,8 @@ def test_a_checkpoint_of_other_arrays_is_refused_with_the_way_out(
   checkpoint.save(place, {"x": np.zeros(3, np.float32)}, record, in_one_file=True)
   code, line = tiny.run_program(train, arguments, monkeypatch, capsys)
   assert (code, "other arrays than this version" in line) == (2, True), line
-  assert f"or remove {place} to learn the task again" in line
-  shutil.rmtree(place)
-  train.main(arguments)
+  assert "or learn the task again: --from-task 1" in line
+  train.main([*arguments, "--from-task", "1"])
   assert_same_run(folder, finished)
 
 

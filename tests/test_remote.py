@@ -4,6 +4,7 @@ import json
 import shutil
 
 import fsspec
+import numpy as np
 import pytest
 import tiny
 
@@ -11,7 +12,9 @@ from sapt_jax import predict, report, train
 from sapt_jax.errors import InputError
 from sapt_jax.remote import Mirror, readable, scratch
 from sapt_jax.run_log import RunLog
+from sapt_jax.snapshots import newest_sound
 from sapt_jax.text_files import remove
+from sapt_jax.training import checkpoint
 from tests.runs import assert_same_run, rows_of, snapshots
 
 
@@ -112,6 +115,41 @@ def test_a_manifest_never_stands_beside_other_files_than_its_own(place, tmp_path
   for state in states:
     assert "s/a/manifest.json" not in state or set(state.values()) == {b"newer"}
   assert states[-1].keys() == {"s/a/manifest.json", "s/a/x", "s/a/z"}
+
+
+def test_a_copy_that_is_killed_while_it_prunes_leaves_a_snapshot_to_go_on_from(
+  place, tmp_path, monkeypatch
+):
+  mirror, tree = machine(place, tmp_path, 0), {"x": np.arange(3.0, dtype=np.float32)}
+  first, second = (mirror.local / "snapshots" / name for name in ("00_a", "01_b"))
+  checkpoint.save(first, tree, {"step": 1})
+  checkpoint.save(mirror.local / "progress/01/learn", tree, {"step": 2}, in_one_file=True)
+  mirror.take()
+  mirror.push()
+  checkpoint.save(second, tree, {"step": 3})
+  checkpoint.prune(first)
+  shutil.rmtree(mirror.local / "progress")
+  learned = []
+
+  def watched(operation):
+    def call(*given, **more):
+      operation(*given, **more)
+      there = machine(place, tmp_path, f"left{len(learned)}")
+      there.fetch()
+      learned.append(newest_sound([there.local / "snapshots" / name for name in ("00_a", "01_b")]))
+      kept = checkpoint.is_finished(there.local / "progress/01/learn")
+      assert kept or learned[-1] == 2
+
+    return call
+
+  for name in ("put_file", "rm_file"):
+    monkeypatch.setattr(mirror.store, name, watched(getattr(mirror.store, name)))
+  mirror.push()
+  assert learned == sorted(learned)
+  assert set(learned) == {1, 2}
+  two = machine(place, tmp_path, 1)
+  two.fetch()
+  assert content(two.local) == content(mirror.local)
 
 
 def test_the_older_of_two_runs_in_one_place_ends(place, tmp_path):

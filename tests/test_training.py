@@ -297,7 +297,7 @@ def test_the_losses_of_before_a_stop_are_in_its_checkpoint(tmp_path):
   whole = hf.Backbone(model, params, Path(), tiny.LLAMA)
   options = config.Fit(batch_size=2)
   trainer = Trainer(whole, method, options, Batcher(True, 0, 2), sharding.make_mesh())
-  kept = Checkpoints(tmp_path / "learn", Saver(), lambda: None)
+  kept = Checkpoints(tmp_path / "learn", Saver(), lambda: None, 1)
   plan, later = (Plan("task", 7, kept, print) for _ in range(2))
   plan.losses.extend([2.0, 1.0])
   state = trainer.start(learned, 7)

@@ -22,7 +22,7 @@ M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def limit_arenas() -> None:
-  """Gives this process one place to allocate from for each core, where glibc makes eight: the
+  """Gives this process one place to allocate from for each core, where glibc makes up to eight: the
   storage library's threads leave a little in each of them that is never freed, so that a long run
   grows. It has to be called before there are threads; the variable MALLOC_ARENA_MAX goes before.
   """
@@ -95,11 +95,14 @@ class Saver:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoints:
-  """Where a training keeps its newest checkpoint, what writes it, and what is to be done then."""
+  """Where a training keeps its newest checkpoint, what writes it, what is to be done then, and the
+  number of its task, from 1.
+  """
 
   folder: pathlib.Path
   saver: Saver
   saved: Then
+  task: int
 
   def save(self, tree: Any, record: dict[str, Any]) -> None:
     """As Saver.save."""
@@ -115,8 +118,8 @@ class Checkpoints:
       return None
     try:
       return checkpoint.load(self.folder, tree, grow=True)
-    except checkpoint.DamagedError as error:
-      raise InputError(f"{error}, or remove {self.folder} to learn the task again") from None
+    except InputError as error:
+      raise InputError(f"{error}, or learn the task again: --from-task {self.task}") from None
 
 
 def _write(*given: Any) -> None:
