@@ -190,6 +190,15 @@ def test_a_run_goes_on_on_another_machine_and_can_be_asked_from_anywhere(
   assert len(snapshots(scratch(place, "runs"))) == 2
 
 
+def test_what_a_run_prunes_goes_at_its_url_too(world, finished, tmp_path):
+  place = f"file://{tmp_path}/store"
+  train.main([*world, "--output", place, "--keep-snapshots", "1"])
+  fetched = readable(place)
+  assert_same_run(fetched, finished)
+  assert [checkpoint.has_arrays(snapshot) for snapshot in snapshots(fetched)] == [False, True]
+  assert not list(fetched.glob(f"snapshots/00_*/{checkpoint.TREE}"))
+
+
 @pytest.mark.parametrize("lost", ["", "snapshots/00_task001_colour", "config.json"])
 def test_what_is_removed_here_while_a_run_is_at_work_stays_there(
   world, finished, tmp_path, monkeypatch, capsys, lost
