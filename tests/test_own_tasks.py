@@ -139,11 +139,8 @@ def test_a_list_of_texts_is_several_references(tmp_path):
     ("mail/Train.csv", "input,output\na,b\n", r"mail/Train\.csv: nobody would read"),
     ("mail.TOML", "", r"mail\.TOML: nobody would read a file .* files are mail\.toml, mail, with"),
     ("train.csv", "input,output\na,b\n", r"holds train, which are splits of one task; put them"),
-    (
-      "mail.jsonl",
-      '{"input": "a", "output": "b"}\n',
-      r"too few rows to set test aside \(1 left\)",
-    ),
+    ("mail.jsonl", '{"input": "a", "output": "b"}\n', r"too few rows to set test aside \(1 left"),
+    ("two\nlines.csv", "input,output\na,b\n", r"task 'two\\nlines': its name cannot be printed"),
   ],
 )
 def test_wrong_files_are_named(tmp_path, name, content, message):

@@ -128,6 +128,9 @@ def load_stream(
     raise InputError(f"data.root {options.root!r}: {source.where} holds no task folder or file")
   there = together(begun, source.names)
   names = choose(there, stream.tasks or there, f"{source.where}{' or this run' if begun else ''}")
+  for name in names:
+    if not (name.isprintable() or name in begun):  # a line end, or bytes that are not UTF-8
+      raise InputError(f"task {name!r}: its name cannot be printed; rename its folder or file")
   tasks = [source.read(name, name in begun) for name in names]
   train, test = options.max_train or None, options.max_test or None
   return [
