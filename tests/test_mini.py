@@ -178,6 +178,14 @@ def test_the_mixture_is_decided_by_the_seed(sample):
   assert [pretraining.mixture_pair(rng, 0.0) for _ in range(100)] == sample[:100]
 
 
+@pytest.mark.parametrize(("until", "only"), [(0.0, False), (0.1, False), (0.3, True)])
+def test_the_mixture_begins_with_copying_alone(until, only):
+  rng = np.random.default_rng(7)
+  sources = [pretraining.mixture_pair(rng, 0.2, until).source for _ in range(100)]
+  copied = [source for source in sources if "Write all again" in source or "backwards" in source]
+  assert (len(copied) == len(sources)) == only
+
+
 @pytest.mark.parametrize(
   "writer", instructions.FAMILIES, ids=lambda writer: writer.__name__.lstrip("_")
 )
@@ -266,4 +274,12 @@ def test_the_program_writes_a_folder_that_loads(tmp_path, monkeypatch):
   assert backbone.config.width == 32
   assert len(AutoTokenizer.from_pretrained(str(tmp_path))) == backbone.config.vocab_size
   assert (tmp_path / "pretraining_log.csv").read_text().startswith("step,loss,minutes\n2,")
-  assert "--seed 3 --steps 2" in (tmp_path / "README.md").read_text()
+  made_by = "--seed 3 --steps 2 --batch 4 --learning-rate 0.0012 --copy-until 0.15`"
+  assert made_by in (tmp_path / "README.md").read_text()
+
+
+def test_the_program_refuses_to_copy_until_drills_end(tmp_path, capsys):
+  with pytest.raises(SystemExit, match="2"):
+    make_backbone.main(["--output", str(tmp_path / "made"), "--steps", "2", "--copy-until", "0.4"])
+  assert "--copy-until 0.4: must be in [0, 0.4)" in capsys.readouterr().err
+  assert not (tmp_path / "made").exists()

@@ -64,14 +64,18 @@ CONFIG: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How long and how the backbone is trained; `batch` counts examples, `learning_rate` is the peak
-  for kernels (see RATES).
+  """How long and how the backbone is trained.
+
+  `batch` counts examples, `learning_rate` is the peak for kernels (see RATES). Copying must be
+  learned (0.5 nats or less, after some 450 steps) before `copy_until`, a share of the steps: with
+  it go the heads that the other tasks need. A rate of 3e-3 learns it in 240, and loses it again.
   """
 
   steps: int
   seed: int = 0
   batch: int = 48
-  learning_rate: float = 3e-3
+  learning_rate: float = 1.2e-3
+  copy_until: float = pretraining.COPY_UNTIL
   warm_up: int = 100
   log_every: int = 100
   eval_rows: int = 1024
@@ -108,17 +112,16 @@ def encode(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[tuple[list[int],
   return [(source.ids, target.ids) for source, target in zip(sources, targets, strict=True)]
 
 
-def batches(
-  tokenizer: Tokenizer, rng: np.random.Generator, size: int, steps: int
-) -> Iterator[Batch]:
-  """Endless batches of the mixture as it changes over `steps`, each of one bucket's shape; what
+def batches(tokenizer: Tokenizer, rng: np.random.Generator, settings: Settings) -> Iterator[Batch]:
+  """Endless batches of the mixture as it changes over the steps, each of one bucket's shape; what
   fits no bucket is dropped.
   """
+  size, until = settings.batch, settings.copy_until
   waiting: dict[tuple[int, int], list[tuple[list[int], list[int]]]] = defaultdict(list)
   done = 0
   while True:
     ready = []
-    chunk = [pretraining.mixture_pair(rng, done / steps) for _ in range(CHUNK)]
+    chunk = [pretraining.mixture_pair(rng, done / settings.steps, until) for _ in range(CHUNK)]
     for source, target in encode(tokenizer, chunk):
       shape = next((b for b in BUCKETS if len(source) <= b[0] and len(target) <= b[1]), None)
       if shape is None:
@@ -246,7 +249,7 @@ def train(settings: Settings, tokenizer: Tokenizer, log: pathlib.Path) -> tuple[
   optimizer = make_optimizer(settings)
   state = optimizer.init(params)
   rng = np.random.default_rng((settings.seed, 0))
-  stream = batches(tokenizer, rng, settings.batch, settings.steps)
+  stream = batches(tokenizer, rng, settings)
   began, losses, mean = time.time(), [], float("nan")
   with log.open("w", encoding="utf-8") as file:
     file.write("step,loss,minutes\n")
@@ -274,7 +277,8 @@ tasks is in its training data.
 | | |
 |---|---|
 | made by | `python -m sapt_jax.mini.make_backbone \
---output DIR --seed {seed} --steps {steps} --batch {batch}` |
+--output DIR --seed {seed} --steps {steps} --batch {batch} \
+--learning-rate {learning_rate:g} --copy-until {copy_until:g}` |
 | size | {parameters:,} parameters, bfloat16, {bytes:,} bytes |
 | shape | width {d_model}, {num_heads} heads of {d_kv}, feed-forward {d_ff}, \
 vocabulary {vocab_size} |
@@ -326,16 +330,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument("--seed", type=int, default=0, help="of text, order and initial weights")
   parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
   parser.add_argument("--batch", type=int, default=Settings.batch, help="examples a step")
-  rate, rows = Settings.learning_rate, Settings.eval_rows
+  rate, until, rows = Settings.learning_rate, Settings.copy_until, Settings.eval_rows
   parser.add_argument(
     "--learning-rate", type=float, default=rate, help="peak learning rate of kernels"
+  )
+  parser.add_argument(
+    "--copy-until", type=float, default=until, help="share of the steps that only copy"
   )
   parser.add_argument(
     "--eval-rows", type=int, default=rows, help="unseen instruction rows to score"
   )
   parsed = parser.parse_args(arguments)
+  if not 0 <= parsed.copy_until < pretraining.DRILLS_UNTIL:
+    parser.error(
+      f"--copy-until {parsed.copy_until}: must be in [0, {pretraining.DRILLS_UNTIL}), where drills "
+      "lead no longer"
+    )
   settings = Settings(
-    parsed.steps, parsed.seed, parsed.batch, parsed.learning_rate, eval_rows=parsed.eval_rows
+    parsed.steps,
+    parsed.seed,
+    parsed.batch,
+    parsed.learning_rate,
+    parsed.copy_until,
+    eval_rows=parsed.eval_rows,
   )
   parsed.output.mkdir(parents=True, exist_ok=True)
   began = time.time()

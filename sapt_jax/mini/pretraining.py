@@ -118,21 +118,22 @@ DRILLS = (
   _word_drill,
   _next_drill,
 )
-COPY_UNTIL, DRILLS_UNTIL = 0.08, 0.4  # progress up to which copying, then drills, lead
+COPY_UNTIL, DRILLS_UNTIL = 0.15, 0.4  # progress up to which copying, then drills, lead
 
 
-def mixture_pair(rng: Rng, progress: float = 1.0) -> Pair:
+def mixture_pair(rng: Rng, progress: float = 1.0, copy_until: float = COPY_UNTIL) -> Pair:
   """One example of the mixture.
 
   Args:
     rng: where the draws come from.
-    progress: 0 at the start of training, 1 at its end. Before COPY_UNTIL there is only copying;
-      then the share of drills falls from 85 % to 15 % at DRILLS_UNTIL and stays. Of the others,
-      85 % are instructions, 10 % span corruption and 5 % the generation of whole prompts.
+    progress: 0 at the start of training, 1 at its end. Of what is no drill, 85 % are instructions,
+      10 % span corruption and 5 % the generation of whole prompts.
+    copy_until: the progress before which there is only copying; then the share of drills falls
+      from 85 % to 15 % at DRILLS_UNTIL and stays.
   """
-  if progress < COPY_UNTIL:
+  if progress < copy_until:
     return _framed(rng, _copy_drill(rng))
-  share = max(0.15, 0.85 - 0.7 * (progress - COPY_UNTIL) / (DRILLS_UNTIL - COPY_UNTIL))
+  share = max(0.15, 0.85 - 0.7 * (progress - copy_until) / (DRILLS_UNTIL - copy_until))
   if rng.random() < share:
     return _framed(rng, DRILLS[int(rng.integers(len(DRILLS)))](rng))
   draw = rng.random()
