@@ -35,6 +35,7 @@ OTHERS = ("make", "git", "pip", "curl", "vllm", "tensorboard", "python", ".venv/
 ELSEWHERE = {
   "curl": "tests/test_serve.py",
   "python -m sapt_jax.import": "tests/test_import.py",
+  "python -m sapt_jax.mini.make_backbone": "tests/test_mini.py",
   "python -m sapt_jax.serve": "tests/test_serve.py",
   "python -m sapt_jax.train --output runs/mine --track": "tests/test_tracking.py",
   "python -c": "tests/test_cost.py",
