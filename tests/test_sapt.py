@@ -25,7 +25,6 @@ from tests.classroom import (
   same,
   some_batch,
   studied,
-  teach,
   through,
 )
 
@@ -292,24 +291,6 @@ def test_the_row_gets_the_gradient_that_moves_the_loss():
     step = 1e-2 * jax.nn.one_hot(slot, 4)
     slope = (loss(row + step) - loss(row - step)) / 2e-2
     np.testing.assert_allclose(gradient[slot], slope, rtol=0.05, atol=1e-3)
-
-
-def test_a_weight_is_drawn_back_to_where_it_begins_and_stays_there_unless_it_pays():
-  method, learned = sharing_pool()
-  begun = learned.shares[learned.count - 1]
-  moved = {"shares": begun + jnp.array([0.1, -0.01, 0.0, 0.0]), "block": None}
-  for factor, drawn in ((1.0, [0.085, 0.0, 0.0, 0.0]), (0.5, [0.0925, -0.0025, 0.0, 0.0])):
-    found = method.pull(learned, moved, factor)  # by 0.05 * 0.3 * factor
-    assert found["block"] is None
-    np.testing.assert_allclose(found["shares"] - begun, drawn, atol=1e-7)
-  rows = {}
-  for strength in (0.0, 0.3, 1.01):  # Adam's first step is the whole rate, whatever the gradient
-    taught = build("sapt", attention="routed", sharing=True, sharing_l1=strength)
-    after, _, _ = teach(taught, learned, steps=1)
-    rows[strength] = after.shares[learned.count - 1] - begun
-  np.testing.assert_allclose(jnp.abs(rows[0.0])[:2], 0.05, rtol=1e-3)
-  np.testing.assert_allclose(jnp.abs(rows[0.3])[:2], 0.05 * 0.7, rtol=1e-3)
-  np.testing.assert_array_equal(rows[1.01], 0.0)
 
 
 def test_a_block_that_others_take_from_is_not_forgotten_and_pools_are_joined_side_by_side():

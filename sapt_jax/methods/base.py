@@ -285,16 +285,6 @@ class Method:
     """The learning rate of each part of `trainable`; `block` is fit.learning_rate."""
     return {"block": block}
 
-  def pull(self, learned: Learned, trainable: Trainable, factor: Any) -> Trainable:
-    """`trainable` after an update, with what else moves it than the loss: here, nothing.
-
-    Args:
-      learned: as it was when the task's training began.
-      factor: what the rates of this step were multiplied by (training.state.Schedule).
-    """
-    del learned, factor
-    return trainable
-
   def merge(self, learned: Learned, trainable: Trainable) -> Learned:
     """`learned` with the trainable part written into it; gradients reach that part alone."""
     pool = blocks.write(learned.blocks, trainable["block"], learned.count - 1)

@@ -64,10 +64,6 @@ class SaptOptions(config.MethodOptions):
   """routed: a task takes from earlier blocks too, by weights that it learns (docs/sharing.md)."""
   sharing_learning_rate: float = 0.05
   """Of these weights."""
-  sharing_l1: float = 0.3
-  """L1 penalty on how far they are from where they begin, beside Adam as weight decay is in AdamW:
-  one stays there unless its mean gradient is more than this share of its root mean square.
-  """
   sharing_relatives: int = 2
   """Most earlier tasks with whose weights they begin. Those are taken that each halve the loss
   before the task is learned; the weights begin at 0 where there are none.
@@ -85,7 +81,7 @@ class SaptOptions(config.MethodOptions):
   """
 
   def __post_init__(self) -> None:
-    counts = ("reflection_weight", "routing_steps", "sharing_relatives", "sharing_l1")
+    counts = ("reflection_weight", "routing_steps", "sharing_relatives")
     checks.at_least(self, "method", 0, *counts)
     checks.positive(self, "method", "routing_learning_rate", "attention_learning_rate")
     checks.positive(self, "method", "sharing_learning_rate")
@@ -276,13 +272,6 @@ class Sapt(Method):
     shared = {"shares": self.options.sharing_learning_rate} if self.options.sharing else {}
     return {"block": block, "attention": block if attention is None else attention} | shared
 
-  def pull(self, learned: SaptLearned, trainable: Trainable, factor: Any) -> Trainable:
-    if learned.shares is None:
-      return trainable
-    options, begun = self.options, learned.shares[learned.count - 1]
-    step = factor * options.sharing_learning_rate * options.sharing_l1
-    return trainable | {"shares": begun + soft_threshold(trainable["shares"] - begun, step)}
-
   def merge(self, learned: SaptLearned, trainable: Trainable) -> SaptLearned:
     learned = self.with_attention(super().merge(learned, trainable), trainable["attention"])
     if learned.shares is None:
@@ -311,11 +300,6 @@ class Sapt(Method):
     key = key_at(jnp.mean(self.queries(learned, features), axis=0))
     attention = fit_routing(self, learned, {"query": learned.query, "key": key}, features)
     return self.with_attention(learned, attention)
-
-
-def soft_threshold(x: jax.Array, least: jax.Array | float) -> jax.Array:
-  """x, each entry nearer to 0 by `least`, and 0 where it is no larger."""
-  return jnp.sign(x) * jnp.maximum(jnp.abs(x) - least, 0.0)
 
 
 @jax.jit

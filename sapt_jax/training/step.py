@@ -126,10 +126,9 @@ def train_step(
     model, method, accumulation, params, learned, state, batch, seed
   )
   updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.trainable)
-  factor: jax.Array | float = 1.0
   if schedule is not None and state.total is not None:
     factor = schedule(state.step, state.total)
     updates = jax.tree.map(lambda update: factor * update, updates)
-  trainable = method.pull(learned, optax.apply_updates(state.trainable, updates), factor)
+  trainable = optax.apply_updates(state.trainable, updates)
   running = method.observe(state.running, method.merge(learned, trainable), state.step)
   return TrainState(state.step + 1, trainable, optimizer_state, running, state.total), metrics
