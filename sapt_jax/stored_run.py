@@ -12,6 +12,7 @@ import shlex
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sapt_jax import learner, results, saved_options
@@ -142,7 +143,8 @@ def read_run(path: pathlib.Path, called: str) -> StoredRun:
     records = [record_of(folder) for folder in snapshots]
     sizes = [records[-1][name] for name in ("capacity", "memory_inputs")]
     method, shapes = learner.abstract(config, learner.backbone_folder(config), *sizes)
-    learned, _ = checkpoint.read(snapshots[-1], shapes)
+    stored, _ = checkpoint.read(snapshots[-1], shapes)
+    learned = jax.tree.map(jnp.asarray, stored)  # as a method has it while it learns
   except checkpoint.DamagedError as error:
     raise InputError(f"{called}: {error}") from None
   names = [record["task"] for record in records]

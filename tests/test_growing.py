@@ -109,7 +109,7 @@ def test_what_is_new_is_learned_alone_and_without_the_files_of_earlier_tasks(
   assert left == []
 
 
-def test_the_pool_becomes_larger_when_it_must(world, tmp_path):
+def test_the_pool_becomes_larger_when_it_must(world, tmp_path, monkeypatch, capsys):
   folder = tmp_path / "run"
   options = ["--output", str(folder), "--method.attention", "routed", "--method.sharing"]
   for count in (1, 3):
@@ -133,6 +133,13 @@ def test_the_pool_becomes_larger_when_it_must(world, tmp_path):
   expected = np.concatenate([weights[task] * np.asarray(pool[task]) for task in range(3)]).T
   name = "base_model.model.decoder.block.1.layer.1.EncDecAttention.v.lora_B.weight"
   np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-8)
+  # Its tasks go from the last one on, as each takes from those before it.
+  gone = ["--run", str(folder), "--task"]
+  code, line = tiny.run_program(forget, [*gone, NAMES[0]], monkeypatch, capsys)
+  assert code == 2
+  assert "method.sharing: task 2, 3 of the run takes from the block that would go" in line
+  forget.main([*gone, NAMES[2]])
+  np.testing.assert_array_equal(saved(snapshots(folder)[-1])["shares"][:2], shares[:2])
 
 
 def test_a_changed_beginning_is_refused(world, grown, monkeypatch, capsys):
