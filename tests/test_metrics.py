@@ -9,7 +9,7 @@ import random
 import pytest
 from rouge_score import rouge_scorer, tokenizers
 
-from sapt_jax import config
+from sapt_jax import config, plots
 from sapt_jax.config import tasks
 from sapt_jax.data.tasks import Example, Task
 from sapt_jax.errors import InputError
@@ -276,3 +276,14 @@ def test_always_the_commonest_answer_is_scored_as_answers_are(train, test, score
     mini_config, evaluation=dataclasses.replace(mini_config.evaluation, metric="exact_match")
   )
   assert score_of_commonest(config, task) == score
+
+
+@pytest.mark.parametrize(
+  ("mixtures", "range_"),
+  [([[1.0], [0.25, 0.75]], (0.0, 1.0)), ([[1.0], [-0.25, 1.25]], (-0.25, 1.25))],
+)
+def test_a_picture_tells_weights_apart_that_are_no_shares(mixtures, range_, tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(plots.plt, "close", drawn.append)
+  plots.mixture_heatmap(tmp_path / "mixture.png", mixtures, ["a", "b"], "mixtures")
+  assert drawn[0].axes[0].images[0].get_clim() == range_

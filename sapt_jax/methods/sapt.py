@@ -191,8 +191,8 @@ class Sapt(Method):
       takers = jnp.flatnonzero(shares.at[slot].set(0.0)[:, slot]) + 1
       if takers.size:
         raise InputError(
-          f"method.sharing: task {', '.join(map(str, takers.tolist()))} of the run takes from the "
-          "block that would go, and would answer otherwise; forget it first"
+          "method.sharing: later tasks take from the block that would go, and would answer "
+          f"otherwise; forget them first: {', '.join(map(str, takers.tolist()))} of the run"
         )
       shares = blocks.take_out(blocks.take_out(shares, slot, 0), slot, 1)
     return learned.pool_without(slot).replace(

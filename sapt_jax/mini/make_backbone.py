@@ -325,7 +325,9 @@ def write_folder(
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Parses the command line and makes the backbone."""
-  parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+  parser = argparse.ArgumentParser(
+    description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+  )
   parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write")
   parser.add_argument("--seed", type=int, default=0, help="of text, order and initial weights")
   parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
