@@ -20,7 +20,9 @@ CPU all sizes are tiny: it is the rehearsal, and its figures mean nothing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -63,19 +65,24 @@ def phases(text: str) -> list[str]:
 
 
 def started(part: str, options: argparse.Namespace, seconds: float) -> str:
-  """Runs a part in a process of its own; returns what went wrong, if anything did."""
+  """Runs a part in a process of its own; returns what went wrong, if anything did. Programs that it
+  has started end with it: the next part has the device alone.
+  """
   command = [sys.executable, __file__, "--output", str(options.output), "--part", part]
   command += ["--goldens", str(options.goldens)] if options.goldens else []
   command += ["--tiny"] if options.tiny else []
   environment = os.environ | {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", "TF_CPP_MIN_LOG_LEVEL": "2"}
-  try:
-    done = subprocess.run(
-      command, timeout=seconds, check=False, env=environment, stderr=subprocess.PIPE, text=True
-    )
-  except subprocess.TimeoutExpired:
-    return f"not done in {seconds:.0f} s"
-  said = " ".join(done.stderr.split())
-  return f"exit code {done.returncode}: {said[-300:]}" if done.returncode else ""
+  with subprocess.Popen(
+    command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+  ) as process:
+    try:
+      said = " ".join(process.communicate(timeout=seconds)[1].split())
+    except subprocess.TimeoutExpired:
+      return f"not done in {seconds:.0f} s"
+    finally:
+      with contextlib.suppress(ProcessLookupError):  # nothing of it is left
+        os.killpg(process.pid, signal.SIGKILL)
+  return f"exit code {process.returncode}: {said[-300:]}" if process.returncode else ""
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -100,6 +107,7 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument("--tiny", action="store_true", help="tiny sizes, as on a CPU")
   options = parser.parse_args(arguments)
   options.output.mkdir(parents=True, exist_ok=True)
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # parts end too
   if options.part:
     PARTS[options.part](Figures(options.output, options.part, options.tiny), options.goldens)
     return

@@ -5,19 +5,24 @@
 #   METHODS="sapt per_task" SEEDS="0 1"    what to run; PYTHON=python  interpreter
 #   AT_ONCE=9                              so many runs share the GPU, for small models
 #   TASKS="task363 task591"                in this order
-# Each run that ends adds a line to OUTPUT_FOLDER/results.jsonl.
+# Each run that ends adds a line to OUTPUT_FOLDER/results.jsonl. The exit code is 1 if one has failed.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-usage="usage: launch/superni_on_gpu.sh MODEL_FOLDER CL_BENCHMARK_FOLDER OUTPUT_FOLDER SECONDS [options]"
-model=${1:?$usage} data=${2:?$usage} output=${3:?$usage} end=$((SECONDS + ${4:?$usage}))
+refuse() {
+  echo "$*" >&2
+  exit 2
+}
+(($# >= 4)) || refuse "usage: launch/superni_on_gpu.sh MODEL_FOLDER CL_BENCHMARK_FOLDER OUTPUT_FOLDER SECONDS [options]"
+model=$(realpath -m "$1") data=$(realpath -m "$2") output=$(realpath -m "$3") seconds=$4
 shift 4
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-.venv/bin/python} at_once=${AT_ONCE:-1}
+[[ $seconds =~ ^[1-9][0-9]{1,8}$ && $seconds -gt 30 ]] || refuse "SECONDS $seconds: must be a whole number above 30"
+[[ $at_once =~ ^[1-9][0-9]*$ ]] || refuse "AT_ONCE=$at_once: must be a whole number of at least 1"
+[[ -d $data/SuperNI ]] || refuse "$data: has no folder SuperNI"
+command -v "$python" >/dev/null || refuse "$python: no such program; give PYTHON=python"
+end=$((SECONDS + seconds))
 mkdir -p "$output"
 tasks=${TASKS:-$(ls "$data/SuperNI")}
-if ! [[ $at_once =~ ^[1-9][0-9]*$ ]]; then
-  echo "AT_ONCE=$at_once: must be a whole number of at least 1" >&2
-  exit 2
-fi
 if ((at_once > 1)); then # a quarter stays for NVIDIA's own libraries in each of them
   XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-$(awk "BEGIN {print 0.75 / $at_once}")}
   export XLA_PYTHON_CLIENT_MEM_FRACTION
@@ -43,17 +48,21 @@ learn() { # METHOD SEED SECONDS [options]
     echo "$line"
   elif ((code != 75 && code != 124)); then
     echo "failed: $1, seed $2: $(tail -n 1 "$run.log")" >&2
+    return 1
   fi
 }
 
+failed=0 begun=()
 trap 'trap "" INT TERM; kill $(jobs -rp) 2>/dev/null; wait; exit 130' INT TERM
 for seed in ${SEEDS:-0 1 2}; do
   for method in ${METHODS:-sapt per_task epi sequential}; do
     [[ -e $output/$method.$seed/scores.json ]] && continue
-    while (($(jobs -rp | wc -l) >= at_once)); do wait -n || true; done
+    while (($(jobs -rp | wc -l) >= at_once)); do sleep 1; done
     left=$((end - SECONDS))
     ((left > 30)) || break 2
     learn "$method" "$seed" "$left" "$@" &
+    begun+=($!)
   done
 done
-wait
+for run in "${begun[@]}"; do wait "$run" || failed=1; done
+exit "$failed"

@@ -1,8 +1,14 @@
 """The program that measures an accelerator, as far as a CPU can rehearse it."""
 
+import argparse
 import gzip
 import json
 import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import accelerator
 import accelerator_parts
@@ -35,6 +41,61 @@ def test_each_part_is_a_process_whose_figures_and_failure_are_lines(tmp_path, mo
   assert found["mini", "failed"] == "no time left"
   table = capsys.readouterr().out.splitlines()
   assert f"| mini | failed | {found['mini', 'failed']} |" in table
+
+
+def test_a_part_that_takes_too_long_ends_with_all_that_it_has_started(tmp_path, monkeypatch):
+  there = tmp_path / "child"
+  script = tmp_path / "part.py"
+  script.write_text(
+    "import pathlib, subprocess, sys\n"
+    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
+    f"pathlib.Path({str(there)!r}).write_text(str(child.pid))\n"
+    "child.wait()\n"
+  )
+  monkeypatch.setattr(accelerator, "__file__", str(script))
+  options = argparse.Namespace(output=tmp_path, goldens=None, tiny=True)
+  assert accelerator.started("mini", options, 5.0) == "not done in 5 s"
+  state = Path(f"/proc/{there.read_text()}/stat")
+  for _ in range(50):  # the child of a process that has gone is collected by the first process
+    if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+      return
+    time.sleep(0.1)
+  pytest.fail("it goes on")
+
+
+def on_gpu(folder, *arguments, **environment):
+  """Exit code and stderr of launch/superni_on_gpu.sh, started in a folder."""
+  command = ["bash", str(Path(__file__).parents[1] / "launch/superni_on_gpu.sh"), *arguments]
+  done = subprocess.run(
+    command,
+    cwd=folder,
+    env=os.environ | environment,
+    stderr=subprocess.PIPE,
+    text=True,
+    check=False,
+  )
+  return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+  ("arguments", "line"),
+  [
+    (["model", "data", "out"], "usage: launch/superni_on_gpu.sh MODEL_FOLDER"),
+    (["model", "data", "out", "10m"], "SECONDS 10m: must be a whole number above 30"),
+    (["model", "data", "out", "60"], "data: has no folder SuperNI"),
+  ],
+)
+def test_the_script_of_a_gpu_refuses_what_cannot_be(arguments, line, tmp_path):
+  code, said = on_gpu(tmp_path, *arguments)
+  assert (code, line in said, said.count("\n")) == (2, True, 1)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_the_script_of_a_gpu_fails_if_a_run_has_failed(tmp_path):
+  (tmp_path / "SuperNI/task1").mkdir(parents=True)
+  choice = {"PYTHON": sys.executable, "METHODS": "sapt epi", "SEEDS": "0"}
+  code, said = on_gpu(tmp_path, "no_model", ".", "out", "120", **choice)
+  assert (code, said.count("failed: ")) == (1, 2)
 
 
 def test_what_is_asked_for_wrongly_is_named(tmp_path):
