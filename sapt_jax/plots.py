@@ -44,15 +44,15 @@ def heatmap(
 
   Args:
     words: the title, and what columns and rows are.
-    most: the largest number that can be.
+    most: the largest number that is expected; weights that are no shares go beyond it, and below 0.
     least: numbers of a smaller size are not written into their squares.
   """
   title, across, down = words
   size = 1.6 + 0.45 * len(tasks)
   figure, axes = plt.subplots(figsize=(size + 1.6, size), layout="constrained")
-  there = np.nan_to_num(table)  # weights that are no shares go beyond 0 and 1 (method.sharing)
-  least_there, most_there = there.min(initial=0.0), there.max(initial=most)
-  image = axes.imshow(table, vmin=least_there, vmax=most_there, cmap="viridis")
+  there = np.nan_to_num(table)
+  low, high = there.min(initial=0.0), there.max(initial=most)
+  image = axes.imshow(table, vmin=low, vmax=high, cmap="viridis")
   names = [task if len(task) <= 20 else task[:19] + "…" for task in tasks]
   axes.set_xticks(range(len(tasks)), names, rotation=60, ha="right", fontsize=7)
   axes.set_yticks(range(len(tasks)), names, fontsize=7)
@@ -62,7 +62,7 @@ def heatmap(
   for row, column in np.argwhere(np.where(np.isnan(table), -np.inf, np.abs(table)) >= least):
     value = table[row, column]
     text = f"{value:.2f}".replace("0.", ".", 1) if most == 1.0 else f"{value:.0f}"
-    color = "black" if value > least_there + 0.6 * (most_there - least_there) else "white"
+    color = "black" if value > low + 0.6 * (high - low) else "white"
     axes.text(column, row, text, ha="center", va="center", fontsize=6, color=color)
   figure.colorbar(image, shrink=0.8)
   figure.savefig(file, dpi=130)

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -43,24 +44,60 @@ def test_each_part_is_a_process_whose_figures_and_failure_are_lines(tmp_path, mo
   assert f"| mini | failed | {found['mini', 'failed']} |" in table
 
 
-def test_a_part_that_takes_too_long_ends_with_all_that_it_has_started(tmp_path, monkeypatch):
-  there = tmp_path / "child"
-  script = tmp_path / "part.py"
-  script.write_text(
-    "import pathlib, subprocess, sys\n"
-    "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'])\n"
-    f"pathlib.Path({str(there)!r}).write_text(str(child.pid))\n"
-    "child.wait()\n"
-  )
-  monkeypatch.setattr(accelerator, "__file__", str(script))
-  options = argparse.Namespace(output=tmp_path, goldens=None, tiny=True)
-  assert accelerator.started("mini", options, 5.0) == "not done in 5 s"
-  state = Path(f"/proc/{there.read_text()}/stat")
-  for _ in range(50):  # the child of a process that has gone is collected by the first process
-    if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
-      return
+PARENT = """
+import pathlib, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+pathlib.Path({there!r}).write_text(str(child.pid))
+child.wait()
+"""
+
+MEASURING = """
+import accelerator
+accelerator.__file__ = {script!r}
+accelerator.main(["--output", {output!r}, "--phases", "mini"])
+"""
+
+
+@pytest.fixture
+def parent(tmp_path):
+  """A script in the place of a part, and the file where it writes its child's process number."""
+  script, there = tmp_path / "part.py", tmp_path / "child"
+  script.write_text(PARENT.format(there=str(there)))
+  return script, there
+
+
+def waited(done):
+  """Whether something is so within some seconds."""
+  for _ in range(200):
+    if done():
+      return True
     time.sleep(0.1)
-  pytest.fail("it goes on")
+  return False
+
+
+def gone(process):
+  """Whether a process has ended; its entry stays until the first process collects it."""
+  state = Path(f"/proc/{process}/stat")
+  return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_a_part_that_takes_too_long_ends_with_all_that_it_has_started(parent, monkeypatch):
+  script, there = parent
+  monkeypatch.setattr(accelerator, "__file__", str(script))
+  options = argparse.Namespace(output=script.parent, goldens=None, tiny=True)
+  assert accelerator.started("mini", options, 5.0) == "not done in 5 s"
+  assert waited(lambda: gone(there.read_text()))
+
+
+def test_a_part_ends_with_the_program_that_was_told_to_end(parent):
+  script, there = parent
+  program = MEASURING.format(script=str(script), output=str(script.parent / "out"))
+  whole = {"PYTHONPATH": os.pathsep.join(sys.path)}
+  with subprocess.Popen([sys.executable, "-c", program], env=os.environ | whole) as measuring:
+    assert waited(lambda: there.exists() and there.read_text())
+    measuring.terminate()
+    assert measuring.wait(20) == 128 + signal.SIGTERM
+  assert waited(lambda: gone(there.read_text()))
 
 
 def on_gpu(folder, *arguments, **environment):

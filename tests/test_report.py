@@ -241,6 +241,11 @@ def test_in_a_browser_it_is_drawn_sorts_and_tells_and_asks_for_nothing(place):
     assert page.see(first).startswith("sapt")
     assert page.see("document.querySelectorAll('#scores rect').length") == 3
     assert page.see("document.querySelectorAll('#mixtures svg').length") == 2
+    # Weights that are no shares (method.sharing) have colours of their own below 0 and above 1.
+    drawn = "heatmap('', [[1, null], [-.25, 1.25]], ['a', 'b'], 1, .005, 2)"
+    cells = f"[...{drawn}.querySelectorAll('rect')].map(x => x.getAttribute('fill'))"
+    assert page.see(f"new Set({cells}).size") == 3
+    assert page.see(f"{cells}[2]") == page.see("heat(1)")
     assert page.see("document.querySelectorAll('#curves polyline').length") == 2
     assert page.see("document.querySelectorAll('#loss svg').length") >= 2
     cell = "document.querySelector('#scores rect')"
