@@ -1,6 +1,7 @@
 """Reading tasks, cutting prompts, making batches."""
 
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -13,7 +14,7 @@ from sapt_jax import config
 from sapt_jax.data.batches import Batcher, Row, bucket
 from sapt_jax.data.benchmarks import BENCHMARKS
 from sapt_jax.data.prompts import Codec, load_tokenizer
-from sapt_jax.data.shapes import choose_shapes
+from sapt_jax.data.shapes import choose_shapes, places
 from sapt_jax.data.sources import load_stream
 from sapt_jax.errors import InputError
 
@@ -270,6 +271,23 @@ def test_the_shapes_that_lose_least_are_chosen():
   assert choose_shapes([], 3, joined=False) == ()
   long = [(n, 1) for n in range(1, 9000)]
   assert max(choose_shapes(long, 10, joined=True)) >= (8999, 1)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_chosen_shapes_cost_hardly_more_than_the_best_of_all_choices(joined):
+  def cost(shapes):
+    held = [[one for one in shapes if one[0] >= a and one[1] >= b] for a, b in needs]
+    return sum(places(np.array(holding), joined).min() for holding in held)
+
+  rng, excess = np.random.default_rng(0), []
+  for _ in range(20):
+    needs = list(zip(*(8 * rng.integers(1, most, 20) for most in (9, 4)), strict=True))
+    lengths = [sorted(set(of_one)) for of_one in zip(*needs, strict=True)]
+    *corners, largest = itertools.product(*lengths)
+    best = min(cost([*few, largest]) for few in itertools.combinations(corners, 2))
+    excess.append(cost(choose_shapes(needs, 3, joined)) / best - 1)
+  assert max(excess) < 0.02
+  assert np.mean(excess) < 0.001
 
 
 @pytest.mark.parametrize("count", [1, 5, 8, 11])

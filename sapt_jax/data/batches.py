@@ -180,8 +180,9 @@ class Batcher:
     return [batches[i] for i in rng.permutation(len(batches))]
 
   def needs(self, rows: Sequence[Row]) -> list[Shape]:
-    """The least shape of each batch of a pass over the rows."""
-    return [self.need([rows[i] for i in numbers], self.left) for numbers in self.epoch(rows, 0)]
+    """The least shape of each batch of a few passes over the rows, as each pass has others."""
+    batches = [numbers for epoch in range(4) for numbers in self.epoch(rows, epoch)]
+    return [self.need([rows[i] for i in numbers], self.left) for numbers in batches]
 
   def training(self, rows: Sequence[Row], start: int, stop: int) -> Iterator[Batch]:
     """The batches of steps start..stop-1."""

@@ -155,6 +155,8 @@ def _forward(
   is_newest: jax.Array,
 ) -> tuple[jax.Array, tuple]:
   y, u = _product(x, a, b, gates, stopped, chosen)
+  # XLA computes x W and x A as one array, and would keep all of it until u has been read.
+  u = jax.lax.optimization_barrier(u)
   return y, (x, u, a, b, gates, stopped, chosen, is_newest)
 
 
