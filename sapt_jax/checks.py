@@ -60,7 +60,8 @@ def _words_of(hint: Any) -> str:
 def _number(options: Any, part: str, name: str) -> Any:
   """The value of an option, which has to be a number."""
   value = getattr(options, name)
-  require(_is_a(value, float), f"{part}.{name} {value!r}: must be a number")
+  number = _is_a(value, float) and not math.isnan(value)
+  require(number, f"{part}.{name} {value!r}: must be a number")
   return value
 
 

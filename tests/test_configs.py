@@ -1,6 +1,7 @@
 """The committed configurations."""
 
 import dataclasses
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,10 @@ def test_trace_has_its_eight_tasks_with_their_epochs(tmp_path):
     (lambda c: replace(c, fit=replace(c.fit, steps=3.0)), "fit.steps 3.0: must be a whole number"),
     (lambda c: replace(c, fit=replace(c.fit, steps=True)), "fit.steps True: must be a number"),
     (lambda c: replace(c, fit=replace(c.fit, steps="5")), "fit.steps '5': must be a number"),
+    (
+      lambda c: replace(c, fit=replace(c.fit, learning_rate=math.nan)),
+      "fit.learning_rate nan: must be a number",
+    ),
     (lambda c: replace(c, fit=None), "fit None: must be a Fit"),
     (lambda c: replace(c, method="sapt"), "method 'sapt': must be a MethodOptions"),
     (lambda c: replace(c, seed="0"), "seed '0': must be a whole number"),

@@ -209,7 +209,11 @@ def test_a_profile_is_of_the_steps_that_were_asked_for(world, tmp_path, monkeypa
   called = [event for event in events if "train_step" in str(event.get("name"))]
   assert called
   assert list(run.rglob("*.xplane.pb"))
-  train.main([*world, *steps])  # how it is watched changes no result
+  capsys.readouterr()
+  train.main([*world, *steps, "--profile", "900:901"])  # how it is watched changes no result
+  assert "--profile 900:901: no step to trace" in capsys.readouterr().out
+  train.main([*world, *steps])
+  assert "--profile" not in capsys.readouterr().out
   code, complaint = tiny.run_program(train, [*world, "--profile", "3:2"], monkeypatch, capsys)
   assert (code, "profile '3:2': must be FIRST:LAST" in complaint) == (2, True)
 
