@@ -4,6 +4,9 @@ and what must hold of pools of either kind.
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -214,6 +217,32 @@ def test_merged_blocks_are_the_best_of_their_rank():
     np.testing.assert_allclose(errors[-1], np.sqrt((left**2).sum()), atol=1e-4)
   assert errors[0] > errors[1] > errors[2]
   assert errors[2] < 1e-4  # two blocks of rank two
+
+
+# jaxlib 0.10.2 waits for ever in two batches of decompositions at once on two cores, from about a
+# dozen layers on.
+DECOMPOSED = """
+import os
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+import jax, jax.numpy as jnp
+from sapt_jax.methods import inflora
+from sapt_jax.pet import lora
+pool = {"a": jnp.ones((30, 576, 4, 4)), "b": jnp.ones((30, 4, 4, 576))}
+moments = [jnp.eye(96) + jnp.ones((12, 96, 96)) * i for i in range(4)]
+for _ in range(5):
+  jax.block_until_ready([
+    lora.main_directions(pool, jnp.ones(4), 4),
+    lora.best_of_rank(pool, jnp.ones(4), 4),
+    [inflora.widened_space(moment, 0 * moment, 0.9, 4) for moment in moments],
+    [inflora.main_directions(moment, 0 * moment, 4) for moment in moments],
+  ])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
+def test_decompositions_of_many_layers_end_on_two_cores():
+  one_device = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  subprocess.run([sys.executable, "-c", DECOMPOSED], check=True, timeout=120, env=one_device)
 
 
 @pytest.mark.parametrize("chosen", [None, jnp.array([[2, 0], [1, 2], [2, 1]])])

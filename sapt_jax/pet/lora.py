@@ -224,11 +224,16 @@ def _singular(
   """The first `rank` singular vectors and values of sum_i w_i B_i A_i: (layers, D_in, rank),
   (layers, rank), (layers, rank, D_out).
   """
+
+  def of_layer(matrices: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    # The product of two thin matrices has the singular values of the small product of their
+    # triangular parts.
+    (a_basis, a_rest), (b_basis, b_rest) = jnp.linalg.qr(matrices[0]), jnp.linalg.qr(matrices[1].T)
+    left, values, right = jnp.linalg.svd(a_rest @ b_rest.T)
+    return a_basis @ left[:, :rank], values[:rank], right[:rank] @ b_basis.T
+
   a = (factors["a"] * weights[:, None]).reshape(*factors["a"].shape[:2], -1)
   b = factors["b"].reshape(a.shape[0], -1, factors["b"].shape[-1])
-  # The product of two thin matrices has the singular values of the small product of their
-  # triangular parts.
-  (a_basis, a_rest), (b_basis, b_rest) = jnp.linalg.qr(a), jnp.linalg.qr(jnp.swapaxes(b, 1, 2))
-  left, values, right = jnp.linalg.svd(a_rest @ jnp.swapaxes(b_rest, 1, 2))
-  left, right = left[:, :, :rank], right[:, :rank]
-  return a_basis @ left, values[:, :rank], right @ jnp.swapaxes(b_basis, 1, 2)
+  # Layer by layer: on a CPU, a batch of decompositions waits inside the threads that it needs. Two
+  # batches at once, a's and b's, would wait for ever where there are two threads (jaxlib 0.10.2).
+  return jax.lax.map(of_layer, (a, b))
