@@ -60,7 +60,7 @@ def _words_of(hint: Any) -> str:
 def _number(options: Any, part: str, name: str) -> Any:
   """The value of an option, which has to be a number."""
   value = getattr(options, name)
-  number = _is_a(value, float) and not math.isnan(value)
+  number = _is_a(value, float) and value == value  # NaN is not: math.isnan takes no huge number
   require(number, f"{part}.{name} {value!r}: must be a number")
   return value
 

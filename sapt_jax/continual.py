@@ -176,8 +176,8 @@ class Continual:
       if left := time_left([record["wall_s"] for record in records], len(self.stream)):
         processes.say(left)
     processes.first_does(self.folder.saver.wait)
-    if self.profile.first:
-      processes.say(f"--profile {self.config.profile}: no step to trace, training ended before it")
+    if self.profile.missed:
+      processes.say(f"--profile {self.config.profile}: this start made no such step; no trace")
     result = results.summary(self.config, self.method, self.names, records, single)
     publish = partial(results.publish, self.folder, self.method, self.names, records, result)
     processes.first_does(publish)

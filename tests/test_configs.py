@@ -96,6 +96,7 @@ def test_trace_has_its_eight_tasks_with_their_epochs(tmp_path):
       lambda c: replace(c, fit=replace(c.fit, learning_rate=math.nan)),
       "fit.learning_rate nan: must be a number",
     ),
+    (lambda c: replace(c, fit=replace(c.fit, steps=10**400)), "must be less than 2147483648"),
     (lambda c: replace(c, fit=None), "fit None: must be a Fit"),
     (lambda c: replace(c, method="sapt"), "method 'sapt': must be a MethodOptions"),
     (lambda c: replace(c, seed="0"), "seed '0': must be a whole number"),

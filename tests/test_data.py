@@ -271,6 +271,10 @@ def test_the_shapes_that_lose_least_are_chosen():
   assert choose_shapes([], 3, joined=False) == ()
   long = [(n, 1) for n in range(1, 9000)]
   assert max(choose_shapes(long, 10, joined=True)) >= (8999, 1)
+  # A few long needs, no two alike, do not make the many short ones longer.
+  rng = np.random.default_rng(0)
+  few = list(map(tuple, rng.integers((64, 4), (4096, 1024), (60, 2)).tolist()))
+  assert (64, 8) in choose_shapes([(64, 4)] * 8000 + few, 10, joined=False)
 
 
 @pytest.mark.parametrize("joined", [False, True])

@@ -211,9 +211,10 @@ def test_a_profile_is_of_the_steps_that_were_asked_for(world, tmp_path, monkeypa
   assert list(run.rglob("*.xplane.pb"))
   capsys.readouterr()
   train.main([*world, *steps, "--profile", "900:901"])  # how it is watched changes no result
-  assert "--profile 900:901: no step to trace" in capsys.readouterr().out
-  train.main([*world, *steps])
-  assert "--profile" not in capsys.readouterr().out
+  assert "--profile" not in capsys.readouterr().out  # it has ended: no step is made
+  late = [*steps[:-1], str(tmp_path / "late"), "--profile", "900:901"]
+  train.main([*world, *late, "--fit.steps", "2", "--data.max-test", "1"])
+  assert "--profile 900:901: this start made no such step" in capsys.readouterr().out
   code, complaint = tiny.run_program(train, [*world, "--profile", "3:2"], monkeypatch, capsys)
   assert (code, "profile '3:2': must be FIRST:LAST" in complaint) == (2, True)
 

@@ -5,7 +5,6 @@ Each shape is a program to compile; what padding adds is computed for nothing.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable
 
@@ -13,8 +12,8 @@ import numpy as np
 
 Shape = tuple[int, int]  # places of a source, or of source and answer in one row; of an answer
 STEP = 8  # shapes are multiples of it at least: parts of that many places fill a device's units
-# Lengths are rounded until so few needs differ, and so few shapes can be made of their lengths.
-MOST_CELLS, MOST_CORNERS = 512, 2048
+MOST_CELLS = 512  # lengths are rounded until so few needs differ
+MOST_CORNERS = 2048  # shapes that could be moved to; where there are more, only to those of needs
 
 
 def places(shapes: np.ndarray, joined: bool) -> np.ndarray:
@@ -30,23 +29,21 @@ def choose_shapes(needs: Iterable[Shape], count: int, joined: bool) -> tuple[Sha
 
   All needs, rounded up, are shapes at first; then, again and again, the two become one that cost
   the fewest places more as one (agglomeration by least cost). At last each in turn moves to where
-  it costs least beside the others, until none moves. That is near the best of all choices.
+  it costs least beside the others, until none moves. With a few lengths that is near the best of
+  all choices.
 
   Args:
     needs: the least shape of each batch.
     joined: rows hold source and answer together.
   """
   needs, step = list(needs), STEP
-  while True:
-    cells = _rounded(needs, step)
-    lengths = [sorted(set(of_one)) for of_one in zip(*cells, strict=True)]
-    corners = np.array(list(itertools.product(*lengths))).reshape(-1, 2)
-    if len(cells) <= MOST_CELLS and len(corners) <= MOST_CORNERS:
-      break
+  cells = _rounded(needs, step)
+  while len(cells) > MOST_CELLS:
     step *= 2
-  cell_weights = np.array(list(cells.values()), float)
-  shapes, weights = np.array(list(cells)).reshape(-1, 2), cell_weights.copy()
-  holds = (shapes[:, None] <= corners).all(axis=-1)
+    cells = _rounded(needs, step)
+  each = np.array(list(cells)).reshape(-1, 2)
+  weight_of_each = np.array(list(cells.values()), float)
+  shapes, weights = each.copy(), weight_of_each.copy()
   while len(shapes) > count:
     together = np.maximum(shapes[:, None], shapes[None])
     alone = weights * places(shapes, joined)
@@ -56,14 +53,18 @@ def choose_shapes(needs: Iterable[Shape], count: int, joined: bool) -> tuple[Sha
     one, other = np.unravel_index(np.argmin(added), added.shape)
     shapes[one], weights[one] = together[one, other], weights[one] + weights[other]
     shapes, weights = np.delete(shapes, other, 0), np.delete(weights, other)
+  corners = np.stack(np.meshgrid(np.unique(each[:, 0]), np.unique(each[:, 1])), -1).reshape(-1, 2)
+  if len(corners) > MOST_CORNERS:
+    corners = np.unique(np.concatenate([each, shapes]), axis=0)
   chosen = [int(np.flatnonzero((corners == shape).all(axis=-1))[0]) for shape in shapes]
+  holds = (each[:, None] <= corners).all(axis=-1)
   costs = np.where(holds, places(corners, joined), np.inf)
   before: list[int] = []
   while chosen != before:
     before = list(chosen)
     for i in range(len(chosen)):
       beside = costs[:, chosen[:i] + chosen[i + 1 :]].min(axis=1, initial=np.inf)
-      totals = cell_weights @ np.minimum(costs, beside[:, None])
+      totals = weight_of_each @ np.minimum(costs, beside[:, None])
       if totals.min() < totals[chosen[i]]:
         chosen[i] = int(np.argmin(totals))
   return tuple(sorted({(int(source), int(answer)) for source, answer in corners[chosen]}))

@@ -12,7 +12,8 @@ from sapt_jax import processes
 
 
 class Profile:
-  """Traces some steps of the first training that comes to them.
+  """Traces some steps of the first training that comes to them. They are `missed` as long as steps
+  have been made, but none of these.
 
   The parts of a step have names in it: mixture, lora, attention, mlp, logits, reflection. The first
   steps compile, so choose later ones.
@@ -24,13 +25,14 @@ class Profile:
 
   def __init__(self, steps: str, folder: pathlib.Path):
     self.first, self.last = map(int, steps.split(":")) if steps else (0, 0)
-    self.folder, self.tracing = folder, False
+    self.folder, self.tracing, self.missed = folder, False, False
 
   def step(self, number: int, f: Callable[..., tuple[Any, Any]], *given: Any) -> tuple[Any, Any]:
     """What f gives, a step of this number, traced if it is one of those that were asked for."""
-    if number == self.first and processes.is_first():
+    if self.first <= number <= self.last and processes.is_first() and not self.tracing:
       jax.profiler.start_trace(self.folder, create_perfetto_trace=True)
       self.tracing = True
+    self.missed = bool(self.first) and not self.tracing
     result = f(*given)
     if number >= self.last:
       self.end(result)
@@ -41,4 +43,4 @@ class Profile:
     if self.tracing:
       jax.block_until_ready(result)
       jax.profiler.stop_trace()
-      self.tracing, self.first = False, 0
+      self.tracing, self.missed, self.first, self.last = False, False, 0, 0
