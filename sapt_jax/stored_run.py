@@ -217,11 +217,16 @@ def without(run: StoredRun, index: int) -> StoredRun:
   tasks share (Method.without). Scores and answers of the others are those from before.
 
   Raises:
-    InputError: see Method.without; or it has no other task.
+    InputError: see Method.without; or it has no other task, or others answer with its block.
   """
   name = run.names[index]
   if len(run.names) == 1:
     raise InputError(f"{name} is all that this run has learned; remove its folder instead")
+  if takers := [run.names[slot] for slot in run.method.takers(run.learned, index)]:
+    raise InputError(
+      f"{name}: tasks that were learned later take from its block (--method.sharing), and would "
+      f"answer otherwise; forget them first, the last one first: {', '.join(takers)}"
+    )
   kept = [place for place in range(len(run.names)) if place != index]
   values: dict[str, Any] = copy.deepcopy(run.values)
   for hashes in BY_TASK:

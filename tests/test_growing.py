@@ -137,7 +137,7 @@ def test_the_pool_becomes_larger_when_it_must(world, tmp_path, monkeypatch, caps
   gone = ["--run", str(folder), "--task"]
   code, line = tiny.run_program(forget, [*gone, NAMES[0]], monkeypatch, capsys)
   assert code == 2
-  assert "forget them first: 2, 3 of the run" in line
+  assert f"forget them first, the last one first: {NAMES[1]}, {NAMES[2]}" in line
   forget.main([*gone, NAMES[2]])
   np.testing.assert_array_equal(saved(snapshots(folder)[-1])["shares"][:2], shares[:2])
 

@@ -202,6 +202,11 @@ class Method:
 
   # How a pool is changed afterwards, for methods whose blocks stand for themselves.
 
+  def takers(self, learned: Learned, slot: int) -> list[int]:
+    """The slots of tasks that answer with the block in a slot too, and must go before it."""
+    del learned, slot
+    return []
+
   def without(self, learned: Learned, slot: int) -> Learned:
     """What is known when the block in a slot is taken out, with all that is that task's alone.
 

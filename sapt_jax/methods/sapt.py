@@ -184,16 +184,15 @@ class Sapt(Method):
     memory = arm.remember(learned.memory, int(learned.count) - 1, pseudo, target)
     return learned.replace(memory=memory)
 
+  def takers(self, learned: SaptLearned, slot: int) -> list[int]:
+    if learned.shares is None:
+      return []
+    return jnp.flatnonzero(learned.shares.at[slot].set(0.0)[:, slot]).tolist()
+
   def without(self, learned: SaptLearned, slot: int) -> SaptLearned:
     """Query projection and centre, which all tasks have shaped, stay as they are."""
     shares = learned.shares
     if shares is not None:
-      takers = jnp.flatnonzero(shares.at[slot].set(0.0)[:, slot]) + 1
-      if takers.size:
-        raise InputError(
-          "method.sharing: later tasks take from the block that would go, and would answer "
-          f"otherwise; forget them first: {', '.join(map(str, takers.tolist()))} of the run"
-        )
       shares = blocks.take_out(blocks.take_out(shares, slot, 0), slot, 1)
     return learned.pool_without(slot).replace(
       keys=blocks.take_out(learned.keys, slot, 0),
