@@ -224,8 +224,8 @@ def without(run: StoredRun, index: int) -> StoredRun:
     raise InputError(f"{name} is all that this run has learned; remove its folder instead")
   if takers := [run.names[slot] for slot in run.method.takers(run.learned, index)]:
     raise InputError(
-      f"{name}: tasks that were learned later take from its block (--method.sharing), and would "
-      f"answer otherwise; forget them first, the last one first: {', '.join(takers)}"
+      f"{name}: later tasks take from its block, and would answer otherwise without it; forget "
+      f"them first, the last one first: {', '.join(takers)}"
     )
   kept = [place for place in range(len(run.names)) if place != index]
   values: dict[str, Any] = copy.deepcopy(run.values)

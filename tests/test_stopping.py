@@ -14,6 +14,7 @@ from sapt_jax.errors import InputError, Stopped
 from sapt_jax.evaluation import evaluate
 from sapt_jax.evaluation.kept_answers import KeptAnswers
 from sapt_jax.training import checkpoint
+from sapt_jax.training.profile import Profile
 from tests.runs import Loop, assert_same_run, rows_of, scores, snapshots
 
 
@@ -217,6 +218,17 @@ def test_a_profile_is_of_the_steps_that_were_asked_for(world, tmp_path, monkeypa
   assert "--profile 900:901: this start made no such step" in capsys.readouterr().out
   code, complaint = tiny.run_program(train, [*world, "--profile", "3:2"], monkeypatch, capsys)
   assert (code, "profile '3:2': must be FIRST:LAST" in complaint) == (2, True)
+
+
+def test_a_start_within_the_steps_of_a_profile_traces_those_that_are_left(tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(jax.profiler, "start_trace", lambda *x, **y: seen.append("begun"))
+  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: seen.append("ended"))
+  profile = Profile("10:12", tmp_path)
+  for number in (11, 12, 13, 10, 11):  # 10 and 11 are another task's
+    profile.step(number, lambda number=number: (seen.append(number), None))
+  assert seen == ["begun", 11, 12, "ended", 13, 10, 11]
+  assert not profile.missed
 
 
 def test_a_run_can_be_learned_again_from_any_task_or_anew(

@@ -25,12 +25,8 @@ def places(shapes: np.ndarray, joined: bool) -> np.ndarray:
 
 
 def choose_shapes(needs: Iterable[Shape], count: int, joined: bool) -> tuple[Shape, ...]:
-  """At most `count` shapes, so that each need has one that holds it.
-
-  All needs, rounded up, are shapes at first; then, again and again, the two become one that cost
-  the fewest places more as one (agglomeration by least cost). At last each in turn moves to where
-  it costs least beside the others, until none moves. With a few lengths that is near the best of
-  all choices.
+  """At most `count` shapes, so that each need has one that holds it: near the best of all choices,
+  where lengths are few.
 
   Args:
     needs: the least shape of each batch.
@@ -41,9 +37,20 @@ def choose_shapes(needs: Iterable[Shape], count: int, joined: bool) -> tuple[Sha
   while len(cells) > MOST_CELLS:
     step *= 2
     cells = _rounded(needs, step)
-  each = np.array(list(cells)).reshape(-1, 2)
-  weight_of_each = np.array(list(cells.values()), float)
-  shapes, weights = each.copy(), weight_of_each.copy()
+  each, weights = np.array(list(cells)).reshape(-1, 2), np.array(list(cells.values()), float)
+  shapes = _moved(_agglomerated(each, weights, count, joined), each, weights, joined)
+  return tuple(sorted({(int(source), int(answer)) for source, answer in shapes}))
+
+
+def _agglomerated(each: np.ndarray, weights: np.ndarray, count: int, joined: bool) -> np.ndarray:
+  """All needs are shapes at first; then, again and again, the two become one that cost the fewest
+  places more as one.
+
+  Args:
+    each: (n, 2), the needs.
+    weights: (n,), how many batches have each.
+  """
+  shapes, weights = each.copy(), weights.copy()
   while len(shapes) > count:
     together = np.maximum(shapes[:, None], shapes[None])
     alone = weights * places(shapes, joined)
@@ -53,21 +60,28 @@ def choose_shapes(needs: Iterable[Shape], count: int, joined: bool) -> tuple[Sha
     one, other = np.unravel_index(np.argmin(added), added.shape)
     shapes[one], weights[one] = together[one, other], weights[one] + weights[other]
     shapes, weights = np.delete(shapes, other, 0), np.delete(weights, other)
+  return shapes
+
+
+def _moved(shapes: np.ndarray, each: np.ndarray, weights: np.ndarray, joined: bool) -> np.ndarray:
+  """Each shape in turn moves to where it costs least beside the others, until none moves. Needs and
+  weights are as above.
+  """
   corners = np.stack(np.meshgrid(np.unique(each[:, 0]), np.unique(each[:, 1])), -1).reshape(-1, 2)
   if len(corners) > MOST_CORNERS:
     corners = np.unique(np.concatenate([each, shapes]), axis=0)
-  chosen = [int(np.flatnonzero((corners == shape).all(axis=-1))[0]) for shape in shapes]
   holds = (each[:, None] <= corners).all(axis=-1)
   costs = np.where(holds, places(corners, joined), np.inf)
+  chosen = [int(np.flatnonzero((corners == shape).all(axis=-1))[0]) for shape in shapes]
   before: list[int] = []
   while chosen != before:
     before = list(chosen)
     for i in range(len(chosen)):
       beside = costs[:, chosen[:i] + chosen[i + 1 :]].min(axis=1, initial=np.inf)
-      totals = weight_of_each @ np.minimum(costs, beside[:, None])
+      totals = weights @ np.minimum(costs, beside[:, None])
       if totals.min() < totals[chosen[i]]:
         chosen[i] = int(np.argmin(totals))
-  return tuple(sorted({(int(source), int(answer)) for source, answer in corners[chosen]}))
+  return corners[chosen]
 
 
 def _rounded(needs: Iterable[Shape], step: int) -> Counter[Shape]:
