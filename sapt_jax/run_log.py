@@ -30,17 +30,17 @@ class RunLog:
     """Adds one line."""
     with self.file.open("a", encoding="utf-8") as out:
       out.write(json.dumps(row) + "\n")
-    self._close()
+    self._seal(self.file.read_bytes())
 
   def rows(self) -> Iterator[dict[str, Any]]:
     """All lines, which a call of `trim` has left as they must be."""
     if self.file.exists():
       yield from (row for _, row in json_lines(self.file))
 
-  def _close(self) -> None:
-    """Seals the lines so far. Nothing waits for the disk here: this is done at every line."""
+  def _seal(self, content: bytes) -> None:
+    """Seals these lines. Nothing waits for the disk here: this is done at every line."""
     draft = self.seal.with_suffix(".draft")
-    draft.write_text(json.dumps(_sealed(self.file.read_bytes())) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(_sealed(content)) + "\n", encoding="utf-8")
     draft.replace(self.seal)
 
   def check(self) -> bytes | None:
@@ -77,8 +77,10 @@ class RunLog:
     if content is None:
       return
     lines = content.decode(errors="backslashreplace").split("\n")
-    write_text(self.file, self._kept(lines, done, steps))
-    self._close()
+    kept = "".join(self._kept(lines, done, steps))
+    # Before it is shortened: a log may have lines behind those that are sealed, but none fewer.
+    self._seal(kept.encode())
+    write_text(self.file, [kept])
 
   def _kept(self, lines: Sequence[str], done: int, steps: dict[str, int]) -> Iterator[str]:
     """The lines of the tasks before the done-th, and those of that task's phases up to their steps.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import signal
 
@@ -92,6 +93,30 @@ def test_a_log_or_its_seal_that_was_harmed_is_named_whatever_the_line(
   log.trim(1, {})
   assert harmed in capsys.readouterr().err
   log.trim(1, {})
+  assert capsys.readouterr().err == ""
+
+
+def test_a_log_that_is_killed_while_it_is_shortened_is_not_called_changed(
+  tmp_path, monkeypatch, capsys
+):
+  log = RunLog(tmp_path / "metrics.jsonl")
+  for index in range(2):
+    log.add({"index": index, "step": 1, "loss": 1.5})
+
+  replaced, replace = [], pathlib.Path.replace
+
+  def killed_at_the_second(draft, file):
+    replaced.append(file)
+    if len(replaced) == 2:
+      raise KeyboardInterrupt
+    return replace(draft, file)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(pathlib.Path, "replace", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+      log.trim(1, {})
+  log.trim(1, {})
+  assert [row["index"] for row in log.rows()] == [0]
   assert capsys.readouterr().err == ""
 
 
