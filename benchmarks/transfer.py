@@ -3,10 +3,10 @@ that task has learned anything.
 
     python benchmarks/transfer.py runs/related.per_task.0
 
-Takes a finished run with a block for each task, its data and its backbone. Prints a line of JSON
+Takes a run with a block for each task, its data and its backbone. Prints a line of JSON
 for each task but the first: the mean cross-entropy of its first dev rows' answers, in nats a token,
     none    of the backbone alone
-    own     with the task's block alone
+    own     with the task's block alone; in a run with method.sharing, with all that the task takes
     usual   with an earlier task's block, the median
     best    with that one that leaves least; `from` names its task
     given   (none - best) / (none - own): of what its own block gains, the share that this one
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("run", type=pathlib.Path, help="a finished run's folder")
+  parser.add_argument("run", type=pathlib.Path, help="a run's folder")
   parser.add_argument("--rows", type=int, default=32, help="dev rows of each task (default 32)")
   options = parser.parse_args(arguments)
   run = Answering(options.run)
@@ -69,7 +69,9 @@ def main(arguments: Sequence[str]) -> None:
     raise InputError(f"{options.run}: needs a block for each of at least two tasks")
   stream = {task.name: task for task in load_stream(config.data, config.stream, config.seed)}
   losses = MixtureLosses(built.backbone, built.method, built.mesh)
-  each = np.eye(1 + run.sizes[0], run.sizes[0], k=-1, dtype=np.float32)
+  taken = getattr(run.learned, "shares", None)
+  each = np.eye(run.sizes[0], dtype=np.float32) if taken is None else np.asarray(taken)
+  each = np.concatenate([0 * each[:1], each])
   rows = []
   for number, name in enumerate(run.tasks[1:], 1):
     task = PreparedTask(number, stream[name], run.codec)

@@ -19,6 +19,8 @@ from sapt_jax.text_files import json_lines, write_json, write_lines
 
 Records = list[dict[str, Any]]
 
+TAKEN = 0.05  # the least weight of another task's block that is named
+
 
 def summary(
   config: Config, method: Method, names: list[str], records: Records, single: list[float] | None
@@ -55,6 +57,8 @@ def summary(
     result["own_weight"] = round(float(np.mean([row[j] for j, row in mixtures.items()])), 4)
     learning = [records[j]["training_mixture"] for j in mixtures]
     result["alignment"] = alignment(learning, list(mixtures.values()))
+  if method.block_per_task:
+    result["taken"] = taken(names, records)
   result["blocks_used"] = round(blocks_used(list(mixtures.values())), 2) if mixtures else None
   notes = []
   last = records[-1]
@@ -69,6 +73,21 @@ def summary(
   if notes:
     result["note"] = "; ".join(notes)
   return result
+
+
+def taken(names: list[str], records: Records) -> dict[str, dict[str, float]]:
+  """What each task took of other tasks' blocks while it was learned: their mean weights, from TAKEN
+  on. Tasks that took nothing are left out.
+  """
+  found = {
+    name: {
+      other: round(weight, 3)
+      for other, weight in zip(names, record.get("training_mixture") or (), strict=False)
+      if other != name and abs(weight) >= TAKEN
+    }
+    for name, record in zip(names, records, strict=True)
+  }
+  return {name: others for name, others in found.items() if others}
 
 
 def publish(

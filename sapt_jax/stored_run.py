@@ -222,10 +222,10 @@ def without(run: StoredRun, index: int) -> StoredRun:
   name = run.names[index]
   if len(run.names) == 1:
     raise InputError(f"{name} is all that this run has learned; remove its folder instead")
-  if takers := [run.names[slot] for slot in run.method.takers(run.learned, index)]:
+  if takers := [run.names[slot] for slot in reversed(run.method.takers(run.learned, index))]:
     raise InputError(
       f"{name}: later tasks take from its block, and would answer otherwise without it; forget "
-      f"them first, the last one first: {', '.join(takers)}"
+      f"them first, in this order: {', '.join(takers)}"
     )
   kept = [place for place in range(len(run.names)) if place != index]
   values: dict[str, Any] = copy.deepcopy(run.values)

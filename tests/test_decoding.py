@@ -1,5 +1,6 @@
 """Answers: decoding with a cache, sampling, and what padding and neighbours must not change."""
 
+import dataclasses
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,8 +10,19 @@ import numpy as np
 import pytest
 
 from sapt_jax import sharding
-from sapt_jax.evaluation.decode import begin, generate, go_on, greedy, pays_apart, sampler
+from sapt_jax.evaluation.decode import (
+  PART,
+  begin,
+  generate,
+  go_on,
+  greedy,
+  part_here,
+  pays_apart,
+  read_sources,
+  sampler,
+)
 from sapt_jax.evaluation.stepwise import lengths_of, rows_to_take, sizes_of
+from sapt_jax.pet import blocks
 from sapt_jax.pet.adapters import Adapters
 from tests.classroom import (
   FIRST,
@@ -50,13 +62,14 @@ def test_cached_decoding_writes_what_the_whole_forward_pass_prefers(on, adapted)
     assert set(ids[length:].tolist()) <= {0}
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["stacked", "apart"])
+@pytest.mark.parametrize(("apart", "part"), [(False, 0), (True, 0), (True, 1)])
 @EACH
-def test_what_is_written_in_steps_is_what_is_written_at_once(on, apart):
+def test_what_is_written_in_steps_is_what_is_written_at_once(on, apart, part):
   (model, params), batch = backbone(on), uneven_batch(on)
   source, adapters = (batch.source, batch.source_mask), prompts()
   whole = np.array(jax.jit(partial(generate, model, max_new=7))(params, *source, adapters))
-  writing = jax.jit(partial(begin, model, max_new=7, apart=apart))(params, *source, adapters)
+  first = jax.jit(partial(begin, model, max_new=7, apart=apart, part=part))
+  writing = first(params, *source, adapters)
   more = jax.jit(partial(go_on, model, apart=apart))
   for count in (1, 3, 6, 7):
     writing = more(params, writing, adapters, np.int32(count))
@@ -64,6 +77,43 @@ def test_what_is_written_in_steps_is_what_is_written_at_once(on, apart):
     assert there == count or np.all(writing.ended)
     np.testing.assert_array_equal(writing.written[:, :there], whole[:, :there])
   np.testing.assert_array_equal(writing.written, whole)
+
+
+@pytest.mark.parametrize("kind", ["all blocks", "chosen blocks", "prompts with a mask"])
+@EACH
+def test_every_row_keeps_its_own_adapters_when_sources_are_read_in_parts(on, kind):
+  (model, params), batch = backbone(on), uneven_batch(on)
+  method, learned = sapt(on)
+  pool = jax.tree.map(
+    lambda x: 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), learned.blocks
+  )
+  slots = blocks.capacity(pool)
+  mixture = jax.random.dirichlet(jax.random.key(1), jnp.ones(slots), (len(batch.source),))
+  pet = dataclasses.replace(method.setting.pet, top_k=(slots - 1) * (kind == "chosen blocks"))
+  adapters = blocks.mixed(pool, mixture, pet)
+  if kind == "prompts with a mask":
+    there = jnp.arange(3) >= jnp.arange(len(batch.source))[:, None] % 3
+    adapters = prompts().replace(prompts_mask=there)
+  read_at_once = []
+
+  class Watched:
+    config, apart = model.config, staticmethod(model.apart)
+
+    @staticmethod
+    def apply(variables, tokens, *rest, method):
+      read_at_once.append(len(tokens))
+      return model.apply(variables, tokens, *rest, method=method)
+
+  def read(part):
+    given = (params, batch.source, batch.source_mask, adapters, 5, True, part)
+    return jax.jit(lambda: read_sources(Watched, *given))()
+
+  (rows, length), expected = batch.source.shape, read(0)
+  assert read_at_once == [rows]
+  for part, most in [(2 * length, 2), (length, 1), (1, 1)]:
+    found = read(part)
+    assert read_at_once.pop() == most
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), found, expected)
 
 
 def test_few_shapes_are_compiled_and_none_is_missing():
@@ -138,6 +188,7 @@ def test_the_first_block_of_a_lora_pool_adds_nothing():
 @pytest.mark.parametrize(
   ("platform", "devices", "memory", "pays"),
   [
+    ("cpu", 1, None, True),
     ("cpu", 8, None, True),
     ("gpu", 1, 4 * 1000, True),
     ("gpu", 1, 4 * 1000 - 1, False),
@@ -153,3 +204,4 @@ def test_layers_stand_apart_where_it_pays_and_fits(platform, devices, memory, pa
     devices=np.array([SimpleNamespace(platform=platform)] * devices), size=devices
   )
   assert pays_apart(mesh, {"a": jnp.zeros(200), "b": jnp.zeros(100, jnp.bfloat16)}) == pays
+  assert part_here(mesh) == (PART if (platform, devices) == ("cpu", 1) else 0)

@@ -123,6 +123,12 @@ def test_the_pool_becomes_larger_when_it_must(world, tmp_path, monkeypatch, caps
   np.testing.assert_array_equal(np.diag(shares), [1, 1, 1, 0])
   assert np.all(np.tril(shares, -1)[:3, :2] != 0, where=np.tri(3, 2, -1, bool))
   np.testing.assert_array_equal(np.triu(shares, 1), 0)
+  mixtures = [record_of(place)["training_mixture"] for place in snapshots(folder)]
+  assert scores(folder)["taken"].get(NAMES[2], {}) == {
+    name: round(mixtures[2][slot], 3)
+    for slot, name in enumerate(NAMES[:2])
+    if abs(mixtures[2][slot]) >= 0.05
+  }
   place = tmp_path / "adapter"
   export.main(
     ["--run", str(folder), "--what", "mixture", "--task", NAMES[2], "--output", str(place)]
@@ -137,7 +143,7 @@ def test_the_pool_becomes_larger_when_it_must(world, tmp_path, monkeypatch, caps
   gone = ["--run", str(folder), "--task"]
   code, line = tiny.run_program(forget, [*gone, NAMES[0]], monkeypatch, capsys)
   assert code == 2
-  assert f"forget them first, the last one first: {NAMES[1]}, {NAMES[2]}" in line
+  assert f"forget them first, in this order: {NAMES[2]}, {NAMES[1]}" in line
   forget.main([*gone, NAMES[2]])
   np.testing.assert_array_equal(saved(snapshots(folder)[-1])["shares"][:2], shares[:2])
 

@@ -16,6 +16,7 @@ from sapt_jax.errors import InputError
 from sapt_jax.evaluation.continual_metrics import alignment, blocks_used, continual_metrics
 from sapt_jax.evaluation.text_metrics import METRICS, MultilingualTokenizer, score, scoring_of
 from sapt_jax.mini.default import config as mini_config
+from sapt_jax.results import taken
 from sapt_jax.scoring import score_of_commonest
 
 WORDS = (
@@ -258,6 +259,12 @@ def test_alignment_is_the_mean_divergence_of_answering_from_learning(learning, a
   assert alignment(learning, answering) == (
     None if expected is None else pytest.approx(expected, abs=1e-9)
   )
+
+
+def test_what_a_task_takes_is_named_and_what_is_next_to_nothing_is_not():
+  mixtures = [[1.0], [0.04, 1.0], [-0.5, 0.8604, 1.0, 0.0], None]
+  records = [{"training_mixture": mixture} for mixture in mixtures]
+  assert taken(["a", "b", "c", "imported"], records) == {"c": {"a": -0.5, "b": 0.86}}
 
 
 @pytest.mark.parametrize(

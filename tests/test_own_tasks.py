@@ -376,7 +376,7 @@ def test_what_is_odd_in_rows_is_counted_and_what_is_cut_names_its_option():
     "cut_answers": 2,
   }
   assert words_of("t", found | {"commonest": 50}).startswith(
-    "t: 4 train, 1 dev, 1 test (always the commonest answer would score 50); "
+    "t: 4 train, 1 dev, 1 test (always the commonest training answer would score 50); "
   )
   assert words_of("t", found).endswith(
     "; inputs cut to --data.max-source-length: 1; answers cut to --data.max-target-length: 2; few "

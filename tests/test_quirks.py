@@ -141,6 +141,7 @@ def test_an_answer_alone_is_the_answer_in_a_batch(raw):
       case.model,
       case.method(quirks=False),
       False,
+      0,
       5,
       greedy,
       case.params,

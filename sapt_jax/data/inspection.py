@@ -71,5 +71,5 @@ def words_of(name: str, figures: Figures) -> str:
   if 0 < figures["test"] < FEW:
     found = [*found, f"few test rows: one is {100 / figures['test']:.0f} points of the score"]
   if figures.get("commonest", 0) >= COMMON:
-    sizes += f" (always the commonest answer would score {figures['commonest']})"
+    sizes += f" (always the commonest training answer would score {figures['commonest']})"
   return f"{name}: {sizes}" + "".join(f"; {one}" for one in found)

@@ -98,4 +98,4 @@ def alignment(
     sum(p * math.log(p / max(q, LEAST)) for p, q in zip(row, other, strict=True) if p > 0)
     for row, other in rows
   ]
-  return sum(divergences) / len(divergences)
+  return max(sum(divergences) / len(divergences), 0.0)  # rounding can leave less

@@ -108,15 +108,48 @@ def begin(
   choose: Choose = greedy,
   rng: jax.Array | None = None,
   apart: bool = False,
+  part: int = 0,
 ) -> Writing:
   """The first token of each row; see generate for the arguments."""
   config, rows = model.config, source.shape[0]
-  logits, cache = model.apply(
-    {"params": params}, source, source_mask, max_new, adapters, method="start"
+  logits, cache = read_sources(
+    model, params, source, source_mask, adapters, max_new, apart, part if apart else 0
   )
-  cache = cache.apart() if apart else cache
   nothing = Writing.empty(rows, max_new, config.pad_id, cache)
   return nothing.with_next(logits, choose, key_of(rng), config.eos_id, config.pad_id)
+
+
+def read_sources(
+  model: Model,
+  params: Any,
+  source: jax.Array,
+  source_mask: jax.Array,
+  adapters: Adapters | None,
+  max_new: int,
+  apart: bool,
+  part: int,
+) -> tuple[jax.Array, Any]:
+  """Logits (B, V) of the first token and a cache with room for max_new; see generate for the
+  arguments.
+  """
+
+  def read(rows: tuple) -> tuple[jax.Array, Any]:
+    source, mask, own = rows
+    mixed = None if adapters is None else adapters.replace(**own)
+    logits, cache = model.apply({"params": params}, source, mask, max_new, mixed, method="start")
+    return logits, cache.apart() if apart else cache
+
+  rows = source, source_mask, {} if adapters is None else adapters.of_rows()
+  count, parts = source.shape[0], 1
+  while part and count // parts * source.shape[1] > part and count % (2 * parts) == 0:
+    parts *= 2
+  if parts == 1:
+    return read(rows)
+  cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
+  # Of a cache whose layers are apart, rows are the first axis of all but the next place.
+  return jax.tree.map(
+    lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim > 1 else x[0], jax.lax.map(read, cut)
+  )
 
 
 def go_on(
@@ -166,6 +199,17 @@ def pays_apart(mesh: jax.sharding.Mesh, params: Any) -> bool:
   return weights <= TWICE * memory
 
 
+# Tokens of sources that a CPU reads at once: what their layers make has room in its caches.
+PART = 1024
+
+
+def part_here(mesh: jax.sharding.Mesh) -> int:
+  """`part` of generate where answers are written: for one CPU. Other devices are the faster, the
+  more they read at once.
+  """
+  return PART if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu" else 0
+
+
 def key_of(rng: jax.Array | None) -> jax.Array:
   """The random key; without one, any: only a sampler looks at it."""
   return jax.random.key(0) if rng is None else rng
@@ -181,6 +225,7 @@ def generate(
   choose: Choose = greedy,
   rng: jax.Array | None = None,
   apart: bool = False,
+  part: int = 0,
 ) -> jax.Array:
   """Up to max_new tokens for each row.
 
@@ -190,9 +235,11 @@ def generate(
     rng: the sampler's random key.
     apart: copy the weights of each layer, and its cache, to a place of its own before the first
       token (layers.LayersApart, pays_apart). It changes no token.
+    part: where layers are apart, read sources in groups of rows with at most so many tokens
+      (part_here); 0: all at once. Nor does this.
 
   Returns:
     (B, max_new) int32; after a row's end token stands the pad id.
   """
-  writing = begin(model, params, source, source_mask, adapters, max_new, choose, rng, apart)
+  writing = begin(model, params, source, source_mask, adapters, max_new, choose, rng, apart, part)
   return go_on(model, params, writing, adapters, max_new, choose, rng, apart).written

@@ -15,7 +15,7 @@ import numpy as np
 from sapt_jax import processes, sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import Batch, Batcher, Row
-from sapt_jax.evaluation.decode import Choose, generate, greedy, pays_apart
+from sapt_jax.evaluation.decode import Choose, generate, greedy, part_here, pays_apart
 from sapt_jax.evaluation.kept_answers import KeptAnswers
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
@@ -33,6 +33,7 @@ def answer_batch(
   model: Model,
   method: Method,
   apart: bool,
+  part: int,
   max_new: int,
   choose: Choose,
   params: Any,
@@ -44,7 +45,7 @@ def answer_batch(
   mixture = method.mixture(learned, method.features(model, params, batch), batch.task)
   adapters = method.adapters(learned, mixture)
   source = (batch.source, batch.source_mask)
-  return generate(model, params, *source, adapters, max_new, choose, rng, apart), mixture
+  return generate(model, params, *source, adapters, max_new, choose, rng, apart, part), mixture
 
 
 class Answerer:
@@ -67,7 +68,7 @@ class Answerer:
     self.placement = sharding.batch_sharded(mesh)
     apart = pays_apart(mesh, backbone.params) if apart is None else apart
     self.answer_batch = jax.jit(
-      partial(answer_batch, backbone.model, method, apart),
+      partial(answer_batch, backbone.model, method, apart, part_here(mesh)),
       static_argnames=("max_new", "choose"),
       out_shardings=sharding.replicated(mesh),  # every process reads all answers
     )

@@ -16,7 +16,7 @@ import numpy as np
 from sapt_jax import sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import BUCKETS, Batch, Batcher, Row, bucket
-from sapt_jax.evaluation.decode import Writing, begin, go_on, pays_apart
+from sapt_jax.evaluation.decode import Writing, begin, go_on, part_here, pays_apart
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
 
@@ -39,6 +39,7 @@ def begin_batch(
   model: Model,
   method: Method,
   apart: bool,
+  part: int,
   max_new: int,
   params: Any,
   learned: Learned,
@@ -48,7 +49,7 @@ def begin_batch(
   mixture = method.mixture(learned, method.features(model, params, batch), batch.task)
   adapters = method.adapters(learned, mixture)
   source = (batch.source, batch.source_mask)
-  return begin(model, params, *source, adapters, max_new, apart=apart), mixture
+  return begin(model, params, *source, adapters, max_new, apart=apart, part=part), mixture
 
 
 def continue_batch(
@@ -90,7 +91,7 @@ class StepwiseAnswerer:
     self.lengths = lengths_of(max_source)
     self.placement = sharding.batch_sharded(mesh)
     how = (backbone.model, method, pays_apart(mesh, backbone.params))
-    self.begin = jax.jit(partial(begin_batch, *how, max_new))
+    self.begin = jax.jit(partial(begin_batch, *how, part_here(mesh), max_new))
     self.go_on = jax.jit(partial(continue_batch, *how), donate_argnames=("writing",))
 
   def answer(self, learned: Learned, rows: Sequence[Row]) -> Iterator[Written]:

@@ -35,3 +35,8 @@ class Adapters(flax.struct.PyTreeNode):
   prompts_mask: jax.Array | None = None
   detached: jax.Array | None = None
   dropout: float = flax.struct.field(pytree_node=False, default=0.0)
+
+  def of_rows(self) -> dict[str, jax.Array]:
+    """The fields that have an entry for each example, those that are there."""
+    fields = ("gates", "chosen", "prompts", "prompts_mask")
+    return {name: x for name in fields if (x := getattr(self, name)) is not None}
