@@ -112,9 +112,8 @@ def begin(
 ) -> Writing:
   """The first token of each row; see generate for the arguments."""
   config, rows = model.config, source.shape[0]
-  logits, cache = read_sources(
-    model, params, source, source_mask, adapters, max_new, apart, part if apart else 0
-  )
+  given = (source, source_mask, adapters, max_new, apart, part)
+  logits, cache = read_sources(model, params, *given)
   nothing = Writing.empty(rows, max_new, config.pad_id, cache)
   return nothing.with_next(logits, choose, key_of(rng), config.eos_id, config.pad_id)
 
@@ -140,8 +139,8 @@ def read_sources(
     return logits, cache.apart() if apart else cache
 
   rows = source, source_mask, {} if adapters is None else adapters.of_rows()
-  count, parts = source.shape[0], 1
-  while part and count // parts * source.shape[1] > part and count % (2 * parts) == 0:
+  (count, length), parts = source.shape, 1
+  while apart and 0 < part < count // parts * length and count % (2 * parts) == 0:
     parts *= 2
   if parts == 1:
     return read(rows)
