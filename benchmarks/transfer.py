@@ -3,17 +3,18 @@ that task has learned anything.
 
     python benchmarks/transfer.py runs/related.per_task.0
 
-Takes a run with a block for each task, its data and its backbone. Prints a line of JSON
-for each task but the first: the mean cross-entropy of its first dev rows' answers, in nats a token,
+Takes a run with a block for each task, its data and its backbone. Prints a line of JSON for each
+task but the first: the mean cross-entropy of its first dev rows' answers, in nats a token,
     none    of the backbone alone
-    own     with the task's block alone; in a run with method.sharing, with all that the task takes
+    own     with the task's block alone
     usual   with an earlier task's block, the median
     best    with that one that leaves least; `from` names its task
     given   (none - best) / (none - own): of what its own block gains, the share that this one
             gives; 0 where every earlier block does harm
 and the means over tasks. Where `best` is near `usual`, what is given is the form of answers, which
 any block has. Two blocks may give more than one, and what a block gives at the start is not all
-that a task can take from it.
+that a task can take from it. In a run with method.sharing, all that a task takes stands for its
+block.
 """
 
 from __future__ import annotations
