@@ -18,7 +18,6 @@ from sapt_jax.evaluation.decode import (
   greedy,
   part_here,
   pays_apart,
-  read_sources,
   sampler,
 )
 from sapt_jax.evaluation.stepwise import lengths_of, rows_to_take, sizes_of
@@ -105,8 +104,8 @@ def test_every_row_keeps_its_own_adapters_when_sources_are_read_in_parts(on, kin
       return model.apply(variables, tokens, *rest, method=method)
 
   def read(part):
-    given = (params, batch.source, batch.source_mask, adapters, 5, True, part)
-    return jax.jit(lambda: read_sources(Watched, *given))()
+    given = (params, batch.source, batch.source_mask, adapters, 5)
+    return jax.jit(lambda: begin(Watched, *given, apart=True, part=part))()
 
   (rows, length), expected = batch.source.shape, read(0)
   assert read_at_once == [rows]

@@ -251,6 +251,7 @@ def test_blocks_in_use_are_counted_by_the_weight_they_get(mixtures, count):
     ([[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.25, 0.75]], 0.0),
     ([[1.0, 0.0], [0.0, 1.0]], [[0.5, 0.5], [0.0, 1.0]], math.log(2) / 2),
     ([[1.0, 0.0]], [[0.0, 1.0]], math.log(1e6)),  # no weight at all is as little as can be told
+    ([[0.5, 0.5]], [[0.500001, 0.500001]], 0.0),  # rounded
     ([[1.0, 0.0], [0.7, 1.0]], [[1.0, 0.0], [0.7, 1.0]], None),  # sharing
     ([], [], None),
   ],

@@ -166,9 +166,7 @@ def beam_search(
   # Each source is read once.
   logits, cache = model.apply(variables, source, source_mask, max_new, adapters, method="start")
   if adapters is not None:
-    of_rows = ("gates", "chosen", "prompts", "prompts_mask")
-    repeated = {name: repeat_rows(getattr(adapters, name), beams) for name in of_rows}
-    adapters = adapters.replace(**repeated)
+    adapters = adapters.replace(**repeat_rows(adapters.of_rows(), beams))
 
   def unfinished(carry: tuple[Search, Any]) -> jax.Array:
     s = carry[0]

@@ -112,25 +112,6 @@ def begin(
 ) -> Writing:
   """The first token of each row; see generate for the arguments."""
   config, rows = model.config, source.shape[0]
-  given = (source, source_mask, adapters, max_new, apart, part)
-  logits, cache = read_sources(model, params, *given)
-  nothing = Writing.empty(rows, max_new, config.pad_id, cache)
-  return nothing.with_next(logits, choose, key_of(rng), config.eos_id, config.pad_id)
-
-
-def read_sources(
-  model: Model,
-  params: Any,
-  source: jax.Array,
-  source_mask: jax.Array,
-  adapters: Adapters | None,
-  max_new: int,
-  apart: bool,
-  part: int,
-) -> tuple[jax.Array, Any]:
-  """Logits (B, V) of the first token and a cache with room for max_new; see generate for the
-  arguments.
-  """
 
   def read(rows: tuple) -> tuple[jax.Array, Any]:
     source, mask, own = rows
@@ -138,16 +119,33 @@ def read_sources(
     logits, cache = model.apply({"params": params}, source, mask, max_new, mixed, method="start")
     return logits, cache.apart() if apart else cache
 
-  rows = source, source_mask, {} if adapters is None else adapters.of_rows()
-  (count, length), parts = source.shape, 1
-  while apart and 0 < part < count // parts * length and count % (2 * parts) == 0:
-    parts *= 2
-  if parts == 1:
-    return read(rows)
-  cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
   # Of a cache whose layers are apart, rows are the first axis of all but the next place.
+  parts = parts_of(rows, source.shape[1], part) if apart else 1
+  own = {} if adapters is None else adapters.of_rows()
+  logits, cache = in_parts(read, (source, source_mask, own), parts)
+  nothing = Writing.empty(rows, max_new, config.pad_id, cache)
+  return nothing.with_next(logits, choose, key_of(rng), config.eos_id, config.pad_id)
+
+
+def parts_of(rows: int, length: int, part: int) -> int:
+  """Into how many equal parts, a power of two, so many rows are cut so that one has at most `part`
+  tokens, as far as they can be; 1 where `part` is 0.
+  """
+  parts = 1
+  while 0 < part < rows // parts * length and rows % (2 * parts) == 0:
+    parts *= 2
+  return parts
+
+
+def in_parts(function: Callable[[Any], Any], rows: Any, parts: int) -> Any:
+  """function(rows), computed one part of the rows after another. Rows are the first axis of all
+  arrays given; of all that come back too, or they are numbers that are the same for all.
+  """
+  if parts == 1:
+    return function(rows)
+  cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
   return jax.tree.map(
-    lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim > 1 else x[0], jax.lax.map(read, cut)
+    lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim > 1 else x[0], jax.lax.map(function, cut)
   )
 
 
