@@ -68,9 +68,9 @@ def test_kept_answers_are_those_that_were_given_up_to_the_first_that_is_harmed(t
     return [
       number
       for number, (rows, ids, mixtures) in enumerate(batches)
-      if (one := found.of(number, rows)) is not None
-      and np.array_equal(one[0], ids)
-      and np.array_equal(one[1], mixtures)
+      if all(row in found.rows for row in rows)
+      and np.array_equal([found.rows[row][0] for row in rows], ids)
+      and np.array_equal([found.rows[row][1] for row in rows], mixtures)
     ]
 
   assert kept() == [0, 1, 2]
@@ -82,8 +82,7 @@ def test_kept_answers_are_those_that_were_given_up_to_the_first_that_is_harmed(t
   assert kept() == [0]
   KeptAnswers(file).add(*batches[1])
   assert kept() == [0, 1]
-  assert KeptAnswers(file).of(0, np.array([7, 8])) is None  # batches were made otherwise
-  assert kept() == []
+  assert set(KeptAnswers(file).rows) == set(range(4))
 
 
 def test_what_a_killed_save_left_half_done_is_settled(tmp_path):

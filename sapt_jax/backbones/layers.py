@@ -197,7 +197,9 @@ class LayersApart(nn.Module):
 
   @staticmethod
   def params_of(stacked: Any, length: int) -> dict[str, Any]:
-    """The parameters of this module, from those of scan_layers."""
+    """The parameters of this module, from those of scan_layers, or as they are if they are its."""
+    if "each_0" in stacked:
+      return stacked
     return {f"each_{number}": one for number, one in enumerate(each_layer(stacked, length))}
 
 

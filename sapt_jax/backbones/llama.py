@@ -30,7 +30,7 @@ from sapt_jax.sharding import constrain
 
 class LlamaCache(flax.struct.PyTreeNode):
   """Keys and values (layers, B, G, length, K), or lists with an entry per layer (Llama.apart);
-  which places hold real tokens (B, length), the next place, each row's next position (B,).
+  which places hold real tokens (B, length); each row's next place and next position (B,).
   """
 
   k: Any
@@ -346,7 +346,7 @@ class Llama(nn.Module):
     lora = adapters and adapters.lora
     geometry = self.geometry_of(mask, padding)
     states, (k, v) = self.layers.read(x, lora, self.kinds(), geometry, room, adapters)
-    filled, index = jnp.pad(mask, ((0, 0), (0, max_new))), jnp.asarray(x.shape[1], jnp.int32)
+    filled, index = jnp.pad(mask, ((0, 0), (0, max_new))), jnp.full(len(x), x.shape[1], jnp.int32)
     cache = LlamaCache(k, v, filled, index, position=jnp.sum(mask, axis=1))
     return self.logits(self.norm(states[:, -1])), cache
 
@@ -356,7 +356,7 @@ class Llama(nn.Module):
     """Feeds one token per row (B,) int32;
     returns logits (B, V) of the next one and the longer cache.
     """
-    filled = cache.filled | (jnp.arange(cache.filled.shape[1]) == cache.index)
+    filled = cache.filled | (jnp.arange(cache.filled.shape[1]) == cache.index[:, None])
     position, mask, windowed = cache.position[:, None], filled[:, None, None, :], None
     seen = attention.Seen(bias=attention.mask_bias(mask))
     if (window := self.config.window) is not None:

@@ -64,13 +64,15 @@ class PositionBias(nn.Module):
 
   @nn.compact
   def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """queries (L,), keys (S,): positions, int32. Returns (1, H, L, S)."""
+    """queries (L,) or, of each row, (B, L); keys (S,): positions, int32. Returns (1, H, L, S) or
+    (B, H, L, S).
+    """
     normal = nn.initializers.normal(self.stddev)
     init = nn.with_logical_partitioning(normal, ("buckets", "heads"))
     table = self.param("table", init, (self.buckets, self.heads), self.dtype)
-    distance = keys[None, :] - queries[:, None]
+    distance = keys - jnp.atleast_2d(queries)[..., None]
     buckets = relative_buckets(distance, self.bidirectional, self.buckets, self.max_distance)
-    bias = jnp.take(table, buckets, axis=0).transpose(2, 0, 1)[None]
+    bias = jnp.moveaxis(jnp.take(table, buckets, axis=0), -1, 1)
     return bias.astype(jnp.float32) if self.wide else bias
 
 
@@ -78,8 +80,8 @@ class Places(NamedTuple):
   """Where the tokens of a self-attention are.
 
   Attributes:
-    bias: (1, H, L, S), the same for all layers; None: each has biases of its own.
-    queries, keys: (L,) and (S,) int32, positions, for layers with biases of their own.
+    bias: (1, H, L, S) or (B, H, L, S), the same for all layers; None: each has biases of its own.
+    queries, keys: (L,) or (B, L), and (S,) int32, positions, for layers with biases of their own.
     seen: which keys each query sees.
   """
 

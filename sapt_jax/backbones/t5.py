@@ -28,14 +28,14 @@ from sapt_jax.sharding import constrain
 class T5Cache(flax.struct.PyTreeNode):
   """What decoding one more token needs: keys and values of the answer (layers, B, H, length, K) and
   of the source (layers, B, H, K, S), or lists with an entry per layer (T5.apart), the source's mask
-  as a bias, the next position.
+  (B, S), each row's next position (B,).
   """
 
   self_k: Any
   self_v: Any
   cross_k: Any
   cross_v: Any
-  source_bias: jax.Array
+  source_mask: jax.Array
   index: jax.Array
 
   def apart(self) -> T5Cache:
@@ -342,12 +342,12 @@ class T5(nn.Module):
     """
     c = self.config
     encoded, mask = self.encode(source, source_mask, adapters)
-    source_bias = attention.mask_bias(mask)[:, None, None, :]
     lora = lora_of(adapters, "decoder")
     _, (cross_k, cross_v) = self.decoder.cross_keys_values(encoded, lora, adapters)
     empty = jnp.zeros((c.decoder_layers, source.shape[0], c.heads, max_new, c.head_width), c.dtype)
-    cache = T5Cache(empty, empty, cross_k, cross_v, source_bias, jnp.zeros((), jnp.int32))
-    return self.extend(jnp.full((source.shape[0],), c.start_id, jnp.int32), cache, adapters)
+    start = jnp.full((source.shape[0],), c.start_id, jnp.int32)
+    cache = T5Cache(empty, empty, cross_k, cross_v, mask, jnp.zeros_like(start))
+    return self.extend(start, cache, adapters)
 
   def extend(
     self, tokens: jax.Array, cache: T5Cache, adapters: Adapters | None = None
@@ -356,16 +356,19 @@ class T5(nn.Module):
     returns logits (B, V) of the next one and the longer cache.
     """
     positions = jnp.arange(jax.tree.leaves(cache.self_k)[0].shape[-2])
-    future = attention.mask_bias(positions <= cache.index)[None, None, None]
-    seen = attention.Seen(bias=future)
-    places = self.decoder_places(cache.index[None], positions, seen)
+    earlier = (positions <= cache.index[:, None])[:, None, None]
+    seen, source = (
+      attention.Seen(bias=attention.mask_bias(mask))
+      for mask in (earlier, cache.source_mask[:, None, None])
+    )
+    places = self.decoder_places(cache.index[:, None], positions, seen)
     x, new = self.decoder.step(
       self.embedding(tokens[:, None]),
       lora_of(adapters, "decoder"),
       (cache.self_k, cache.self_v),
       (cache.cross_k, cache.cross_v),
       places,
-      attention.Seen(bias=cache.source_bias),
+      source,
       cache.index,
       adapters,
     )

@@ -193,16 +193,36 @@ class Batcher:
         order = self.epoch(rows, step // per_epoch)
       yield self.collate([rows[i] for i in order[step % per_epoch]], joined=self.left)
 
-  def answering(self, rows: Sequence[Row]) -> Iterator[tuple[np.ndarray, Batch]]:
+  def answering(self, rows: Sequence[Row], tokens: int = 0) -> Iterator[tuple[np.ndarray, Batch]]:
     """(row numbers, batch) over all rows once, alike lengths together.
 
-    The last batch may be smaller by a power of two; it repeats a row where it still has places
-    left.
+    Where `tokens` is given, a batch may be smaller by a power of two so that it has at most so many
+    places for sources. So may the last one; it repeats a row where it still has places left.
     """
-    order = np.argsort([len(row.source) for row in rows], kind="stable")
-    for start in range(0, len(order), self.size):
-      numbers, size = order[start : start + self.size], self.size
-      while size % 2 == 0 and size // 2 >= len(numbers) and size // 2 % self.divisor == 0:
+    order, start = np.argsort([len(row.source) for row in rows], kind="stable"), 0
+    while start < len(order):
+      size = self.size_for(len(order) - start)
+      while tokens and self.halves(size) and size * self._width(rows, order[start:], size) > tokens:
         size //= 2
+      numbers = order[start : start + size]
       filled = np.concatenate([numbers, np.repeat(numbers[-1:], size - len(numbers))])
       yield numbers, self.collate([rows[i] for i in filled])
+      start += size
+
+  def size_for(self, count: int) -> int:
+    """Rows of a batch that holds so many: fewer than `size` by a power of two where that is room
+    enough.
+    """
+    size = self.size
+    while self.halves(size) and size // 2 >= count:
+      size //= 2
+    return size
+
+  def halves(self, size: int) -> bool:
+    """Whether a batch of this size may be cut in two."""
+    return size % 2 == 0 and size // 2 % self.divisor == 0
+
+  def _width(self, rows: Sequence[Row], order: np.ndarray, size: int) -> int:
+    """What the sources of the first `size` rows in this order are padded to."""
+    first = [rows[i] for i in order[:size]]
+    return self.padded(*self.need(first, joined=False), joined=False)[0]

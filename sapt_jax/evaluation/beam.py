@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sapt_jax.backbones.hf import Model
+from sapt_jax.evaluation.decode import rows_axis
 from sapt_jax.pet.adapters import Adapters
 
 ABSENT = -1e9  # the score of an answer that is not there
@@ -114,14 +115,8 @@ def choose(
 
 
 def repeat_rows(tree: Any, beams: int) -> Any:
-  """Every row `beams` times: on axis 1 of keys and values, which are stacked over layers,
-  on axis 0 of the rest.
-  """
-
-  def repeated(x: jax.Array) -> jax.Array:
-    return x if x.ndim == 0 else jnp.repeat(x, beams, axis=1 if x.ndim == 5 else 0)
-
-  return jax.tree.map(repeated, tree)
+  """Every row `beams` times."""
+  return jax.tree.map(lambda x: jnp.repeat(x, beams, axis=rows_axis(x)), tree)
 
 
 def follow(cache: Any, parents: jax.Array) -> Any:

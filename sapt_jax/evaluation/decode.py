@@ -15,7 +15,7 @@ from sapt_jax import sharding
 from sapt_jax.backbones.hf import Model
 from sapt_jax.pet.adapters import Adapters
 
-# (logits (B, V) float32, tokens so far (B, N) int32, how many of them are there, random key)
+# (logits (B, V) float32, tokens so far (B, N) int32, how many of them are there (B,), random key)
 # -> next tokens (B,) int32
 Choose = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -44,7 +44,7 @@ def sampler(top_k: int, repetition_penalty: float, temperature: float) -> Choose
   def choose(logits: jax.Array, written: jax.Array, count: jax.Array, rng: jax.Array) -> jax.Array:
     rows = jnp.arange(logits.shape[0])[:, None]
     # Places not yet written point past the vocabulary, where the scatter drops them.
-    places = jnp.where(jnp.arange(written.shape[1]) < count, written, logits.shape[1])
+    places = jnp.where(jnp.arange(written.shape[1]) < count[:, None], written, logits.shape[1])
     seen = jnp.zeros(logits.shape, bool).at[rows, places].set(True, mode="drop")
     penalised = jnp.where(logits > 0, logits / repetition_penalty, logits * repetition_penalty)
     scores = jnp.where(seen, penalised, logits) / temperature
@@ -56,14 +56,14 @@ def sampler(top_k: int, repetition_penalty: float, temperature: float) -> Choose
 
 
 class Writing(flax.struct.PyTreeNode):
-  """Answers that are being written, after `count` tokens.
+  """Answers that are being written.
 
   Attributes:
     written: (B, N) int32; pad ids after a row's end token and where nothing is written yet.
     ended: (B,) bool, rows whose end token is written.
     last: (B,) int32, the newest token of each row.
     cache: the backbone's keys and values.
-    count: () int32.
+    count: (B,) int32, places of `written` that are used.
   """
 
   written: jax.Array
@@ -80,22 +80,49 @@ class Writing(flax.struct.PyTreeNode):
       ended=jnp.zeros(rows, bool),
       last=jnp.zeros(rows, jnp.int32),
       cache=cache,
-      count=jnp.zeros((), jnp.int32),
+      count=jnp.zeros(rows, jnp.int32),
     )
+
+  @property
+  def done(self) -> jax.Array:
+    """(B,) bool, rows that have ended or have no room for more."""
+    return self.ended | (self.count >= self.written.shape[1])
 
   def with_next(
     self, logits: jax.Array, choose: Choose, key: jax.Array, ends: int, pads: int
   ) -> Writing:
-    """The same with one more token in each row; a row that has ended gets the pad id."""
-    drawing = jax.random.fold_in(key, self.count)
+    """The same with one more token in each row; a row that is done gets the pad id."""
+    drawing = jax.random.fold_in(key, jnp.max(self.count))
     chosen = choose(logits.astype(jnp.float32), self.written, self.count, drawing)
-    tokens = jnp.where(self.ended, pads, chosen)
+    tokens = jnp.where(self.done, pads, chosen)
+    rows, room = jnp.arange(len(tokens)), self.written.shape[1]
     return self.replace(
-      written=self.written.at[:, self.count].set(tokens),
-      ended=self.ended | (chosen == ends),
+      written=self.written.at[rows, self.count].set(tokens, mode="drop"),
+      ended=self.ended | (~self.done & (chosen == ends)),
       last=tokens,
-      count=self.count + 1,
+      count=jnp.minimum(self.count + 1, room),
     )
+
+  def with_rows(self, new: Writing, where: jax.Array) -> Writing:
+    """The same with the rows of `new`, whose sources may be shorter, at the places `where` (rows of
+    new,) int32; a row whose place is past the end is left out.
+    """
+
+    def put(x: jax.Array, rows: jax.Array) -> jax.Array:
+      axis = rows_axis(x)
+      room = [size - own for size, own in zip(x.shape, rows.shape, strict=True)]
+      room[axis] = 0
+      rows = jnp.pad(rows, [(0, more) for more in room])  # nothing is there: zeros and False
+      return x.at[(*[slice(None)] * axis, where)].set(rows, mode="drop")
+
+    return jax.tree.map(put, self, new)
+
+
+def rows_axis(x: jax.Array) -> int:
+  """Where a backbone's cache has its rows: keys and values that are stacked over layers behind
+  these, all others first.
+  """
+  return 1 if x.ndim == 5 else 0
 
 
 def begin(
@@ -119,7 +146,7 @@ def begin(
     logits, cache = model.apply({"params": params}, source, mask, max_new, mixed, method="start")
     return logits, cache.apart() if apart else cache
 
-  # Of a cache whose layers are apart, rows are the first axis of all but the next place.
+  # Of a cache whose layers are apart, rows are the first axis of all.
   parts = parts_of(rows, source.shape[1], part) if apart else 1
   own = {} if adapters is None else adapters.of_rows()
   logits, cache = in_parts(read, (source, source_mask, own), parts)
@@ -139,14 +166,12 @@ def parts_of(rows: int, length: int, part: int) -> int:
 
 def in_parts(function: Callable[[Any], Any], rows: Any, parts: int) -> Any:
   """function(rows), computed one part of the rows after another. Rows are the first axis of all
-  arrays given; of all that come back too, or they are numbers that are the same for all.
+  arrays given, and of all that come back.
   """
   if parts == 1:
     return function(rows)
   cut = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
-  return jax.tree.map(
-    lambda x: x.reshape(-1, *x.shape[2:]) if x.ndim > 1 else x[0], jax.lax.map(function, cut)
-  )
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(function, cut))
 
 
 def go_on(
@@ -154,26 +179,32 @@ def go_on(
   params: Any,
   writing: Writing,
   adapters: Adapters | None,
-  until: int | jax.Array,
+  more: int | jax.Array,
   choose: Choose = greedy,
   rng: jax.Array | None = None,
   apart: bool = False,
+  enough: int | jax.Array | None = None,
 ) -> Writing:
-  """Writes on until so many tokens are there (at most N) or every row has ended; `apart` as it
-  began.
+  """Writes on: at most so many tokens more, until `enough` rows are done (None: all of them);
+  `apart` as it began.
   """
   config, key = model.config, key_of(rng)
   if apart:
     model, params, adapters = model.apart(params, adapters)
 
-  def unfinished(w: Writing) -> jax.Array:
-    return (w.count < until) & ~jnp.all(w.ended)
+  enough = len(writing.last) if enough is None else enough
 
-  def body(w: Writing) -> Writing:
+  def unfinished(state: tuple[Writing, jax.Array]) -> jax.Array:
+    w, left = state
+    return (left > 0) & (jnp.sum(w.done) < enough)
+
+  def body(state: tuple[Writing, jax.Array]) -> tuple[Writing, jax.Array]:
+    w, left = state
     logits, cache = model.apply({"params": params}, w.last, w.cache, adapters, method="extend")
-    return w.replace(cache=cache).with_next(logits, choose, key, config.eos_id, config.pad_id)
+    w = w.replace(cache=cache).with_next(logits, choose, key, config.eos_id, config.pad_id)
+    return w, left - 1
 
-  return jax.lax.while_loop(unfinished, body, writing)
+  return jax.lax.while_loop(unfinished, body, (writing, jnp.asarray(more, jnp.int32)))[0]
 
 
 # The share of a GPU's memory that weights may take if they are to be there twice while answers are

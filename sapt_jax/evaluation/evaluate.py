@@ -5,7 +5,7 @@ of the pool.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import Batch, Batcher, Row
 from sapt_jax.evaluation.decode import Choose, generate, greedy, part_here, pays_apart
 from sapt_jax.evaluation.kept_answers import KeptAnswers
+from sapt_jax.evaluation.slots import SlotAnswerer
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
 
@@ -49,7 +50,8 @@ def answer_batch(
 
 
 class Answerer:
-  """Compiled answering for one backbone and one method.
+  """Compiled answering for one backbone and one method: greedily on one device in slots, else batch
+  by batch.
 
   Args:
     apart: see generate; None: where it pays.
@@ -67,6 +69,11 @@ class Answerer:
     self.backbone, self.batcher = backbone, batcher
     self.placement = sharding.batch_sharded(mesh)
     apart = pays_apart(mesh, backbone.params) if apart is None else apart
+    self.slots = (
+      SlotAnswerer(backbone, method, batcher, mesh, apart)
+      if choose is greedy and mesh.size == 1
+      else None
+    )
     self.answer_batch = jax.jit(
       partial(answer_batch, backbone.model, method, apart, part_here(mesh)),
       static_argnames=("max_new", "choose"),
@@ -91,28 +98,41 @@ class Answerer:
     Raises:
       Stopped: the run was asked to stop.
     """
-    rng = jax.random.key(0) if rng is None else rng
-    tokens: list[list[int]] = [[] for _ in rows]
-    mixtures: list[np.ndarray] = [np.zeros(0)] * len(rows)
+    found = {} if kept is None else dict(kept.rows)
+    if self.slots is not None:
+      answered = self.slots.answer(learned, rows, max_new, found.keys())
+    else:
+      rng = jax.random.key(0) if rng is None else rng
+      answered = self._in_batches(learned, rows, max_new, rng, found.keys())
+    for numbers, ids, mixtures in answered:
+      if kept is not None:
+        kept.add(numbers, ids, mixtures)
+      found |= zip(numbers.tolist(), zip(ids.tolist(), mixtures, strict=True), strict=True)
+    tokens, weights = zip(*(found[number] for number in range(len(rows))), strict=True)
+    return Answers(list(tokens), np.stack(weights))
+
+  def _in_batches(
+    self,
+    learned: Learned,
+    rows: Sequence[Row],
+    max_new: int,
+    rng: jax.Array,
+    there: Collection[int],
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """As SlotAnswerer.answer, batch by batch."""
     for count, (numbers, batch) in enumerate(self.batcher.answering(rows)):
-      found = None if kept is None else kept.of(count, numbers)
-      if found is None:
-        processes.stop_if_asked()
-        answered = self.answer_batch(
-          max_new=max_new,
-          choose=self.choose,
-          params=self.backbone.params,
-          learned=learned,
-          batch=sharding.to_devices(batch, self.placement),
-          rng=jax.random.fold_in(rng, count),
-        )
-        ids, mixture = (np.asarray(array)[: len(numbers)] for array in answered)
-        if kept is not None:
-          kept.add(numbers, ids, mixture)
-        found = ids, mixture
-      for number, row_ids, row_mixture in zip(numbers, *found, strict=True):
-        tokens[number], mixtures[number] = row_ids.tolist(), row_mixture
-    return Answers(tokens, np.stack(mixtures))
+      if all(number in there for number in numbers):
+        continue
+      processes.stop_if_asked()
+      ids, mixtures = self.answer_batch(
+        max_new=max_new,
+        choose=self.choose,
+        params=self.backbone.params,
+        learned=learned,
+        batch=sharding.to_devices(batch, self.placement),
+        rng=jax.random.fold_in(rng, count),
+      )
+      yield numbers, np.asarray(ids)[: len(numbers)], np.asarray(mixtures)[: len(numbers)]
 
 
 class FeatureReader:

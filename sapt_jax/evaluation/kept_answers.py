@@ -1,12 +1,11 @@
-"""Answers that are kept on disk batch by batch while they are given, so that a run that is stopped
-goes on with the next batch.
+"""Answers that are kept on disk while they are given, so that a run that is stopped goes on with
+those that are missing.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -15,38 +14,27 @@ from sapt_jax.text_files import add_checked_line, checked_lines, write_checked_l
 
 
 class KeptAnswers:
-  """A file with a line per batch: its checksum, the numbers of its rows, token ids and mixtures.
+  """A file with lines of answers that were given together: a checksum, the numbers of their rows,
+  token ids and mixtures.
 
   Process 0 writes, and tells all what an earlier start left.
+
+  Attributes:
+    rows: what an earlier start left: token ids and mixture (T,) float32 by number of the row.
   """
 
   def __init__(self, file: pathlib.Path):
     self.file = file
-    self.earlier: list[dict[str, Any]] = processes.first_tells(
-      lambda: [json.loads(line) for line in checked_lines(file)]
-    )
-    self._shorten(len(self.earlier))
-
-  def of(self, number: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Token ids (B, L) and mixtures (B, T) float32 of the batch of this number, if it was of these
-    rows; None: it is to be answered.
-    """
-    if number >= len(self.earlier):
-      return None
-    kept = self.earlier[number]
-    if kept["rows"] != rows.tolist():  # batches were made otherwise
-      self._shorten(number)
-      return None
-    return np.array(kept["ids"], np.int32), np.array(kept["mixtures"], np.float32)
-
-  def _shorten(self, count: int) -> None:
-    """Forgets all batches but the first ones."""
-    del self.earlier[count:]
-    if processes.is_first() and self.file.exists():
-      write_checked_lines(self.file, checked_lines(self.file)[:count])
+    lines: list[str] = processes.first_tells(lambda: checked_lines(file))
+    if processes.is_first() and file.exists():
+      write_checked_lines(file, lines)  # without what is harmed
+    self.rows: dict[int, tuple[list[int], np.ndarray]] = {}
+    for kept in map(json.loads, lines):
+      mixtures = np.array(kept["mixtures"], np.float32)
+      self.rows |= zip(kept["rows"], zip(kept["ids"], mixtures, strict=True), strict=True)
 
   def add(self, rows: np.ndarray, ids: np.ndarray, mixtures: np.ndarray) -> None:
-    """Keeps one more batch."""
+    """Keeps more answers: numbers (n,), token ids (n, N), mixtures (n, T)."""
     if not processes.is_first():
       return
     kept = {"rows": rows.tolist(), "ids": ids.tolist(), "mixtures": mixtures.tolist()}

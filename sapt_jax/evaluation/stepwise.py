@@ -60,10 +60,10 @@ def continue_batch(
   learned: Learned,
   mixture: jax.Array,
   writing: Writing,
-  until: jax.Array,
+  more: jax.Array,
 ) -> Writing:
-  """More tokens, until there are so many."""
-  return go_on(model, params, writing, method.adapters(learned, mixture), until, apart=apart)
+  """So many more tokens, or those that are left."""
+  return go_on(model, params, writing, method.adapters(learned, mixture), more, apart=apart)
 
 
 class StepwiseAnswerer:
@@ -108,7 +108,8 @@ class StepwiseAnswerer:
       if count >= self.max_new or ended.all():
         return
       count = min(count + self.every, self.max_new)
-      writing = self.go_on(mixture=mixture, writing=writing, until=np.int32(count), **given)
+      more = np.int32(self.every)
+      writing = self.go_on(mixture=mixture, writing=writing, more=more, **given)
 
   def collate(self, rows: Sequence[Row]) -> Batch:
     """The smallest compiled batch that holds these rows; the last row fills it up."""
@@ -129,7 +130,7 @@ class StepwiseAnswerer:
         rows = [Row([some] * length, [end], 0)] * size
         batch = sharding.to_devices(self.collate(rows), self.placement)
         writing, mixture = self.begin(batch=batch, **given)
-        writing = self.go_on(mixture=mixture, writing=writing, until=np.int32(2), **given)
+        writing = self.go_on(mixture=mixture, writing=writing, more=np.int32(1), **given)
         jax.block_until_ready(writing)
         yield size, length
 

@@ -103,7 +103,9 @@ class Programs:
       )
 
   def decode(self) -> jax.stages.Lowered:
-    """Answering one batch, as Answerer.answer calls it."""
+    """Answering one batch whole, as on several devices; where rows take places
+    (evaluation/slots.py), fewer sources are read at once.
+    """
     answerer = self.built.answerer
     rng = placed(jax.eval_shape(lambda: jax.random.key(0)), sharding.replicated(self.mesh))
     with jax.set_mesh(self.mesh):
