@@ -6,8 +6,9 @@
     python benchmarks/decode_cost.py --tasks 1,15 --stacked   layers stay slices of stacked arrays
 
 One batch is answered by a compiled program of the answerer's own (Answerer.answer_batch in
-sapt_jax/evaluation/evaluate.py: pooled embeddings, mixture, encoder, cached decoder) on a random T5 in
-float32. No token ends an answer, so every row writes all --new tokens, and none could take its place. --tgt has no meaning here.
+sapt_jax/evaluation/evaluate.py: pooled embeddings, mixture, encoder, cached decoder) on a random T5
+in float32. No token ends an answer, so every row writes all --new tokens, and none could take its
+place. --tgt has no meaning here.
 
 One row per pool size:
     tasks         filled blocks
