@@ -93,7 +93,7 @@ class Answerer:
 
     Args:
       rng: matters to a sampler alone.
-      kept: batches that an earlier start has answered; what is answered now is added.
+      kept: answers of an earlier start; what is answered now is added.
 
     Raises:
       Stopped: the run was asked to stop.
