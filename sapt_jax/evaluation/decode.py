@@ -5,6 +5,7 @@ V vocabulary, N new tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -225,6 +226,12 @@ def pays_apart(mesh: jax.sharding.Mesh, params: Any) -> bool:
     return False
   weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
   return weights <= TWICE * memory
+
+
+@partial(jax.jit, static_argnames=("model", "apart"))
+def apart_once(model: Model, apart: bool, params: Any) -> Any:
+  """The weights for many calls of go_on: with `apart`, each call would copy them."""
+  return model.apart(params, None)[1] if apart else params
 
 
 # Tokens of sources that a CPU reads at once: what their layers make has room in its caches.

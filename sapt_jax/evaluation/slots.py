@@ -21,7 +21,7 @@ import numpy as np
 from sapt_jax import processes, sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import Batch, Batcher, Row
-from sapt_jax.evaluation.decode import Writing, go_on, part_here
+from sapt_jax.evaluation.decode import Writing, apart_once, go_on, part_here
 from sapt_jax.evaluation.stepwise import begin_batch
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
@@ -116,7 +116,7 @@ class SlotAnswerer:
     )
     self.write = jax.jit(partial(write, *how), donate_argnames="slots")
     # Apart once for all rows, and only as long as they are answered: it is a copy of weights.
-    self.params = jax.jit(lambda params: model.apart(params, None)[1]) if apart else lambda x: x
+    self.params = partial(apart_once, model, apart)
 
   def answer(
     self, learned: Learned, rows: Sequence[Row], max_new: int, there: Collection[int] = ()

@@ -16,7 +16,14 @@ import numpy as np
 from sapt_jax import sharding
 from sapt_jax.backbones.hf import Backbone, Model
 from sapt_jax.data.batches import BUCKETS, Batch, Batcher, Row, bucket
-from sapt_jax.evaluation.decode import Writing, begin, go_on, part_here, pays_apart
+from sapt_jax.evaluation.decode import (
+  Writing,
+  apart_once,
+  begin,
+  go_on,
+  part_here,
+  pays_apart,
+)
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
 
@@ -90,7 +97,9 @@ class StepwiseAnswerer:
     self.sizes = sizes_of(batcher.size, batcher.divisor)
     self.lengths = lengths_of(max_source)
     self.placement = sharding.batch_sharded(mesh)
-    how = (backbone.model, method, pays_apart(mesh, backbone.params))
+    apart = pays_apart(mesh, backbone.params)
+    self.params = apart_once(backbone.model, apart, backbone.params)
+    how = (backbone.model, method, apart)
     self.begin = jax.jit(partial(begin_batch, *how, part_here(mesh), max_new))
     self.go_on = jax.jit(partial(continue_batch, *how), donate_argnames=("writing",))
 
@@ -98,9 +107,9 @@ class StepwiseAnswerer:
     """What is written of the answers to at most sizes[-1] rows, after every few tokens; the last
     time all have ended, or have N tokens.
     """
-    given = {"params": self.backbone.params, "learned": learned}
     batch = sharding.to_devices(self.collate(rows), self.placement)
-    writing, mixture = self.begin(batch=batch, **given)
+    writing, mixture = self.begin(params=self.backbone.params, learned=learned, batch=batch)
+    given = {"params": self.params, "learned": learned, "mixture": mixture}
     mixtures, count = np.asarray(mixture)[: len(rows)], 1
     while True:
       ended = np.asarray(writing.ended)[: len(rows)]
@@ -109,7 +118,7 @@ class StepwiseAnswerer:
         return
       count = min(count + self.every, self.max_new)
       more = np.int32(self.every)
-      writing = self.go_on(mixture=mixture, writing=writing, more=more, **given)
+      writing = self.go_on(writing=writing, more=more, **given)
 
   def collate(self, rows: Sequence[Row]) -> Batch:
     """The smallest compiled batch that holds these rows; the last row fills it up."""
@@ -126,12 +135,11 @@ class StepwiseAnswerer:
     some, end = self.backbone.config.pad_id, self.backbone.config.eos_id
     for length in self.lengths:
       for size in self.sizes:
-        given = {"params": self.backbone.params, "learned": learned}
         rows = [Row([some] * length, [end], 0)] * size
         batch = sharding.to_devices(self.collate(rows), self.placement)
-        writing, mixture = self.begin(batch=batch, **given)
-        writing = self.go_on(mixture=mixture, writing=writing, more=np.int32(1), **given)
-        jax.block_until_ready(writing)
+        writing, mixture = self.begin(params=self.backbone.params, learned=learned, batch=batch)
+        given = {"params": self.params, "learned": learned, "mixture": mixture}
+        jax.block_until_ready(self.go_on(writing=writing, more=np.int32(1), **given))
         yield size, length
 
 
