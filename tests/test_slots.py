@@ -65,8 +65,16 @@ def lengths(answers, pad):
   return [len([token for token in answer if token != pad]) for answer in answers.tokens]
 
 
-@pytest.mark.parametrize("form", ["apart", "stacked", "prompts", "read by shares"])
-@EACH
+@pytest.mark.parametrize(
+  ("on", "form"),
+  [
+    ("t5", "apart"),
+    ("t5", "read by shares"),
+    ("llama", "apart"),
+    ("llama", "stacked"),
+    ("llama", "prompts"),
+  ],
+)
 def test_answers_in_slots_are_those_in_batches(on, form, monkeypatch):
   monkeypatch.setattr(slots, "part_here", lambda mesh: 64 * (form != "read by shares"))
   monkeypatch.setattr(slots, "SHARE", 2)
