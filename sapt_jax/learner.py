@@ -200,9 +200,7 @@ def put_together(
     window=config.fit.length_window,
     shapes=shapes,
   )
-  # An answer's places are not looked at in answering: with one number of them, lengths alone count.
-  most = max((answer for _, answer in shapes), default=0)
-  of_sources = tuple(sorted({(source, most) for source, _ in shapes}))
+  of_sources = tuple(sorted({(source, 0) for source, _ in shapes}))  # answers are not there yet
   answering = dataclasses.replace(batcher, size=config.evaluation.batch_size, shapes=of_sources)
   return Learner(
     mesh,

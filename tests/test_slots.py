@@ -30,7 +30,7 @@ def rows():
   return [Row(rng.integers(2, 60, length).tolist(), [1], 0) for length in lengths]
 
 
-def answerers(on, apart=True, prompts=False):
+def answerers(on, apart=True, prompts=False, shapes=()):
   """One that answers in slots and one that answers in batches, and what has been learned; answers
   end early, and at different times.
   """
@@ -41,7 +41,7 @@ def answerers(on, apart=True, prompts=False):
   else:
     method, learned = sapt(on)
   learned = learned.replace(blocks=noisy(learned.blocks, 1))
-  batcher = Batcher(left=on == "llama", pad_id=model.config.pad_id, size=4)
+  batcher = Batcher(left=on == "llama", pad_id=model.config.pad_id, size=4, shapes=shapes)
   mesh = sharding.make_mesh()
 
   def made(ends, in_slots):
@@ -81,11 +81,11 @@ def test_answers_in_slots_are_those_in_batches(on, form, monkeypatch):
   one, other, learned = answerers(on, form != "stacked", form == "prompts")
   read = collections.Counter()
 
-  def fill(original=one.slots.fill, **given):
+  def begin(original=one.slots.read, **given):
     read[given["batch"].source.shape] += 1
     return original(**given)
 
-  one.slots.fill = fill
+  one.slots.read = begin
   found, expected = (answerer.answer(learned, rows(), N) for answerer in (one, other))
   assert found.tokens == expected.tokens
   np.testing.assert_allclose(found.mixtures, expected.mixtures, atol=1e-6)
@@ -123,6 +123,17 @@ def test_places_are_taken_again_before_all_rows_have_ended(monkeypatch):
   one.slots.write = write
   one.answer(learned, rows(), N)
   assert min(done) < 4
+
+
+def test_how_long_answers_are_meant_to_be_plays_no_part():
+  """With its answer no shape would hold the second row, and its source would be padded further than
+  the longest one.
+  """
+  one, other, learned = answerers("t5", shapes=((40, 8), (90, 8)))
+  given = [Row([5, 7] * 42, [1], 0), Row([5, 8, 9] * 27, [4] * 12, 0), *rows()]
+  assert one.answer(learned, given, N).tokens == other.answer(learned, given, N).tokens
+  read = [batch.source.shape[1] for _, batch in one.batcher.answering(given)]
+  assert max(read) > 90  # so it would be
 
 
 def test_samples_and_several_devices_are_answered_in_batches():

@@ -75,6 +75,11 @@ class Row:
   companions: dict[str, Row] = dataclasses.field(default_factory=dict)
 
 
+def unanswered(rows: Sequence[Row]) -> list[Row]:
+  """The rows without their answers, so that these take no part in how a batch is padded."""
+  return [dataclasses.replace(row, target=[]) for row in rows]
+
+
 def bucket(length: int) -> int:
   """The smallest padded length that holds `length` tokens."""
   return next((size for size in BUCKETS if size >= length), length)

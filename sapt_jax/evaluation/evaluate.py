@@ -14,7 +14,7 @@ import numpy as np
 
 from sapt_jax import processes, sharding
 from sapt_jax.backbones.hf import Backbone, Model
-from sapt_jax.data.batches import Batch, Batcher, Row
+from sapt_jax.data.batches import Batch, Batcher, Row, unanswered
 from sapt_jax.evaluation.decode import Choose, generate, greedy, part_here, pays_apart
 from sapt_jax.evaluation.kept_answers import KeptAnswers
 from sapt_jax.evaluation.slots import SlotAnswerer
@@ -98,7 +98,7 @@ class Answerer:
     Raises:
       Stopped: the run was asked to stop.
     """
-    found = {} if kept is None else dict(kept.rows)
+    rows, found = unanswered(rows), {} if kept is None else dict(kept.rows)
     if self.slots is not None:
       answered = self.slots.answer(learned, rows, max_new, found.keys())
     else:
@@ -146,7 +146,7 @@ class FeatureReader:
   def __call__(self, rows: Sequence[Row]) -> jax.Array:
     """(n, D) float32, in the order of the rows; (0, D) when there are none."""
     features = np.zeros((len(rows), self.backbone.config.width), np.float32)
-    for numbers, batch in self.batcher.answering(rows):
+    for numbers, batch in self.batcher.answering(unanswered(rows)):
       processes.stop_if_asked()
       batch = sharding.to_devices(batch, self.placement)
       features[numbers] = np.asarray(self.features(self.backbone.params, batch))[: len(numbers)]

@@ -1,13 +1,13 @@
 """Answering many rows in the places of one batch: where answers have ended, the next sources are
 read (continuous batching; Yu et al., OSDI 2022, Orca).
 
-A row's tokens do not depend on when it is read, nor beside whom. B places, p rows that are read at
-once, L source length, N new tokens, T capacity of the pool.
+A row's tokens do not depend on when it is read, nor beside whom (but where reference_quirks lets a
+mixture look at padding). B places, p rows that are read at once, L source length, N new tokens, T
+capacity of the pool.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
@@ -57,21 +57,10 @@ def empty(
   return slots.replace(writing=slots.writing.replace(ended=jnp.ones_like(slots.writing.ended)))
 
 
-def fill(
-  model: Model,
-  method: Method,
-  apart: bool,
-  max_new: int,
-  params: Any,
-  learned: Learned,
-  slots: Slots,
-  batch: Batch,
-  where: jax.Array,
-) -> Slots:
-  """The sources of a batch of p rows read into the places `where` (p,); a row whose place is past
-  the end is left out.
+def put(slots: Slots, writing: Writing, mixture: jax.Array, where: jax.Array) -> Slots:
+  """p rows that have begun, in the places `where` (p,); a row whose place is past the end is left
+  out.
   """
-  writing, mixture = begin_batch(model, method, apart, 0, max_new, params, learned, batch)
   return Slots(
     slots.writing.with_rows(writing, where), slots.mixture.at[where].set(mixture, mode="drop")
   )
@@ -95,7 +84,7 @@ def write(
 
 class SlotAnswerer:
   """Compiled greedy answering on one device: a program for each shape that sources are read in, and
-  one that writes.
+  one that writes for all of a task.
 
   Args:
     apart: see decode.generate.
@@ -110,10 +99,10 @@ class SlotAnswerer:
       batcher if self.part else dataclasses.replace(batcher, size=max(1, batcher.size // SHARE))
     )
     how, model = (backbone.model, method, apart), backbone.model
-    self.empty, self.fill = (
-      jax.jit(partial(function, *how), static_argnames="max_new", donate_argnames=donated)
-      for function, donated in ((empty, ()), (fill, "slots"))
-    )
+    self.empty = jax.jit(partial(empty, *how), static_argnames="max_new")
+    # Apart from `put`, so that it is the same for places of all lengths.
+    self.read = jax.jit(partial(begin_batch, *how, 0), static_argnames="max_new")
+    self.put = jax.jit(put, donate_argnames="slots")
     self.write = jax.jit(partial(write, *how), donate_argnames="slots")
     # Apart once for all rows, and only as long as they are answered: it is a copy of weights.
     self.params = partial(apart_once, model, apart)
@@ -127,13 +116,12 @@ class SlotAnswerer:
     Raises:
       Stopped: the run was asked to stop.
     """
-    groups = [
+    groups = (
       (numbers, wanted, batch)
       for numbers, batch in self.reader.answering(rows, self.part)
       if np.any(wanted := [number not in there for number in numbers])
-    ]
-    waiting = collections.deque(groups)
-    if not waiting:
+    )
+    if (waiting := next(groups, None)) is None:
       return
     # Room for all, also for those that are not wanted: then an answer is what it was among all.
     size, longest = self.batcher.size_for(len(rows)), max(rows, key=lambda row: len(row.source))
@@ -143,16 +131,16 @@ class SlotAnswerer:
     held = np.full(size, NOBODY)  # the row that is answered in each place
     while waiting or np.any(held != NOBODY):
       free = np.flatnonzero(held == NOBODY)
-      if waiting and np.sum(waiting[0][1]) <= len(free):
+      if waiting and np.sum(waiting[1]) <= len(free):
         processes.stop_if_asked()
-        numbers, wanted, batch = waiting.popleft()
+        numbers, wanted, batch = waiting
         taken = free[: np.sum(wanted)]
         where = np.full(len(batch.source), size)
         where[: len(numbers)][wanted], held[taken] = taken, numbers[wanted]
-        batch = sharding.to_devices(batch, self.placement)
-        slots = self.fill(**given, slots=slots, batch=batch, where=where)
+        begun = self.read(**given, batch=sharding.to_devices(batch, self.placement))
+        slots, waiting = self.put(slots, *begun, where), next(groups, None)
         continue
-      enough = np.sum(waiting[0][1]) if waiting else size
+      enough = np.sum(waiting[1]) if waiting else size
       slots = self.write(params=params, learned=learned, slots=slots, enough=np.int32(enough))
       done = np.asarray(slots.writing.done) & (held != NOBODY)
       yield held[done], *(np.asarray(x)[done] for x in (slots.writing.written, slots.mixture))

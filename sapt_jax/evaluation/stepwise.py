@@ -80,6 +80,7 @@ class StepwiseAnswerer:
     batcher: says the padding; its size is the most rows of a batch.
     max_new: N.
     every: tokens between two looks at what is written.
+    old: what answered before; of the same backbone the copy of weights is kept.
   """
 
   def __init__(
@@ -91,6 +92,7 @@ class StepwiseAnswerer:
     max_source: int,
     max_new: int,
     every: int = 4,
+    old: StepwiseAnswerer | None = None,
   ):
     self.backbone, self.batcher, self.mesh = backbone, batcher, mesh
     self.max_new, self.every = max_new, every
@@ -98,7 +100,11 @@ class StepwiseAnswerer:
     self.lengths = lengths_of(max_source)
     self.placement = sharding.batch_sharded(mesh)
     apart = pays_apart(mesh, backbone.params)
-    self.params = apart_once(backbone.model, apart, backbone.params)
+    self.params: Any = (
+      old.params
+      if old and old.backbone is backbone
+      else apart_once(backbone.model, apart, backbone.params)
+    )
     how = (backbone.model, method, apart)
     self.begin = jax.jit(partial(begin_batch, *how, part_here(mesh), max_new))
     self.go_on = jax.jit(partial(continue_batch, *how), donate_argnames=("writing",))

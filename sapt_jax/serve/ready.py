@@ -43,6 +43,7 @@ class Ready:
         built.mesh,
         answering.codec.max_source,
         answering.max_new,
+        old=old.stepwise if old else None,
       )
     )
     self.sizes, self.end = self.stepwise.sizes, answering.codec.eos_id
