@@ -1,6 +1,7 @@
 """A run that answers over HTTP, as a process of its own on loopback."""
 
 import contextlib
+import copy
 import json
 import os
 import re
@@ -15,9 +16,13 @@ import pytest
 import tiny
 
 from sapt_jax import forget
+from sapt_jax.answering import Answering
+from sapt_jax.config import Mesh
 from sapt_jax.errors import InputError
+from sapt_jax.learner import put_together
 from sapt_jax.serve.__main__ import bound, serve
 from sapt_jax.serve.options import ServeOptions
+from sapt_jax.serve.ready import Ready
 from sapt_jax.training import checkpoint
 from tests.browser import browser
 from tests.runs import snapshots
@@ -366,3 +371,13 @@ def test_a_port_that_another_program_has_taken_meanwhile_is_named(finished):
       first.listen()
       with pytest.raises(InputError, match=f"--port {port}: cannot be listened at"):
         serve(ServeOptions(str(finished), port=port), "", second)
+
+
+def test_a_server_whose_pool_gets_more_room_copies_no_weights_again(finished):
+  old = Ready(Answering(finished, 4, Mesh()))
+  larger, built = copy.copy(old.answering), old.answering.built
+  capacity, inputs = larger.sizes
+  larger.built = put_together(larger.options, built.mesh, built.backbone, 2 * capacity, inputs)
+  new = Ready(larger, old)
+  assert new.stepwise is not old.stepwise
+  assert new.stepwise.params is old.stepwise.params

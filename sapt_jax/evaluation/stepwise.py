@@ -113,18 +113,21 @@ class StepwiseAnswerer:
     """What is written of the answers to at most sizes[-1] rows, after every few tokens; the last
     time all have ended, or have N tokens.
     """
-    batch = sharding.to_devices(self.collate(rows), self.placement)
-    writing, mixture = self.begin(params=self.backbone.params, learned=learned, batch=batch)
-    given = {"params": self.params, "learned": learned, "mixture": mixture}
-    mixtures, count = np.asarray(mixture)[: len(rows)], 1
+    writing, given = self._begun(learned, rows)
+    mixtures, count = np.asarray(given["mixture"])[: len(rows)], 1
     while True:
       ended = np.asarray(writing.ended)[: len(rows)]
       yield Written(np.asarray(writing.written)[: len(rows), :count], ended, mixtures)
       if count >= self.max_new or ended.all():
         return
       count = min(count + self.every, self.max_new)
-      more = np.int32(self.every)
-      writing = self.go_on(writing=writing, more=more, **given)
+      writing = self.go_on(writing=writing, more=np.int32(self.every), **given)
+
+  def _begun(self, learned: Learned, rows: Sequence[Row]) -> tuple[Writing, dict[str, Any]]:
+    """The first tokens, and what `go_on` is given besides them."""
+    batch = sharding.to_devices(self.collate(rows), self.placement)
+    writing, mixture = self.begin(params=self.backbone.params, learned=learned, batch=batch)
+    return writing, {"params": self.params, "learned": learned, "mixture": mixture}
 
   def collate(self, rows: Sequence[Row]) -> Batch:
     """The smallest compiled batch that holds these rows; the last row fills it up."""
@@ -141,10 +144,7 @@ class StepwiseAnswerer:
     some, end = self.backbone.config.pad_id, self.backbone.config.eos_id
     for length in self.lengths:
       for size in self.sizes:
-        rows = [Row([some] * length, [end], 0)] * size
-        batch = sharding.to_devices(self.collate(rows), self.placement)
-        writing, mixture = self.begin(params=self.backbone.params, learned=learned, batch=batch)
-        given = {"params": self.params, "learned": learned, "mixture": mixture}
+        writing, given = self._begun(learned, [Row([some] * length, [end], 0)] * size)
         jax.block_until_ready(self.go_on(writing=writing, more=np.int32(1), **given))
         yield size, length
 
