@@ -4,6 +4,9 @@ models ask for. Kernels run here in an interpreter, or in a form for CPUs.
 
 import dataclasses
 import importlib.util
+import logging
+import sys
+import types
 from functools import partial
 
 import jax
@@ -157,6 +160,22 @@ def test_what_its_backward_pass_reads_is_kept_where_products_are(by, remat, kept
   length = splash.LANES if by == "splash" else q.shape[2]  # to which splash fills rows up
   statistics = (B, H, length)
   assert (statistics in [x.shape for x in jax.tree.leaves(back)]) == kept
+
+
+def test_of_the_librarys_warnings_those_that_nobody_can_act_on_are_not_shown(monkeypatch, caplog):
+  def kernel(q, *arrays, **options):
+    logging.getLogger("absl").warning("Autotuning cache miss for %s with key %s", "op", "shapes")
+    logging.getLogger("absl").warning("this card is too hot")
+    return q, (q, q)
+
+  library = types.ModuleType("attention")
+  library.api = types.SimpleNamespace(IMPLEMENTATIONS={tokamax.KERNEL: kernel})
+  library.base = types.SimpleNamespace(Mask=lambda *ranges, **options: None)
+  monkeypatch.setitem(sys.modules, "tokamax._src.ops.attention", library)
+  for name in ("tokamax", "tokamax._src", "tokamax._src.ops"):
+    monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+  tokamax._library(tokamax.Form(1.0, False), *[None] * 7)
+  assert caplog.messages == ["this card is too hot"]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -10,6 +10,7 @@ Its masks are no part of what the package shows, so its version is fixed where i
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -108,10 +109,19 @@ def _forward(form: Form, q: Any, k: Any, v: Any, bias: Any, seen: Any) -> tuple[
   )
 
 
+def _worth_reading(record: logging.LogRecord) -> bool:
+  """Whether this is not the library's warning that nobody has tried tiles for a shape: it takes its
+  rule then, and writes 700 characters for each shape of each program.
+  """
+  return not str(record.msg).startswith("Autotuning cache miss")
+
+
 def _library(
   form: Form, q: Any, k: Any, v: Any, bias: Any, start: Any, end: Any, keys: Any
 ) -> tuple[jax.Array, ...]:
   from tokamax._src.ops.attention import api, base
+
+  logging.getLogger("absl").addFilter(_worth_reading)
 
   def to_heads(x: Any) -> Any:
     return None if x is None else x[:, None]
