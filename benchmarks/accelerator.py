@@ -106,13 +106,19 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument("--part", choices=PARTS, help="one part alone, in this process")
   parser.add_argument("--tiny", action="store_true", help="tiny sizes, as on a CPU")
   options = parser.parse_args(arguments)
-  options.output.mkdir(parents=True, exist_ok=True)
+  if options.goldens and not list(options.goldens.glob("*.npz")):
+    raise InputError(f"--goldens {options.goldens}: holds no *.npz")
+  try:
+    options.output.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"--output {options.output}: no folder can be made there: {error.strerror}"
+    ) from None
   signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # parts end too
   if options.part:
     PARTS[options.part](Figures(options.output, options.part, options.tiny), options.goldens)
     return
-  if options.goldens and not list(options.goldens.glob("*.npz")):
-    raise InputError(f"--goldens {options.goldens}: holds no *.npz")
+  Figures(options.output, "").rows()  # before anything is measured: they can be read
   ends = time.monotonic() + options.limit
   # Asked once: a part that asks JAX has taken the device's memory from the processes it starts.
   options.tiny = options.tiny or find_platform() == "cpu"

@@ -20,6 +20,8 @@ import sizes
 from accelerator_attention import add_kernels, add_tiles
 from accelerator_profile import add_kernels_of
 
+from sapt_jax.text_files import object_lines
+
 if TYPE_CHECKING:
   from step_cost import Prepared
 
@@ -59,10 +61,14 @@ class Figures:
       out.write(json.dumps(row) + "\n")
 
   def rows(self) -> list[dict[str, Any]]:
-    """All lines so far."""
+    """All lines so far.
+
+    Raises:
+      InputError: one of them is no figure.
+    """
     if not self.file.is_file():
       return []
-    return [json.loads(line) for line in self.file.read_text(encoding="utf-8").splitlines()]
+    return [row for _, row in object_lines(self.file, "part", "figure", "value")]
 
   def rate(self, figure: str) -> float:
     """A figure of the facts; NaN: it is not known."""

@@ -19,6 +19,7 @@ from accelerator_parts import TINY, Figures
 from accelerator_profile import add_kernels_of
 
 from sapt_jax.errors import InputError
+from sapt_jax.mini import T5_MINI
 
 
 def rows(folder):
@@ -118,8 +119,9 @@ def on_gpu(folder, *arguments, **environment):
   ("arguments", "line"),
   [
     (["model", "data", "out"], "usage: launch/superni_on_gpu.sh MODEL_FOLDER"),
-    (["model", "data", "out", "10m"], "SECONDS 10m: must be a whole number above 30"),
-    (["model", "data", "out", "60"], "data: has no folder SuperNI"),
+    (["model", "data", "out", "10m"], "SECONDS 10m: must be a whole number from 31"),
+    (["model", "data", "out", "60"], "model: has no config.json"),
+    ([str(T5_MINI), "data", "out", "60"], "data: has no folder SuperNI"),
   ],
 )
 def test_the_script_of_a_gpu_refuses_what_cannot_be(arguments, line, tmp_path):
@@ -128,11 +130,19 @@ def test_the_script_of_a_gpu_refuses_what_cannot_be(arguments, line, tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_the_script_of_a_gpu_fails_if_a_run_has_failed(tmp_path):
+def test_the_script_of_a_gpu_fails_if_a_run_has_failed_and_ends_where_one_is_refused(tmp_path):
   (tmp_path / "SuperNI/task1").mkdir(parents=True)
-  choice = {"PYTHON": sys.executable, "METHODS": "sapt epi", "SEEDS": "0"}
-  code, said = on_gpu(tmp_path, "no_model", ".", "out", "120", **choice)
+  run = [tmp_path, str(T5_MINI), ".", "out", "120"]
+  choice = {"PYTHON": "false", "METHODS": "sapt epi", "SEEDS": "0"}
+  code, said = on_gpu(*run, **choice)
   assert (code, said.count("failed: ")) == (1, 2)
+  choice |= {"PYTHON": sys.executable}
+  code, said = on_gpu(*run, **choice)
+  assert (code, said.count("refused: sapt, seed 0: error: "), said.count("\n")) == (2, 1, 1)
+  for wrong in ({"SEEDS": " "}, {"AT_ONCE": str(2**64)}, {"AT_ONCE": "0"}):
+    code, said = on_gpu(*run, **choice | wrong)
+    assert (code, said.count("\n")) == (2, 1)
+    assert next(iter(wrong)) in said
 
 
 def test_what_is_asked_for_wrongly_is_named(tmp_path):
@@ -140,9 +150,14 @@ def test_what_is_asked_for_wrongly_is_named(tmp_path):
     (["--phases", "facts,stepz"], "no phase 'stepz'"),
     (["--goldens", str(tmp_path)], "holds no"),
     (["--limit", "0"], "at least 1"),
+    (["--part", "goldens", "--goldens", str(tmp_path)], "holds no"),
+    (["--output", "/proc/x"], "--output /proc/x: no folder can be made there"),
   ):
     with pytest.raises(InputError, match=message):
       accelerator.main(["--output", str(tmp_path), *more])
+  (tmp_path / "results.jsonl").write_text('{"part": "facts", "fig')
+  with pytest.raises(InputError, match=r"results\.jsonl:1"):
+    accelerator.main(["--output", str(tmp_path)])
 
 
 @pytest.mark.parametrize("part", ["attention", "tiles", "llama 15", "answers t5-large"])

@@ -1,5 +1,6 @@
 """A run that is stopped, killed or harmed anywhere ends as one that was left alone."""
 
+import contextlib
 import gzip
 import json
 import shutil
@@ -228,6 +229,11 @@ def test_a_start_within_the_steps_of_a_profile_traces_those_that_are_left(tmp_pa
     profile.step(number, lambda number=number: (seen.append(number), None))
   assert seen == ["begun", 11, 12, "ended", 13, 10, 11]
   assert not profile.missed
+  seen.clear()
+  with contextlib.suppress(Stopped), Profile("1:9", tmp_path) as profile:
+    profile.step(1, lambda: (seen.append(1), None))
+    raise Stopped("as asked")
+  assert seen == ["begun", 1, "ended"]  # what was traced is there
 
 
 def test_a_run_can_be_learned_again_from_any_task_or_anew(

@@ -124,7 +124,8 @@ class Trainer:
     batches = self.batcher.training(rows, int(state.step), plan.steps)
     if not judged:  # it was stopped while dev was scored
       best = self.judged(learned, state, best, plan)
-    with self.weights_suspected(), Meter(plan, int(state.step), self.options.log_every) as meter:
+    meter = Meter(plan, int(state.step), self.options.log_every)
+    with self.weights_suspected(), plan.profile, meter:
       for step, batch in enumerate(batches, int(state.step) + 1):
         batch_there = sharding.to_devices(batch, self.placement)
         state, metrics = plan.profile.step(
@@ -142,7 +143,6 @@ class Trainer:
           self.save(plan, state, best)
         if stopping:
           raise self.stopped(plan, step)
-    plan.profile.end(state)
     chosen = best.trainable if plan.validate else state.trainable
     return self.method.settle(learned, chosen, state.running)
 

@@ -13,7 +13,8 @@ from sapt_jax import processes
 
 class Profile:
   """Traces some steps of the first training that comes to them. They are `missed` as long as steps
-  have been made, but none of these.
+  have been made, but none of these. A training is made within it: however that ends, so does its
+  trace.
 
   The parts of a step have names in it: mixture, lora, attention, mlp, logits, reflection. The first
   steps compile, so choose later ones.
@@ -27,6 +28,14 @@ class Profile:
     self.first, self.last = map(int, steps.split(":")) if steps else (0, 0)
     self.folder, self.tracing, self.missed = folder, False, False
 
+  def __enter__(self) -> Profile:
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    if self.tracing:
+      jax.profiler.stop_trace()
+      self.tracing, self.missed, self.first, self.last = False, False, 0, 0
+
   def step(self, number: int, f: Callable[..., tuple[Any, Any]], *given: Any) -> tuple[Any, Any]:
     """What f gives, a step of this number, traced if it is one of those that were asked for."""
     if self.first <= number <= self.last and processes.is_first() and not self.tracing:
@@ -34,13 +43,7 @@ class Profile:
       self.tracing = True
     self.missed = bool(self.first) and not self.tracing
     result = f(*given)
-    if number >= self.last:
-      self.end(result)
-    return result
-
-  def end(self, result: Any) -> None:
-    """Ends the trace, if there is one, when the result is there."""
-    if self.tracing:
+    if self.tracing and number >= self.last:
       jax.block_until_ready(result)
-      jax.profiler.stop_trace()
-      self.tracing, self.missed, self.first, self.last = False, False, 0, 0
+      self.__exit__()
+    return result
