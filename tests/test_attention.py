@@ -47,6 +47,16 @@ def test_values_and_gradients_are_those_of_softmax(groups, cap):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("groups", [4, 2])
+def test_one_query_alone_gets_what_it_gets_beside_others(groups):
+  q, k, v, position, mask = inputs(groups)
+  for place in range(L):
+    one = slice(place, place + 1)
+    found = attention.attend(q[:, :, one], k, v, position[:, :, one], mask, scale=0.4)
+    expected = plainly(q, k, v, position, mask, scale=0.4)[:, one]
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+
+
 def test_scores_far_apart_are_no_overflow():
   q, *others = inputs(H)
   found, expected = attention.attend(100 * q, *others), plainly(100 * q, *others)

@@ -27,8 +27,8 @@ from sapt_jax.sharding import constrain
 
 class T5Cache(flax.struct.PyTreeNode):
   """What decoding one more token needs: keys and values of the answer (layers, B, H, length, K) and
-  of the source (layers, B, H, K, S), or lists with an entry per layer (T5.apart), the source's mask
-  (B, S), each row's next position (B,).
+  of the source (layers, B, H, K, S), or lists with an entry per layer (T5.apart; of the source
+  (B, H, S, K) there), the source's mask (B, S), each row's next position (B,).
   """
 
   self_k: Any
@@ -42,6 +42,8 @@ class T5Cache(flax.struct.PyTreeNode):
     """The same with a list where arrays are stacked over layers, for T5.apart."""
     stacked = ("self_k", "self_v", "cross_k", "cross_v")
     each = {name: layers.each_layer(getattr(self, name), len(self.self_k)) for name in stacked}
+    for name in ("cross_k", "cross_v"):
+      each[name] = [x.swapaxes(-1, -2) for x in each[name]]
     return self.replace(**each)
 
 
@@ -206,7 +208,8 @@ class DecoderLayer(nn.Module):
     h = self.self_norm(x)
     new = self.self_attention.keys_values(h, factors_at(lora, "self"), adapters)
     k, v = (attention.write_cache(cache, one, index) for cache, one in zip(own, new, strict=True))
-    cross = (cross[0].swapaxes(-1, -2), cross[1].swapaxes(-1, -2))
+    if not self.config.apart:
+      cross = (cross[0].swapaxes(-1, -2), cross[1].swapaxes(-1, -2))
     return self.mix(x, h, (k, v), cross, lora, places, source, adapters), new
 
   def mix(

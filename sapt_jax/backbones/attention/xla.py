@@ -65,9 +65,22 @@ def _forward(
   e = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   z = jnp.sum(e, axis=-1, keepdims=True)
   e = e.astype(v.dtype)
-  y = product("bgls,bgsk->bglk", _by_key_head(dropped(e, dropout, key), groups), v)
+  y = _weighed(_by_key_head(dropped(e, dropout, key), groups), v)
   y = (y.reshape(q.shape) / z).astype(q.dtype)
   return y, (q, k, v, biases, key, e, z, y)
+
+
+def _weighed(weights: jax.Array, v: jax.Array) -> jax.Array:
+  """weights (B, G, L, S) times v (B, G, S, K), in float32."""
+  product = partial(jnp.einsum, "bgls,bgsk->bglk", preferred_element_type=jnp.float32)
+  if weights.shape[2] > 1:
+    return product(weights, v)
+
+  def with_another_row(weights: jax.Array, v: jax.Array) -> jax.Array:
+    return product(jnp.pad(weights, [(0, 0), (0, 0), (0, 1), (0, 0)]), v)[:, :, :1]
+
+  # On a CPU one core alone multiplies a single row; it takes longer than two rows on two cores.
+  return jax.lax.platform_dependent(weights, v, cpu=with_another_row, default=product)
 
 
 def _backward(form: tuple[float, float], dropout: float, saved: tuple, dy: jax.Array) -> tuple:
