@@ -17,13 +17,10 @@ import numpy as np
 from sapt_jax import streams
 from sapt_jax.data.shapes import Shape, places
 
-# Lengths that batches are padded to where no shapes are given: each shape is compiled once.
-BUCKETS = tuple(
-  int(length)
-  for length in (
-    "8 16 24 32 48 64 96 128 160 192 256 320 384 448 512 640 768 896 1024 1536 2048 3072 4096"
-  ).split()
-)
+# Lengths that batches are padded to where no shapes are given: each shape is compiled once. From 64
+# to 1,024 there are four for each doubling.
+FINE = (part << octave for octave in range(4, 8) for part in (4, 5, 6, 7))
+BUCKETS = (8, 16, 24, 32, 48, *FINE, 1024, 1536, 2048, 3072, 4096)
 # Places for answers in rows that hold both: their logits are all that more of them cost.
 ANSWERS = (16, 64, 128, 256, 512, 1024)
 
