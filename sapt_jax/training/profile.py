@@ -32,9 +32,7 @@ class Profile:
     return self
 
   def __exit__(self, *error: object) -> None:
-    if self.tracing:
-      jax.profiler.stop_trace()
-      self.tracing, self.missed, self.first, self.last = False, False, 0, 0
+    self.end()
 
   def step(self, number: int, f: Callable[..., tuple[Any, Any]], *given: Any) -> tuple[Any, Any]:
     """What f gives, a step of this number, traced if it is one of those that were asked for."""
@@ -45,5 +43,11 @@ class Profile:
     result = f(*given)
     if self.tracing and number >= self.last:
       jax.block_until_ready(result)
-      self.__exit__()
+      self.end()
     return result
+
+  def end(self) -> None:
+    """Writes the trace, if there is one."""
+    if self.tracing:
+      jax.profiler.stop_trace()
+      self.tracing, self.missed, self.first, self.last = False, False, 0, 0
