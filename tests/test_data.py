@@ -186,6 +186,11 @@ def test_a_batch_depends_on_its_step_and_the_seed_alone():
   assert not all(map(np.array_equal, through, sources(other_seed, 0)))
 
 
+def test_a_length_from_64_to_1024_is_padded_by_less_than_a_quarter():
+  for length in range(64, 1025):
+    assert 0 <= bucket(length) - length < length / 4
+
+
 @pytest.mark.parametrize("left", [False, True])
 def test_padding_stands_on_its_side_and_masks_say_so(left):
   rows = [Row([7, 8, 9], [5, 1], 0), Row([6], [4, 3, 1], 1)]
