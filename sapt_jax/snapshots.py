@@ -47,7 +47,9 @@ RECORD: dict[str, Check] = {
   "wall_s": _or_none(is_number),
   "forgotten": _or_none(_is_count),
   "without_test_rows": _or_none(_list_of(_is(str))),
-  **dict.fromkeys(("files", "changed", "options", "made", "data"), _or_none(_is(dict))),
+  **dict.fromkeys(
+    ("files", "changed", "begins_with", "options", "made", "data"), _or_none(_is(dict))
+  ),
   **dict.fromkeys(("metric", "attention", "definition"), _or_none(_is(str))),
 }
 

@@ -362,16 +362,20 @@ def _record_without(record: dict[str, Any], names: list[str], index: int) -> dic
 
   per_task = {key: cut(record.get(key)) for key in ("scores", "rows", "testing_mixture")}
   mixtures = [cut(row) for row in per_task["testing_mixture"] or ()]
-  changed = {task: share for task, share in record.get("changed", {}).items() if task != name}
+  of_tasks = {
+    key: {task: figure for task, figure in record[key].items() if task != name}
+    for key in ("changed", "begins_with")
+    if key in record
+  }
   absent = [task for task in record.get("without_test_rows", ()) if task != name]
   made = record.get("made") or {}
   return (
     record
     | per_task
+    | of_tasks
     | {
       "testing_mixture": mixtures,
       "training_mixture": cut(record["training_mixture"]),
-      "changed": changed,
       "without_test_rows": absent,
       "made": made | {"command": _command_without(made.get("command", ""), names, index)},
       "forgotten": record.get("forgotten", 0) + 1,

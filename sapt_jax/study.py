@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sapt_jax import streams
+from sapt_jax import processes, streams
 from sapt_jax.config import Config
 from sapt_jax.data.batches import Row
 from sapt_jax.data.prepared import PreparedTask
@@ -115,6 +115,13 @@ class TaskStudy:
   def losses(self, learned: Learned, mixtures: np.ndarray) -> np.ndarray:
     [first] = self.instruments.built.batcher.training(self.task.train.rows, 0, 1)
     return self.instruments.mixture_losses(learned, first, mixtures)
+
+  def begins_with(self, taken: Mapping[int, float], loss: float) -> None:
+    left = {self.stream[place].name: round(rest, 4) for place, rest in taken.items()}
+    self.figures["begins_with"] = left
+    steps = [f"{loss:.2f}", *(f"{rest:.2f} with {name}" for name, rest in left.items())]
+    words = ", ".join(steps) if left else f"{loss:.2f}, which no earlier task halves"
+    processes.say(f"{self.task.name} begins at a loss of {words}")
 
   def check_pseudo_inputs(self) -> None:
     self.instruments.generator.check(self.task.task)

@@ -52,6 +52,7 @@ class Study:
   write: Callable[[Any, Sequence[Any]], list[str]] | None = None
   left: dict[str, tuple] = dataclasses.field(default_factory=dict)
   block: Any = None
+  begun: Any = None
 
   @property
   def task(self):
@@ -69,6 +70,9 @@ class Study:
 
   def losses(self, learned, mixtures):
     return np.ones(len(mixtures)) if self.compare is None else self.compare(learned, mixtures)
+
+  def begins_with(self, taken, loss):
+    self.begun = (taken, loss)
 
   def check_pseudo_inputs(self):
     assert self.pseudo is not None, "there are no pseudo inputs here"

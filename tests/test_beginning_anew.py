@@ -250,6 +250,7 @@ WRONG: dict[str, list[Any]] = {
   "rows": [[[None]]],
   "files": [[1]],
   "changed": [5],
+  "begins_with": [["task001"]],
   "options": [[]],
   "metric": [{}],
   "attention": [[1]],

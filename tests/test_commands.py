@@ -46,6 +46,7 @@ ELSEWHERE = {
   "python benchmarks/padding.py": "tests/test_data.py",
   "python benchmarks/results.py": "tests/test_results.py",
   "python benchmarks/routing.py": "tests/test_routing.py",
+  "python benchmarks/starts.py": "tests/test_transfer.py",
   "python benchmarks/step_cost.py": "tests/test_cost.py",
   "python benchmarks/torch_peer.py": "tests/test_cost.py",
   "python benchmarks/transfer.py": "tests/test_transfer.py",

@@ -94,6 +94,11 @@ def test_a_forgotten_tasks_name_leaves_the_command_and_another_that_it_begins_wi
   assert cut == "train --stream.tasks a abc --stream.fit a:steps=4 --output ab"
 
 
+def test_a_forgotten_tasks_name_leaves_what_a_later_one_began_with():
+  record = {"begins_with": {"a": 2.5, "b": 1.0}, "training_mixture": [1.0, 0.5, 1.0]}
+  assert stored_run._record_without(record, ["a", "b", "c"], 0)["begins_with"] == {"b": 1.0}
+
+
 def test_a_run_that_has_forgotten_goes_on(of_sapt, world, tmp_path, capsys):
   folder = shutil.copytree(of_sapt, tmp_path / "run")
   method = ["--method.name", scores(of_sapt)["method"], "--output", str(folder)]

@@ -226,19 +226,26 @@ def test_a_task_begins_with_those_that_halve_its_loss():
   left = {none: 8.0, second: 3.0, fourth: 3.5, both: 1.4}
   asked = []
 
-  def losses(mixtures):
+  def losses(learned, mixtures):
     asked.extend(map(tuple, mixtures.tolist()))
     return np.array([left.get(one, 5.0) for one in asked[-len(mixtures) :]])
 
-  assert tuple(first_row(losses, shares, 4, 1)) == second
+  def found(tasks, most):
+    study.begun = None
+    return tuple(first_row(None, study, shares, tasks, most)), study.begun
+
+  study = Study(None, compare=losses)
+  assert found(4, 1) == (second, ({1: 3.0}, 8.0))
   assert len(asked) == 1 + 4
-  assert tuple(first_row(losses, shares, 4, 2)) == both
+  assert found(4, 2) == (both, ({1: 3.0, 3: 1.4}, 8.0))
   assert len(asked) == 2 * (1 + 4) + 3
   left[both] = 1.6  # less than half remains of none, but more than half of what the second leaves
-  assert tuple(first_row(losses, shares, 4, 2)) == second
-  assert tuple(first_row(losses, shares, 1, 2)) == none  # of 8, 5 are left
+  assert found(4, 2) == (second, ({1: 3.0}, 8.0))
+  assert found(1, 2) == (none, ({}, 8.0))  # 5 are left
+  left[tuple(shares[0].tolist())] = np.nan  # a block that is too much for this backbone's dtype
+  assert found(4, 1) == (second, ({1: 3.0}, 8.0))
   asked.clear()
-  assert tuple(first_row(losses, shares, 4, 0)) == none
+  assert found(4, 0) == (none, None)
   assert not asked
 
 

@@ -1,12 +1,21 @@
-"""What earlier blocks do for a task before it is learned: benchmarks/transfer.py."""
+"""What earlier blocks do for a task before it is learned (benchmarks/transfer.py), and when it is
+learned from them (benchmarks/starts.py).
+"""
 
 import json
 
+import jax
 import numpy as np
 import pytest
+import starts
 import transfer
 
 from sapt_jax.errors import InputError
+from sapt_jax.pet import blocks
+from sapt_jax.snapshots import record_of
+from tests.runs import Loop
+
+SHARING = ["--method.attention", "routed", "--method.sharing", "--method.remembered", "draws"]
 
 
 def test_the_figures_of_a_task_say_who_gives_most():
@@ -36,3 +45,56 @@ def test_a_run_is_measured_on_its_dev_rows(finished, capsys):
 def test_a_folder_that_is_no_run_is_named(tmp_path):
   with pytest.raises(InputError, match="no such folder"):
     transfer.main([str(tmp_path / "nowhere")])
+
+
+def test_the_figures_of_a_task_choose_by_dev_and_bound_by_test():
+  others = np.array([[40.0, 90.0], [60.0, 50.0], [50.0, 70.0]])
+  own = np.array([[80.0, 65.0], [70.0, 75.0], [80.0, 60.0]])
+  assert starts.row_of(["a", "b", "c", "d"], others, own) == {
+    "task": "d",
+    "others": [90.0, 50.0, 70.0],
+    "own": [65.0, 75.0, 60.0],
+    "best": 90.0,
+    "best_own": 75.0,
+    "by_dev": 50.0,
+    "by_dev_own": 65.0,
+    "mean_own": pytest.approx(200 / 3),
+    "from": "a",
+  }
+
+
+@pytest.mark.parametrize("options", [SHARING, ["--method.name", "per_task"]], ids=["sapt", "alone"])
+def test_a_task_is_learned_again_as_the_run_did_and_from_an_earlier_one(
+  world, options, tmp_path, capsys
+):
+  Loop([*world, *options]).run(tmp_path / "run")
+  again = starts.Starts(tmp_path / "run")
+  before = again.before(1)
+  own = again.begun(before, 1, None)
+  learned = again.learned(own, 1, 0)
+  for one, other in zip(
+    jax.tree.leaves(again.built.method.trainable(learned)),
+    jax.tree.leaves(again.built.method.trainable(again.run.learned)),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(one, other)
+  from_other = again.begun(before, 1, 0)
+  said = "task002_count begins at a loss of" in capsys.readouterr().out
+  assert said == ("begins_with" in record_of(again.snapshots[1])) == (options is SHARING)
+  if options is SHARING:
+    assert own.shares[1, :2].tolist() == [0, 1]
+    assert from_other.shares[1, :2].tolist() == [1, 1]
+  else:
+    first, second = (blocks.read(from_other.blocks, slot) for slot in (0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+  starts.main([str(tmp_path / "run")])
+  row, means = (json.loads(line) for line in capsys.readouterr().out.splitlines()[-2:])
+  scores = json.loads((tmp_path / "run" / "scores.json").read_text())["scores"]
+  assert row["own"] == [round(scores[1][1], 1)]
+  assert (row["task"], row["from"]) == ("task002_count", "task001_colour")
+  assert means["best"] == row["others"][0]
+
+
+def test_a_run_of_another_method_is_refused(finished):
+  with pytest.raises(InputError, match=r"needs at least two tasks of per_task, or of sapt with"):
+    starts.main([str(finished)])

@@ -15,7 +15,6 @@ Letters: B batch, T capacity of the pool, D embedding width, M target length, V 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, ClassVar, Self
 
 import flax.struct
@@ -180,7 +179,7 @@ class Method:
     pet, start = self.setting.pet, self.new_block_start
     if start == "relatives":
       alone = np.eye(self.setting.capacity, dtype=np.float32)
-      taken = first_row(partial(study.losses, learned), alone, int(learned.count), RELATIVES)
+      taken = first_row(learned, study, alone, int(learned.count), RELATIVES)
       if taken.any():
         return blocks.STARTS["mixture"](learned.blocks, jnp.asarray(taken), pet)
       start = "directions"

@@ -88,6 +88,14 @@ class Study(Protocol):
     token, with each of these mixtures (n, T) for all of its rows: (n,) float32.
     """
 
+  def begins_with(self, taken: Mapping[int, float], loss: float) -> None:
+    """Has the run say and keep with which earlier tasks this one begins.
+
+    Args:
+      taken: their places in the stream, in the order of choice -> the loss that is left then.
+      loss: without them.
+    """
+
   def check_pseudo_inputs(self) -> None:
     """Whether pseudo inputs of this task can be had.
 

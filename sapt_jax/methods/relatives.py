@@ -7,9 +7,9 @@ something else, or the other way round. T capacity of the pool.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
+
+from sapt_jax.methods.lesson import Learned, Study
 
 # The most that a relative may leave of the loss. A smaller gain is as a rule the form of answers,
 # not what they say, and a block that is in the way takes steps to be left (docs/sharing.md).
@@ -17,26 +17,27 @@ ENOUGH = 0.5
 
 
 def first_row(
-  losses: Callable[[np.ndarray], np.ndarray], shares: np.ndarray, tasks: int, most: int
+  learned: Learned, study: Study, shares: np.ndarray, tasks: int, most: int
 ) -> np.ndarray:
   """The weights of blocks that a new task begins with, (T,) float32: the sum of the rows of at most
   `most` earlier tasks, chosen one after another, each of which halves the loss; 0 where none does.
 
   Args:
-    losses: mixtures (n, T) -> the new task's loss with each of them, (n,).
     shares: (T, T), a row of weights for each task.
     tasks: how many there are before it.
   """
   row, left = np.zeros(len(shares), np.float32), list(range(tasks))
   if not min(most, tasks):
     return row
-  [loss] = losses(row[None])
+  [loss] = study.losses(learned, row[None])
+  taken, alone = {}, float(loss)
   for _ in range(min(most, tasks)):
     rows = row + shares[left]
-    found = losses(rows)
+    found = np.nan_to_num(study.losses(learned, rows), nan=np.inf)
     best = int(np.argmin(found))
     if not found[best] <= ENOUGH * loss:
       break
     row, loss = rows[best], found[best]
-    del left[best]
+    taken[left.pop(best)] = float(loss)
+  study.begins_with(taken, alone)
   return row

@@ -160,8 +160,8 @@ class Sapt(Method):
     features, slot = study.features("train"), learned.count
     learned = super().begin(learned, rng, study)
     if learned.shares is not None:
-      losses, most = partial(study.losses, learned), self.options.sharing_relatives
-      row = first_row(losses, np.asarray(learned.shares), int(slot), most)
+      shares, most = np.asarray(learned.shares), self.options.sharing_relatives
+      row = first_row(learned, study, shares, int(slot), most)
       row[int(slot)] = 1.0
       learned = learned.replace(shares=learned.shares.at[slot].set(row))
     if self.options.attention == "published":
