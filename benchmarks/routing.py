@@ -23,7 +23,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,8 @@ class Inputs:
   seen: np.ndarray
   others: np.ndarray
   asked: np.ndarray
+  # With draws, as many are remembered as there is room for.
+  sampling: ClassVar[config.Generator] = config.Generator(keep_at_least=OTHERS)
   block: None = None
   seed: int = 0
 

@@ -82,7 +82,9 @@ class Starts:
   def begun(self, before: Learned, index: int, other: int | None) -> Learned:
     """The same when the index-th task begins as the other one; None: where the run began it."""
     progress = Progress(pathlib.Path(str(index)), Saver(), lambda: None)  # nothing is kept
-    study = TaskStudy(self.instruments, self.stream, index, lambda figures: None, progress)
+    study = TaskStudy(
+      self.instruments, self.stream, index, self.fits[index], lambda figures: None, progress
+    )
     if other is not None and not self.sharing:
       study.block = blocks.read(before.blocks, other)
     rng = streams.of_seed(self.config.seed, "task", index)

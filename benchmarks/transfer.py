@@ -5,7 +5,7 @@ that task has learned anything.
 
 Takes a run with a block for each task, its data and its backbone. Prints a line of JSON for each
 task but the first: the mean cross-entropy of its first dev rows' answers, in nats a token,
-    none    of the backbone alone
+    none    of the backbone alone (of soft prompts: with a prompt of zeros)
     own     with the task's block alone
     usual   with an earlier task's block, the median
     best    with that one that leaves least; `from` names its task
@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from sizes import add_number
 
 from sapt_jax import cli
 from sapt_jax.answering import Answering
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("run", type=pathlib.Path, help="a run's folder")
-  parser.add_argument("--rows", type=int, default=32, help="dev rows of each task (default 32)")
+  add_number(parser, "--rows", 32, "dev rows of each task (default 32)")
   options = parser.parse_args(arguments)
   run = Answering(options.run)
   built, config = run.built, run.options
@@ -76,8 +77,8 @@ def main(arguments: Sequence[str]) -> None:
   rows = []
   for number, name in enumerate(run.tasks[1:], 1):
     task = PreparedTask(number, stream[name], run.codec)
-    batcher = dataclasses.replace(built.batcher, size=min(options.rows, len(task.dev)))
-    [batch] = batcher.training(task.dev.rows, 0, 1)
+    first = task.dev.rows[: options.rows]
+    [batch] = dataclasses.replace(built.batcher, size=len(first)).training(first, 0, 1)
     rows.append(row_of(run.tasks[: number + 1], losses(run.learned, batch, each[: number + 2])))
     print(rounded(rows[-1]), flush=True)
   means = {figure: float(np.mean([row[figure] for row in rows])) for figure in FIGURES}

@@ -271,6 +271,7 @@ class Continual:
       self.instruments,
       self.stream,
       index,
+      self.fits[index],
       log=lambda figures: self.folder.log({"index": index, "task": name, **figures}),
       progress=dataclasses.replace(progress, saved=saved),
     )

@@ -28,13 +28,18 @@ from sapt_jax import cli
 from sapt_jax.errors import InputError
 from sapt_jax.paired import HEADING, learned, pairs_of
 from sapt_jax.remote import readable
+from sapt_jax.run_identity import FREE
 from sapt_jax.run_lock import check_not_own
-from sapt_jax.run_story import read_scores, story
+from sapt_jax.run_story import options_of, read_scores, story
 
 FIGURES = ("AP", "F.Ra", "BWT", "FWT")
 PAGE = "report_page.html"
 # What may differ between runs of one method, besides the seed.
 DIFFERING = "backbone protocol metric pet dtype precision steps learned".split()
+# Options that say how a task is learned, and of these such as change nothing but the cost, or are
+# said otherwise.
+LEARNING = ("method.", "fit.", "generator.")
+SAID = (*FREE, "fit.steps", "fit.epochs", "fit.shapes", "fit.accumulation", "generator.folder")
 
 Rows = Sequence[Sequence[str]]
 
@@ -64,7 +69,8 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
       for name in DIFFERING
       if any(differ(name, run, other) for other in runs) or (name == "learned" and name in run)
     ]
-    groups.setdefault(", ".join([run["label"], *values]), []).append(run)
+    label = ", ".join([run["label"], *values, *learned_otherwise(run, runs)])
+    groups.setdefault(label, []).append(run)
   groups = {
     label: runs for name, group in groups.items() for label, runs in by_run(name, group).items()
   }
@@ -74,6 +80,17 @@ def grouped(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
       key=lambda item: -statistics.mean(run["metrics"]["AP"] or 0 for run in item[1]),
     )
   )
+
+
+def learned_otherwise(run: dict[str, Any], runs: Sequence[dict[str, Any]]) -> list[str]:
+  """The options of learning that not all of the runs with its label have alike, with its values."""
+  others = [other.get("options", {}) for other in runs if other["label"] == run["label"]]
+  return [
+    f"{name} {value}"
+    for name, value in run.get("options", {}).items()
+    if name.startswith(LEARNING) and not name.startswith(SAID)
+    if any(other.get(name, value) != value for other in others)
+  ]
 
 
 def differ(name: str, run: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -269,7 +286,10 @@ def main(arguments: Sequence[str]) -> None:
   if not folders:
     raise InputError("no run given: name the folders of runs")
   names = names_of(folders)
-  runs = [read_scores(x) | {"run": name} for x, name in zip(folders, names, strict=True)]
+  runs = [
+    read_scores(x) | {"run": name, "options": options_of(x)}
+    for x, name in zip(folders, names, strict=True)
+  ]
   for run in runs[1:]:
     if run["tasks"] != runs[0]["tasks"]:
       raise InputError(

@@ -13,14 +13,14 @@ import jax
 import numpy as np
 
 from sapt_jax import processes, streams
-from sapt_jax.config import Config
+from sapt_jax.config import Config, Fit
 from sapt_jax.data.batches import Row
 from sapt_jax.data.prepared import PreparedTask
 from sapt_jax.data.prompts import Codec
 from sapt_jax.evaluation.decode import sampler
 from sapt_jax.evaluation.evaluate import Answerer
 from sapt_jax.generator import Generator, Stored, prompt_rows
-from sapt_jax.learner import Learner
+from sapt_jax.learner import Learner, batcher_for
 from sapt_jax.methods.lesson import Learned
 from sapt_jax.pet.blocks import Block
 from sapt_jax.progress import Progress
@@ -78,6 +78,7 @@ class TaskStudy:
   """The index-th task of a run, as methods.base.Study describes it.
 
   Attributes:
+    fit: how the task is learned.
     progress: what is kept of it while it is learned.
     left: rows for the reader, by the folder that they belong in.
     figures: what is known of them, by the same names.
@@ -88,11 +89,12 @@ class TaskStudy:
     instruments: Instruments,
     stream: Sequence[PreparedTask],
     index: int,
+    fit: Fit,
     log: Log,
     progress: Progress,
   ):
     self.instruments, self.stream, self.index, self.log = instruments, stream, index, log
-    self.progress = progress
+    self.fit, self.progress = fit, progress
     self.codec, self.block = instruments.codec, instruments.blocks.get(stream[index].name)
     self.seed, self.sampling = instruments.config.seed, instruments.config.generator
     self.left: dict[str, list[dict[str, Any]]] = {}
@@ -113,8 +115,9 @@ class TaskStudy:
     return self.instruments.moments(learned, self.task.train.rows)
 
   def losses(self, learned: Learned, mixtures: np.ndarray) -> np.ndarray:
-    [first] = self.instruments.built.batcher.training(self.task.train.rows, 0, 1)
-    return self.instruments.mixture_losses(learned, first, mixtures)
+    batcher = batcher_for(self.fit, self.instruments.built.batcher)
+    [first] = batcher.training(self.task.train.rows, 0, 1)
+    return self.instruments.mixture_losses(learned, first, mixtures, self.fit.accumulation)
 
   def begins_with(self, taken: Mapping[int, float], loss: float) -> None:
     left = {self.stream[place].name: round(rest, 4) for place, rest in taken.items()}

@@ -62,10 +62,13 @@ def test_draws_hold_the_attention_as_pseudo_inputs_do_and_need_none():
   learned = method.start(jax.random.key(0))
   for index, pooled in enumerate(clusters(4)):
     study = Study(pooled[:12], dev=pooled[12:], index=index)  # without pseudo inputs
+    study.sampling = config.Generator(keep=0.25 * (index + 1))
     method.check_task(study)
     learned = method.remember(method.begin(learned, jax.random.key(index), study), study)
   assert min(own_weights(method, learned)) > 0.9
-  assert learned.memory.valid[:4].all()
+  # As many as pseudo inputs would be kept of the task, however many the stream has room for.
+  room = learned.memory.valid.shape[1]
+  assert learned.memory.valid[:4].sum(axis=1).tolist() == [min(n, room) for n in (3, 6, 9, 12)]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7])
@@ -232,7 +235,7 @@ def test_a_task_begins_with_those_that_halve_its_loss():
 
   def found(tasks, most):
     study.begun = None
-    return tuple(first_row(None, study, shares, tasks, most)), study.begun
+    return tuple(first_row(None, study, np.zeros(4, np.float32), shares, tasks, most)), study.begun
 
   study = Study(None, compare=losses)
   assert found(4, 1) == (second, ({1: 3.0}, 8.0))
@@ -252,7 +255,8 @@ def test_a_task_begins_with_those_that_halve_its_loss():
 def test_a_new_task_begins_with_its_relatives_row_and_later_ones_do_not_change_it():
   method = build("sapt", attention="routed", sharing=True)
   learned = method.start(jax.random.key(0))
-  best = {0: [0, 0, 0, 0], 1: [1, 0, 0, 0], 2: [1, 1, 0, 0]}  # the row of the task before
+  # The row of the task before, and the new block's own, which is there when learning starts.
+  best = {0: [1, 0, 0, 0], 1: [1, 1, 0, 0], 2: [1, 1, 1, 0]}
 
   def compare(learned, mixtures):
     wanted = np.array(best[int(learned.count) - 1], np.float32)
@@ -262,6 +266,7 @@ def test_a_new_task_begins_with_its_relatives_row_and_later_ones_do_not_change_i
     study = Study(pooled, pseudo=pooled, compare=compare)
     learned = method.begin(learned, jax.random.key(index), study)
     learned = method.remember(learned, study)
+    assert study.begun == (None if not index else ({index - 1: 0.1}, 1.0))
   expected = [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
   np.testing.assert_array_equal(learned.shares, expected)
 
@@ -271,7 +276,9 @@ def test_losses_are_those_of_answers_with_the_mixtures_that_are_given():
   model, params = backbone()
   place, mesh = SimpleNamespace(model=model, params=params), make_mesh()
   batch = some_batch()
-  found = MixtureLosses(place, method, mesh)(learned, batch, np.eye(4, dtype=np.float32)[:2])
+  losses, each = MixtureLosses(place, method, mesh), np.eye(4, dtype=np.float32)[:2]
+  found = losses(learned, batch, each)
+  np.testing.assert_allclose(losses(learned, batch, each, parts=2), found, rtol=1e-6)
   tokens = (batch.source, batch.source_mask, batch.target, batch.target_mask)
   for slot in (0, 1):
     fixed = method.adapters(learned, jnp.tile(jax.nn.one_hot(slot, 4), (4, 1)))
@@ -312,5 +319,7 @@ def test_a_block_that_others_take_from_is_not_forgotten_and_pools_are_joined_sid
 
 
 def test_sharing_needs_the_routed_attention():
-  with pytest.raises(InputError, match="needs method"):
+  with pytest.raises(InputError, match=r"attention published: .* --method.attention routed"):
     Sapt.check(SaptOptions(sharing=True), config.Pet())
+  with pytest.raises(InputError, match=r"uniform always: .* --method.uniform never"):
+    Sapt.check(SaptOptions(sharing=True, attention="routed", uniform="always"), config.Pet())

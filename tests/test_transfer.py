@@ -2,6 +2,7 @@
 learned from them (benchmarks/starts.py).
 """
 
+import dataclasses
 import json
 
 import jax
@@ -42,9 +43,12 @@ def test_a_run_is_measured_on_its_dev_rows(finished, capsys):
   assert (mean["tasks"], mean["given"]) == (1, row["given"])
 
 
-def test_a_folder_that_is_no_run_is_named(tmp_path):
+def test_a_folder_that_is_no_run_and_a_number_that_is_none_are_named(tmp_path, capsys):
   with pytest.raises(InputError, match="no such folder"):
     transfer.main([str(tmp_path / "nowhere")])
+  with pytest.raises(SystemExit, match="2"):
+    transfer.main([str(tmp_path), "--rows", "0"])
+  assert "--rows: '0' is not a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_the_figures_of_a_task_choose_by_dev_and_bound_by_test():
@@ -65,7 +69,7 @@ def test_the_figures_of_a_task_choose_by_dev_and_bound_by_test():
 
 @pytest.mark.parametrize("options", [SHARING, ["--method.name", "per_task"]], ids=["sapt", "alone"])
 def test_a_task_is_learned_again_as_the_run_did_and_from_an_earlier_one(
-  world, options, tmp_path, capsys
+  world, options, tmp_path, monkeypatch, capsys
 ):
   Loop([*world, *options]).run(tmp_path / "run")
   again = starts.Starts(tmp_path / "run")
@@ -79,6 +83,18 @@ def test_a_task_is_learned_again_as_the_run_did_and_from_an_earlier_one(
   ):
     np.testing.assert_array_equal(one, other)
   from_other = again.begun(before, 1, 0)
+  # A start is chosen by the batch that is learned from first, in its parts, as the task has it.
+  again.fits[1] = dataclasses.replace(again.fits[1], batch_size=4, accumulation=2)
+  asked = []
+  monkeypatch.setattr(
+    again.instruments,
+    "mixture_losses",
+    lambda _, batch, mixtures, parts: (
+      asked.append((batch.source.shape[0], parts)) or mixtures[:, 0]
+    ),
+  )
+  again.begun(before, 1, None)
+  assert set(asked) == ({(4, 2)} if options is SHARING else set())
   said = "task002_count begins at a loss of" in capsys.readouterr().out
   assert said == ("begins_with" in record_of(again.snapshots[1])) == (options is SHARING)
   if options is SHARING:

@@ -298,6 +298,9 @@ def test_a_report_averages_seeds_of_one_experiment_alone():
     {"label": "epi", "run": "other"},
     {"label": "replay", "steps": [5, 9]},
     {"label": "replay", "steps": [5, 10]},
+    {"label": "mocl", "options": {"fit.decay": "none", "fit.log_every": "1"}},
+    {"label": "mocl", "options": {"fit.decay": "none", "fit.log_every": "2"}, "seed": 1},
+    {"label": "mocl", "options": {"fit.decay": "cosine"}, "seed": 1},
   ]
   runs = [
     run | other | {"metrics": {"AP": 50.0 - number}} for number, other in enumerate([{}, *others])
@@ -310,6 +313,8 @@ def test_a_report_averages_seeds_of_one_experiment_alone():
     "epi, lora of rank 4, other": 1,
     "replay, lora of rank 4, 5+9 steps": 1,
     "replay, lora of rank 4, 5+10 steps": 1,
+    "mocl, lora of rank 4, fit.decay none": 2,
+    "mocl, lora of rank 4, fit.decay cosine": 1,
   }
 
 

@@ -179,7 +179,7 @@ class Method:
     pet, start = self.setting.pet, self.new_block_start
     if start == "relatives":
       alone = np.eye(self.setting.capacity, dtype=np.float32)
-      taken = first_row(learned, study, alone, int(learned.count), RELATIVES)
+      taken = first_row(learned, study, 0 * alone[0], alone, int(learned.count), RELATIVES)
       if taken.any():
         return blocks.STARTS["mixture"](learned.blocks, jnp.asarray(taken), pet)
       start = "directions"

@@ -17,20 +17,21 @@ ENOUGH = 0.5
 
 
 def first_row(
-  learned: Learned, study: Study, shares: np.ndarray, tasks: int, most: int
+  learned: Learned, study: Study, row: np.ndarray, shares: np.ndarray, tasks: int, most: int
 ) -> np.ndarray:
-  """The weights of blocks that a new task begins with, (T,) float32: the sum of the rows of at most
-  `most` earlier tasks, chosen one after another, each of which halves the loss; 0 where none does.
+  """The weights of blocks that a new task begins with, (T,) float32: a row, and added to it those
+  of at most `most` earlier tasks, chosen one after another, each of which halves the loss.
 
   Args:
+    row: (T,) float32, what it begins with anyhow.
     shares: (T, T), a row of weights for each task.
     tasks: how many there are before it.
   """
-  row, left = np.zeros(len(shares), np.float32), list(range(tasks))
+  left = list(range(tasks))
   if not min(most, tasks):
     return row
   [loss] = study.losses(learned, row[None])
-  taken, alone = {}, float(loss)
+  taken, without = {}, float(loss)
   for _ in range(min(most, tasks)):
     rows = row + shares[left]
     found = np.nan_to_num(study.losses(learned, rows), nan=np.inf)
@@ -39,5 +40,5 @@ def first_row(
       break
     row, loss = rows[best], found[best]
     taken[left.pop(best)] = float(loss)
-  study.begins_with(taken, alone)
+  study.begins_with(taken, without)
   return row

@@ -126,11 +126,12 @@ class Sapt(Method):
   @classmethod
   def check(cls, options: SaptOptions, pet: config.Pet) -> None:
     super().check(options, pet)
-    checks.require(
-      not options.sharing or (options.attention == "routed" and options.uniform == "never"),
-      "method.sharing: needs method.attention routed and method.uniform never, as it learns what "
-      "the tasks that an input is like take from each other",
-    )
+    for name, needed in (("attention", "routed"), ("uniform", "never")):
+      checks.require(
+        not options.sharing or getattr(options, name) == needed,
+        f"method.sharing with method.{name} {getattr(options, name)}: it learns what tasks that an "
+        f"input is like take from each other; give --method.{name} {needed}",
+      )
     if pet.top_k and (options.uniform != "never" or options.sharing):
       refuse_top_k(options, pet)
     if pet.top_k and options.attention == "published":
@@ -161,8 +162,8 @@ class Sapt(Method):
     learned = super().begin(learned, rng, study)
     if learned.shares is not None:
       shares, most = np.asarray(learned.shares), self.options.sharing_relatives
-      row = first_row(learned, study, shares, int(slot), most)
-      row[int(slot)] = 1.0
+      own = np.eye(len(shares), dtype=np.float32)[int(slot)]
+      row = first_row(learned, study, own, shares, int(slot), most)
       learned = learned.replace(shares=learned.shares.at[slot].set(row))
     if self.options.attention == "published":
       key = sals.init_key(stream(rng, "key"), self.setting.width)
@@ -177,7 +178,8 @@ class Sapt(Method):
       pseudo = features[:0]
     elif self.options.remembered == "draws":
       rng = streams.of_seed(study.seed, "draws", study.index)
-      pseudo = arm.draws(rng, features, self.setting.memory_inputs)
+      kept = min(self.setting.memory_inputs, study.sampling.kept_of(len(features)))
+      pseudo = arm.draws(rng, features, kept)
     else:
       pseudo = study.pseudo_inputs()
     target = jnp.mean(jnp.exp(self.log_mixture(learned, study.features("dev"))), axis=0)
@@ -213,9 +215,9 @@ class Sapt(Method):
     if not bool(there.all()):
       number = int(jnp.argmin(there)) + 1
       raise InputError(
-        f"task {number} of the two runs together has no pseudo inputs to fit the attention to; its "
-        "run needs more generator.steps or generator.oversample, or a pool of the public code "
-        "--generator.folder when it is imported"
+        f"task {number} of the two runs together has no pseudo inputs to fit the attention to; "
+        "learn its run again with more --generator.steps or --generator.oversample, or, if it is a "
+        "pool of the public code, import it again with --generator.folder"
       )
     shares = learned.shares
     if shares is not None and other.shares is not None:

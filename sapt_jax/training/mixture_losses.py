@@ -17,18 +17,29 @@ from sapt_jax.data.batches import Batch
 from sapt_jax.losses import token_losses
 from sapt_jax.methods.base import Method
 from sapt_jax.methods.lesson import Learned
+from sapt_jax.training.step import in_parts
 
 
 def mixture_loss(
-  model: Model, method: Method, params: Any, learned: Learned, weights: jax.Array, batch: Batch
+  model: Model,
+  method: Method,
+  params: Any,
+  learned: Learned,
+  weights: jax.Array,
+  batch: Batch,
+  parts: int,
 ) -> jax.Array:
   """The mean cross-entropy of a batch's answer tokens, () float32, in nats, where all rows have
-  these weights of blocks, (T,).
+  these weights of blocks, (T,); computed in `parts` parts.
   """
-  mixture = jnp.broadcast_to(weights, (len(batch.task), len(weights)))
-  logits = method.logits_with(model, params, learned, batch, mixture)
-  losses = token_losses(logits, batch.target, batch.target_mask)
-  return jnp.sum(losses) / jnp.sum(batch.target_mask)
+
+  def loss_sum(part: Batch) -> jax.Array:
+    mixture = jnp.broadcast_to(weights, (len(part.task), len(weights)))
+    logits = method.logits_with(model, params, learned, part, mixture)
+    return jnp.sum(token_losses(logits, part.target, part.target_mask))
+
+  sums = jax.lax.map(loss_sum, jax.tree.map(lambda x: in_parts(x, parts), batch))
+  return jnp.sum(sums) / jnp.sum(batch.target_mask)
 
 
 class MixtureLosses:
@@ -37,11 +48,15 @@ class MixtureLosses:
   def __init__(self, backbone: Backbone, method: Method, mesh: jax.sharding.Mesh):
     self.params, self.placement = backbone.params, sharding.batch_sharded(mesh)
     self.of_batch = jax.jit(
-      partial(mixture_loss, backbone.model, method), out_shardings=sharding.replicated(mesh)
+      partial(mixture_loss, backbone.model, method),
+      out_shardings=sharding.replicated(mesh),
+      static_argnums=4,
     )
 
-  def __call__(self, learned: Learned, batch: Batch, mixtures: np.ndarray) -> np.ndarray:
-    """Of each of the mixtures (n, T): (n,) float32."""
+  def __call__(
+    self, learned: Learned, batch: Batch, mixtures: np.ndarray, parts: int = 1
+  ) -> np.ndarray:
+    """Of each of the mixtures (n, T): (n,) float32; the batch is computed in so many parts."""
     there = sharding.to_devices(batch, self.placement)
-    losses = [self.of_batch(self.params, learned, weights, there) for weights in mixtures]
+    losses = [self.of_batch(self.params, learned, weights, there, parts) for weights in mixtures]
     return np.array(losses, np.float32)
