@@ -178,7 +178,7 @@ class Continual:
     processes.first_does(self.folder.saver.wait)
     if self.profile.missed:
       processes.say(f"--profile {self.config.profile}: this start made no such step; no trace")
-    result = results.summary(self.config, self.method, self.names, records, single)
+    result = results.summary(self.config, self.method, self.names, records, single, learned)
     publish = partial(results.publish, self.folder, self.method, self.names, records, result)
     processes.first_does(publish)
     return result

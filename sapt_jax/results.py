@@ -13,6 +13,7 @@ import sapt_jax
 from sapt_jax.config import Config, Pet
 from sapt_jax.evaluation.continual_metrics import alignment, blocks_used, continual_metrics
 from sapt_jax.methods.base import Method
+from sapt_jax.methods.lesson import Learned
 from sapt_jax.run_folder import RunFolder
 from sapt_jax.scoring import metric_of
 from sapt_jax.text_files import json_lines, write_json, write_lines
@@ -23,9 +24,16 @@ TAKEN = 0.05  # the least weight of another task's block that is named
 
 
 def summary(
-  config: Config, method: Method, names: list[str], records: Records, single: list[float] | None
+  config: Config,
+  method: Method,
+  names: list[str],
+  records: Records,
+  single: list[float] | None,
+  learned: Learned | None = None,
 ) -> dict[str, Any]:
-  """The content of scores.json, from the records of all tasks."""
+  """The content of scores.json, from the records of all tasks and, where it is at hand, from what
+  has been learned.
+  """
   rows = [record["scores"] for record in records]
   metrics = [record.get("metric") for record in records]
   result = {
@@ -56,7 +64,12 @@ def summary(
   if method.block_per_task and mixtures:
     result["own_weight"] = round(float(np.mean([row[j] for j, row in mixtures.items()])), 4)
     learning = [records[j]["training_mixture"] for j in mixtures]
-    result["alignment"] = alignment(learning, list(mixtures.values()))
+    result["alignment"] = alignment(
+      *(
+        [method.attention(learned, row) if row and learned is not None else row for row in rows]
+        for rows in (learning, mixtures.values())
+      )
+    )
   if method.block_per_task:
     result["taken"] = taken(names, records)
   result["blocks_used"] = round(blocks_used(list(mixtures.values())), 2) if mixtures else None

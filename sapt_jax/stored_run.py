@@ -91,7 +91,9 @@ class StoredRun:
     for index, record in enumerate(self.records):
       self._write_task(folder, index, record)
     write_json(draft / "config.json", self.values)
-    result = results.summary(self.config, self.method, self.names, self.records, self.single)
+    result = results.summary(
+      self.config, self.method, self.names, self.records, self.single, self.learned
+    )
     results.publish(folder, self.method, self.names, self.records, result)
     draft.rename(path)
 

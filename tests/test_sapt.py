@@ -222,6 +222,16 @@ def test_a_task_takes_from_earlier_blocks_by_its_own_row_alone():
     )
 
 
+def test_what_the_attention_says_of_tasks_is_read_out_of_weights_of_blocks():
+  method, learned = sharing_pool()
+  said = [0.2, 0.1, 0.7]
+  weights = np.array(said) @ np.asarray(learned.shares)[:3, :3]
+  assert method.attention(learned, weights.tolist()) == pytest.approx(said)
+  # A run that will learn a fourth task has an empty place for it.
+  assert method.attention(learned, [*weights, 0.0]) == pytest.approx([*said, 0.0])
+  assert method.attention(learned.replace(shares=None), said) == said
+
+
 def test_a_task_begins_with_those_that_halve_its_loss():
   shares = np.array([[1, 0, 0, 0], [0.5, 1, 0, 0], [0, 0, 1, 0], [0, 0, 2, 1]], np.float32)
   none, second, fourth = (0.0,) * 4, tuple(shares[1].tolist()), tuple(shares[3].tolist())

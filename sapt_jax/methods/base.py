@@ -15,6 +15,7 @@ Letters: B batch, T capacity of the pool, D embedding width, M target length, V 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import flax.struct
@@ -242,6 +243,13 @@ class Method:
       (B, T) float32.
     """
     raise NotImplementedError
+
+  def attention(self, learned: Learned, mixture: Sequence[float]) -> Sequence[float]:
+    """How much a mean mixture of the first k blocks, (k,), is of each of their tasks, (k,): here,
+    the same.
+    """
+    del learned
+    return mixture
 
   def adapters(self, learned: Learned, mixture: jax.Array) -> Adapters:
     """What the backbone applies, given the mixture."""

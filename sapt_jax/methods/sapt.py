@@ -12,6 +12,7 @@ their own block, remembered inputs to their remembered mixtures.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -257,6 +258,13 @@ class Sapt(Method):
     # A task whose mean mixture is not remembered yet is being learned.
     learning = jnp.sum(learned.memory.target[learned.count - 1]) == 0
     return jnp.where(learning & (self.options.uniform == "answering"), mixture, alike)
+
+  def attention(self, learned: SaptLearned, mixture: Sequence[float]) -> Sequence[float]:
+    if learned.shares is None:
+      return mixture
+    shares = np.array(learned.shares, np.float64)[: len(mixture), : len(mixture)]
+    np.fill_diagonal(shares, 1.0)  # a place that is empty has none
+    return np.maximum(np.linalg.solve(shares.T, mixture), 0.0).tolist()
 
   def adapters(self, learned: SaptLearned, mixture: jax.Array) -> Adapters:
     newest = learned.count - 1
