@@ -22,9 +22,12 @@ could gain, `best` less `best_own` is more than any rule can.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,6 +65,8 @@ class Starts:
       raise InputError(
         f"{folder}: needs at least two tasks of per_task, or of sapt with method.sharing"
       )
+    if run.options.stream.blocks:
+      raise InputError(f"{folder}: stream.blocks says where its tasks begin; take a run without")
     self.snapshots = finished_snapshots(folder)
     self.config = config = run.options_of(folder, read_object(folder / "config.json", str(folder)))
     fits = [record_of(snapshot)["options"]["fit"] for snapshot in self.snapshots]
@@ -88,7 +93,8 @@ class Starts:
     if other is not None and not self.sharing:
       study.block = blocks.read(before.blocks, other)
     rng = streams.of_seed(self.config.seed, "task", index)
-    learned = self.built.method.begin(before, rng, study)
+    with contextlib.redirect_stdout(sys.stderr):  # what a run says of the choice
+      learned = self.built.method.begin(before, rng, study)
     if other is None or not self.sharing:
       return learned
     row = learned.shares[other].at[index].set(1.0)
@@ -98,12 +104,15 @@ class Starts:
     """The same when the index-th task has been learned, its rows in the run's order (0) or another
     one.
     """
-    task, trainer = self.stream[index], self.built.trainer(self.fits[index])
-    rows = task.train.rows
+    task, fit = self.stream[index], self.fits[index]
+    rows, trainer = task.train.rows, self.built.trainer(fit)
     if order:
       drawn = np.random.default_rng([self.config.seed, index, order]).permutation(len(rows))
       rows = [rows[i] for i in drawn]
-    plan = Plan(f"{task.name} ({order})", trainer.steps(len(rows)), None, lambda figures: None)
+    dev_score = partial(self.scorer.dev_score, tasks=[index])
+    validate = dev_score if fit.validate_every or fit.validate_epochs else None
+    steps = trainer.steps(len(rows))
+    plan = Plan(f"{task.name} ({order})", steps, None, lambda figures: None, validate)
     return trainer.fit(begun, rows, plan)
 
   def scores(self, begun: Learned, index: int, order: int) -> tuple[float, float]:
