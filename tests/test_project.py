@@ -35,7 +35,8 @@ HOUSE = """
   evaluation
   training
   methods.base
-  methods.features methods.lesson methods.relatives
+  methods.features methods.relatives
+  methods.lesson
   mini.make_backbone
   backbones
   data
