@@ -11,6 +11,9 @@ import pytest
 import starts
 import transfer
 
+from sapt_jax.answering import Answering
+from sapt_jax.data.prepared import PreparedTask
+from sapt_jax.data.sources import load_stream
 from sapt_jax.errors import InputError
 from sapt_jax.pet import blocks
 from sapt_jax.snapshots import record_of
@@ -34,8 +37,21 @@ def test_the_figures_of_a_task_say_who_gives_most():
   assert transfer.row_of(["a", "b"], np.array([3.0, 2.0, 3.5]))["given"] == 0  # nothing was learned
 
 
-def test_a_run_is_measured_on_its_dev_rows(finished, capsys):
+def test_a_run_is_measured_on_its_first_dev_rows(finished, monkeypatch, capsys):
+  measured, measure = [], transfer.MixtureLosses.__call__
+
+  def watched(losses, learned, batch, mixtures):
+    measured.extend(
+      tuple(ids[there].tolist()) for ids, there in zip(batch.source, batch.source_mask, strict=True)
+    )
+    return measure(losses, learned, batch, mixtures)
+
+  monkeypatch.setattr(transfer.MixtureLosses, "__call__", watched)
   transfer.main([str(finished), "--rows", "3"])
+  run = Answering(finished)
+  stream = load_stream(run.options.data, run.options.stream, run.options.seed)
+  first = PreparedTask(1, stream[1], run.codec).dev.rows[:3]
+  assert sorted(measured) == sorted(tuple(row.source) for row in first)
   row, mean = (json.loads(line) for line in capsys.readouterr().out.splitlines())
   assert (row["task"], row["from"]) == ("task002_count", "task001_colour")
   assert row["best"] == row["usual"]
