@@ -125,10 +125,9 @@ class Starts:
     """The figures of each task but the first."""
     for index in range(1, len(self.stream)):
       before = self.before(index)
-      starts = [self.begun(before, index, other) for other in range(index)]
-      others = [self.scores(start, index, order) for order, start in enumerate(starts)]
+      others = [self.scores(self.begun(before, index, k), index, k) for k in range(index)]
       start = self.begun(before, index, None)
-      own = [self.scores(start, index, order) for order in range(index)]
+      own = [self.scores(start, index, k) for k in range(index)]
       yield row_of(self.run.tasks[: index + 1], np.array(others), np.array(own))
 
 

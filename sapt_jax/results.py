@@ -63,13 +63,12 @@ def summary(
   mixtures = {j: row for j, row in enumerate(records[-1]["testing_mixture"]) if row is not None}
   if method.block_per_task and mixtures:
     result["own_weight"] = round(float(np.mean([row[j] for j, row in mixtures.items()])), 4)
-    learning = [records[j]["training_mixture"] for j in mixtures]
-    result["alignment"] = alignment(
-      *(
-        [method.attention(learned, row) if row and learned is not None else row for row in rows]
-        for rows in (learning, mixtures.values())
-      )
-    )
+
+    def by_task(row: list[float]) -> Sequence[float]:
+      return method.by_task(learned, row) if row and learned is not None else row
+
+    learning = [by_task(records[j]["training_mixture"]) for j in mixtures]
+    result["alignment"] = alignment(learning, [by_task(row) for row in mixtures.values()])
   if method.block_per_task:
     result["taken"] = taken(names, records)
   result["blocks_used"] = round(blocks_used(list(mixtures.values())), 2) if mixtures else None

@@ -226,10 +226,10 @@ def test_what_the_attention_says_of_tasks_is_read_out_of_weights_of_blocks():
   method, learned = sharing_pool()
   said = [0.2, 0.1, 0.7]
   weights = np.array(said) @ np.asarray(learned.shares)[:3, :3]
-  assert method.attention(learned, weights.tolist()) == pytest.approx(said)
+  assert method.by_task(learned, weights.tolist()) == pytest.approx(said)
   # A run that will learn a fourth task has an empty place for it.
-  assert method.attention(learned, [*weights, 0.0]) == pytest.approx([*said, 0.0])
-  assert method.attention(learned.replace(shares=None), said) == said
+  assert method.by_task(learned, [*weights, 0.0]) == pytest.approx([*said, 0.0])
+  assert method.by_task(learned.replace(shares=None), said) == said
 
 
 def test_a_task_begins_with_those_that_halve_its_loss():

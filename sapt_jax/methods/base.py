@@ -180,7 +180,9 @@ class Method:
     pet, start = self.setting.pet, self.new_block_start
     if start == "relatives":
       alone = np.eye(self.setting.capacity, dtype=np.float32)
-      taken = first_row(learned, study, 0 * alone[0], alone, int(learned.count), RELATIVES)
+      taken = first_row(
+        learned, study, np.zeros_like(alone[0]), alone, int(learned.count), RELATIVES
+      )
       if taken.any():
         return blocks.STARTS["mixture"](learned.blocks, jnp.asarray(taken), pet)
       start = "directions"
@@ -244,7 +246,7 @@ class Method:
     """
     raise NotImplementedError
 
-  def attention(self, learned: Learned, mixture: Sequence[float]) -> Sequence[float]:
+  def by_task(self, learned: Learned, mixture: Sequence[float]) -> Sequence[float]:
     """How much a mean mixture of the first k blocks, (k,), is of each of their tasks, (k,): here,
     the same.
     """

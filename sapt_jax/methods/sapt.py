@@ -259,7 +259,7 @@ class Sapt(Method):
     learning = jnp.sum(learned.memory.target[learned.count - 1]) == 0
     return jnp.where(learning & (self.options.uniform == "answering"), mixture, alike)
 
-  def attention(self, learned: SaptLearned, mixture: Sequence[float]) -> Sequence[float]:
+  def by_task(self, learned: SaptLearned, mixture: Sequence[float]) -> Sequence[float]:
     if learned.shares is None:
       return mixture
     shares = np.array(learned.shares, np.float64)[: len(mixture), : len(mixture)]
