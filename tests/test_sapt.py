@@ -257,6 +257,9 @@ def test_a_task_begins_with_those_that_halve_its_loss():
   assert found(1, 2) == (none, ({}, 8.0))  # 5 are left
   left[tuple(shares[0].tolist())] = np.nan  # a block that is too much for this backbone's dtype
   assert found(4, 1) == (second, ({1: 3.0}, 8.0))
+  for one in left:
+    left[one] = np.inf
+  assert found(1, 1) == (none, ({}, np.inf))  # nobody halves what is no number
   asked.clear()
   assert found(4, 0) == (none, None)
   assert not asked

@@ -34,9 +34,9 @@ def first_row(
   taken, without = {}, float(loss)
   for _ in range(min(most, tasks)):
     rows = row + shares[left]
-    found = np.nan_to_num(study.losses(learned, rows), nan=np.inf)
-    best = int(np.argmin(found))
-    if not found[best] <= ENOUGH * loss:
+    found = study.losses(learned, rows)
+    best = int(np.argmin(np.where(np.isfinite(found), found, np.inf)))
+    if not (np.isfinite(found[best]) and found[best] <= ENOUGH * loss):
       break
     row, loss = rows[best], found[best]
     taken[left.pop(best)] = float(loss)
